@@ -1,0 +1,57 @@
+# make demo   sets up, then runs the whole story on the tiny base
+# make test   sets up, then runs the tests
+# make check  format, lint, types, house rules
+# make bench  the speed and memory figures of benchmarks/
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: setup demo demo-full test check format bench tiny-base clean
+.DEFAULT_GOAL := test
+
+setup: $(READY)
+
+# Made again only when what it is made from has changed; the mark is written last, so half a set-up is none.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "blockexpand needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON, e.g. make test PYTHON=python3.12")'
+	@echo "Setting up $(VENV) (a minute or two, once) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet -c constraints.txt pip hatchling editables
+	@$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/blockexpand demo --overwrite
+
+demo-full: $(READY)
+	@$(BIN)/blockexpand demo --full --out demo-full-out --workers 2
+
+test: $(READY)
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto
+
+check: $(READY)
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/ty check --quiet
+	@$(BIN)/python -m pytest tests/test_house.py
+
+format: $(READY)
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+bench: $(READY)
+	@$(BIN)/python benchmarks/startup.py
+	@$(BIN)/python benchmarks/expand.py
+	@$(BIN)/python benchmarks/loss.py
+	@$(BIN)/python benchmarks/retention.py
+
+# EXTRA: a folder of further text (see src/blockexpand/demonstration/general_text.py); WORK: where it is made.
+WORK ?= runs/tiny-base
+tiny-base: $(READY)
+	@$(BIN)/python -m blockexpand.demonstration.tiny_base $(WORK) $(if $(EXTRA),--extra $(EXTRA))
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache demo-out

@@ -1,0 +1,88 @@
+"""blockexpand: teach a language model a domain without losing the rest.
+
+Every name below is a function or value of one room, imported when it is first used, so that
+`import blockexpand` costs nothing. Rooms are nouns (`blockexpand.planning`), functions are verbs
+(`blockexpand.plan`), so that neither ever shadows the other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from blockexpand.comparison import compare
+    from blockexpand.corpus import prepare
+    from blockexpand.demonstration import demo
+    from blockexpand.errors import BlockexpandError
+    from blockexpand.evaluation import evaluate
+    from blockexpand.expansion import expand, verify
+    from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
+    from blockexpand.planning import Plan, plan, read_plan
+    from blockexpand.reporting import report
+    from blockexpand.training import sft, train
+
+# The same list as above, for use: name -> room. A test holds the two together.
+_ROOMS = {
+    "BlockexpandError": "errors",
+    "Plan": "planning",
+    "adopt": "live",
+    "bypass": "live",
+    "compare": "comparison",
+    "demo": "demonstration",
+    "detach": "live",
+    "evaluate": "evaluation",
+    "expand": "expansion",
+    "expand_live": "live",
+    "freeze": "live",
+    "load": "live",
+    "new_blocks": "live",
+    "plan": "planning",
+    "prepare": "corpus",
+    "read_plan": "planning",
+    "report": "reporting",
+    "sft": "training",
+    "train": "training",
+    "verify": "expansion",
+}
+
+__all__ = [
+    # grow
+    "plan",
+    "read_plan",
+    "Plan",
+    "expand",
+    "verify",
+    # a model in memory
+    "expand_live",
+    "load",
+    "adopt",
+    "bypass",
+    "detach",
+    "freeze",
+    "new_blocks",
+    # learn
+    "prepare",
+    "train",
+    "sft",
+    # measure and tell
+    "evaluate",
+    "compare",
+    "report",
+    "demo",
+    "BlockexpandError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'blockexpand' has no attribute {name!r}")
+    from importlib import import_module
+
+    return vars(import_module(f"blockexpand.{_ROOMS[name]}"))[name]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

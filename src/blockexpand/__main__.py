@@ -1,0 +1,5 @@
+"""`python -m blockexpand`."""
+
+from blockexpand.cli.main import main
+
+main()

@@ -1,0 +1,38 @@
+"""Safetensors checkpoints on disk: headers, byte ranges, shards, digests. Knows no model family."""
+
+from blockexpand.checkpoint.digesting import TensorDigest, digest_tensors, refuse_not_finite
+from blockexpand.checkpoint.files import OtherFiles, copy_files, other_files
+from blockexpand.checkpoint.header import (
+    Header,
+    TensorEntry,
+    num_bytes,
+    num_elements,
+    parse_header,
+    read_header,
+)
+from blockexpand.checkpoint.reading import CONFIG, Checkpoint, open_checkpoint
+from blockexpand.checkpoint.writing import OutputFile, OutputTensor, lay_out, renamed, write_weights, zeros
+
+__all__ = [
+    "Checkpoint",
+    "TensorEntry",
+    "Header",
+    "num_bytes",
+    "num_elements",
+    "CONFIG",
+    "open_checkpoint",
+    "read_header",
+    "parse_header",
+    "TensorDigest",
+    "digest_tensors",
+    "refuse_not_finite",
+    "OtherFiles",
+    "other_files",
+    "copy_files",
+    "OutputTensor",
+    "OutputFile",
+    "renamed",
+    "zeros",
+    "lay_out",
+    "write_weights",
+]

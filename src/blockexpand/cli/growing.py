@@ -1,0 +1,161 @@
+"""The verbs that grow a model: plan, expand, verify. None of them imports torch unless a proof is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
+from blockexpand.errors import UsageError
+
+if TYPE_CHECKING:
+    from blockexpand.planning import Plan, Proof
+
+Placement = Literal["interleaved", "prefix", "suffix"]
+
+
+def _positions(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--after {text!r} is not a list of blocks; expected numbers like --after 3,7,11") from None
+
+
+def plan(
+    base: str,
+    *,
+    blocks: int | None = None,
+    placement: Placement = "interleaved",
+    per_group: int = 1,
+    after: str | None = None,
+    out: Path | None = None,
+    all_blocks: Annotated[bool, Parameter(name="--all", negative="")] = False,
+    common: Shared = DEFAULTS,
+) -> int:
+    """Decide where new blocks go, and show what that costs. Reads no tensor.
+
+    Parameters
+    ----------
+    base
+        The model: a folder, or a hub id like org/name.
+    blocks
+        How many new blocks.
+    placement
+        interleaved: spread over the stack as the paper does; prefix: below block 0; suffix: above the last.
+    per_group
+        New blocks in one place, when interleaved: copies of each group's top blocks.
+    after
+        Instead of --blocks: a new block on top of each of these, e.g. 3,7,11; -1 is below block 0.
+    out
+        Save the plan here, e.g. plan.json.
+    all_blocks
+        Draw every block, also of deep models.
+    """
+    from blockexpand import planning
+
+    made = planning.plan(base, blocks, placement=placement, after=_positions(after), per_group=per_group)
+    if out is not None:
+        made.save(out)
+    show(common, made, lambda: planning.draw_rich(made, show_all=all_blocks))
+    return DONE
+
+
+def expand(
+    base: str,
+    out: Path,
+    *,
+    plan: Path | None = None,
+    blocks: int | None = None,
+    placement: Placement = "interleaved",
+    per_group: int = 1,
+    after: str | None = None,
+    overwrite: bool = False,
+    prove: bool = False,
+    digest: bool = True,
+    common: Shared = DEFAULTS,
+) -> int:
+    """Write the deeper checkpoint: a plain Hugging Face folder, and blockexpand.json with the plan.
+
+    Parameters
+    ----------
+    base
+        The model: a folder, or a hub id like org/name.
+    out
+        The folder to write; it appears whole or not at all.
+    plan
+        A saved plan; without one, it is made from the options below.
+    blocks
+        How many new blocks.
+    placement
+        interleaved, prefix or suffix; see `blockexpand plan --help`.
+    per_group
+        New blocks in one place, when interleaved.
+    after
+        Instead of --blocks: a new block on top of each of these, e.g. 3,7,11.
+    overwrite
+        Replace the folder, if blockexpand made it.
+    prove
+        Run the whole proof; if it fails, nothing is written.
+    digest
+        Read every tensor once, to record its fingerprint and refuse NaN.
+    """
+    from blockexpand import expansion
+
+    chosen = plan if plan is not None else _plan_from_options(base, (blocks, placement, per_group, after))
+    if plan is not None and (blocks is not None or after is not None):
+        raise UsageError(f"--plan {plan} already says where the new blocks go; drop --blocks and --after")
+    record = expansion.expand(base, out, chosen, overwrite=overwrite, prove=prove, digest=digest)
+    made = record.plan
+    text = f"{out}: {made.num_blocks} blocks, {len(made.new_blocks)} of them new ({_list(made)})"
+    show(common, record, text + (_proof_text(record.proof) if record.proof else ""))
+    return DONE
+
+
+def _plan_from_options(base: str, options: tuple[int | None, Placement, int, str | None]) -> Plan:
+    from blockexpand import planning
+
+    blocks, placement, per_group, after = options
+    return planning.plan(base, blocks, placement=placement, after=_positions(after), per_group=per_group)
+
+
+def _list(made: Plan) -> str:
+    return ", ".join(str(position) for position in made.new_positions)
+
+
+def verify(
+    base: str,
+    out: Path,
+    *,
+    trained: bool | None = None,
+    device: str = "cpu",
+    common: Shared = DEFAULTS,
+) -> int:
+    """Prove that the deeper checkpoint is the base. Exit code 1 when it is not.
+
+    Parameters
+    ----------
+    base
+        The model it was made from.
+    out
+        The folder that expand wrote.
+    trained
+        The new blocks were trained since: prove that the base inside is untouched. By default the folder's
+        record says.
+    device
+        Where to compute logits.
+    """
+    from blockexpand import expansion
+
+    proof = expansion.verify(base, out, trained=trained, device=device)
+    show(common, proof, _proof_text(proof).lstrip("\n"))
+    return DONE if proof.passed else FAILED
+
+
+def _proof_text(proof: Proof) -> str:
+    passed = sum(check.passed for check in proof.checks)
+    verdict = "proved" if proof.passed else "NOT PROVED"
+    return "\n" + "\n".join(proof.lines) + f"\n{verdict}: {passed} of {len(proof.checks)} checks hold"

@@ -1,0 +1,100 @@
+"""The entry point: finds the verb, runs it, turns errors into one line and an exit code.
+
+0 done, 1 the check failed, 2 bad input or usage, 130 interrupted. Nothing heavy is imported before the
+verb is known.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cyclopts import App, CycloptsError
+
+from blockexpand import __version__
+from blockexpand.errors import BlockexpandError
+
+USAGE, INTERRUPTED = 2, 130
+
+# verb: (module, function, what it does) - in the order in which the job is done.
+VERBS = {
+    "plan": ("blockexpand.cli.growing:plan", "Decide where new blocks go, and show what that costs."),
+    "expand": ("blockexpand.cli.growing:expand", "Write the deeper checkpoint."),
+    "verify": ("blockexpand.cli.growing:verify", "Prove that the deeper checkpoint is the base."),
+    "prepare": ("blockexpand.cli.learning:prepare", "Make packed token data from text, code or chats."),
+    "train": (
+        "blockexpand.cli.learning:train",
+        "Post-pretrain the new blocks, or any other arm, by a recipe.",
+    ),
+    "sft": ("blockexpand.cli.learning:sft", "Instruction-tune on chats, by a recipe."),
+    "eval": (
+        "blockexpand.cli.measuring:evaluate",
+        "Measure held-out losses and tasks with checkable answers.",
+    ),
+    "compare": (
+        "blockexpand.cli.measuring:compare",
+        "Run methods side by side at equal budget, by a recipe.",
+    ),
+    "report": ("blockexpand.cli.measuring:report", "Put results on one HTML page."),
+    "demo": ("blockexpand.cli.measuring:demo", "The whole story on the tiny base, in minutes."),
+}
+
+
+def build_app() -> App:
+    """The application with its verbs, none of them imported yet."""
+    app = App(
+        name="blockexpand",
+        help="Teach a language model a domain without losing the rest: block expansion, proved at each step.",
+        version=__version__,
+        print_error=False,
+        exit_on_error=False,
+        suppress_keyboard_interrupt=False,
+        result_action="return_value",
+    )
+    for order, (verb, (target, summary)) in enumerate(VERBS.items()):
+        app.command(target, name=verb, help=summary, sort_key=order)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(run(tokens))
+
+
+def run(tokens: list[str]) -> int:
+    """Run the command line; give back the exit code."""
+    # Models and data come from this machine; nothing that is merely curious may reach the network.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    debug = "--debug" in tokens
+    try:
+        return _run_verb(tokens)
+    except (CycloptsError, BlockexpandError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return INTERRUPTED
+        if debug:
+            raise
+        print(f"blockexpand: {one_line(error)}", file=sys.stderr)
+        return error.exit_code if isinstance(error, BlockexpandError) else USAGE
+    except KeyboardInterrupt as error:
+        print(f"blockexpand: interrupted{': ' if str(error) else ''}{error}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run_verb(tokens: list[str]) -> int:
+    from blockexpand.progress import progress_in, progress_on_stderr
+
+    silent = "--quiet" in tokens
+    with progress_in("silent") if silent else progress_on_stderr():
+        code = build_app()(tokens)
+    return code if isinstance(code, int) else 0
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,46 @@
+"""What every verb shares: its common options, and how a result is shown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+
+from blockexpand.records import dump_json
+
+_COMMON = Group("Common options", sort_key=99)
+
+DONE, FAILED = 0, 1
+"""Exit codes: the work is done; the work is done and the check did not hold."""
+
+
+@Parameter(name="*", group=_COMMON, negative="")
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Options of every verb."""
+
+    json: bool = False
+    """Print the result as JSON on standard output, and nothing else there."""
+    quiet: bool = False
+    """Show no progress."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+DEFAULTS = Common()
+Shared = Annotated[Common, Parameter(name="*")]
+
+
+def show(common: Common, value: Any, text: str | Callable[[], Any]) -> None:
+    """Print the result: the value as JSON with --json, else the text (or what `text()` gives rich)."""
+    if common.json:
+        sys.stdout.write(dump_json(value))
+    elif isinstance(text, str):
+        sys.stdout.write(text.rstrip("\n") + "\n")
+    else:
+        from rich.console import Console
+
+        Console().print(text())

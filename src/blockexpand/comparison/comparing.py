@@ -1,0 +1,168 @@
+"""`compare`: a recipe of arms into finished runs, their figures and `comparison.json`.
+
+Every run is a process of its own, so its peak memory is its own, and two comparisons may run side by
+side. A run that is finished is not run again; one that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from blockexpand.comparison.recipe import CompareRecipe, TrialPlan, trial_plans
+from blockexpand.comparison.results import Comparison, Trial, summarise
+from blockexpand.errors import ComparisonError
+from blockexpand.evaluation import evaluate, read_evaluation
+from blockexpand.expansion import expand
+from blockexpand.planning import plan as make_plan
+from blockexpand.progress import Mode, bar, progress_in, progress_mode
+from blockexpand.records import apply_overrides, from_plain, read_record, read_yaml, write_record
+from blockexpand.staging import RECORD_NAME
+from blockexpand.training import RunRecord, train
+from blockexpand.training.retention import Measurement
+from blockexpand.training.running import run_digest
+from blockexpand.training.tracker import read_metrics
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> CompareRecipe:
+    """The comparison of a YAML recipe with `key=value` overrides applied.
+
+    Raises:
+        RecordError: an unknown key, a wrong type, a value out of bounds.
+    """
+    return from_plain(CompareRecipe, apply_overrides(read_yaml(path), list(overrides)), str(path))
+
+
+def compare(recipe: CompareRecipe, workers: int = 1) -> Comparison:
+    """Run every trial that is not finished yet, and sum up.
+
+    Args:
+        recipe: The comparison.
+        workers: Runs at a time; the processor's cores are shared out among them.
+
+    Raises:
+        ComparisonError: the arms are not equal, or a run failed.
+    """
+    out = Path(recipe.out)
+    out.mkdir(parents=True, exist_ok=True)
+    models = _models(recipe, out)
+    plans = trial_plans(recipe, models, out / "runs")
+    data = {"domain": recipe.data.domain}
+    if recipe.data.general is None:
+        raise ComparisonError("data.general is missing: without general text there is no forgetting to measure")
+    data["general"] = recipe.data.general
+    if not (out / "base-eval" / RECORD_NAME).is_file():
+        evaluate(recipe.base, data, out / "base-eval", split=recipe.test_split)
+    waiting = [plan for plan in plans if not _is_finished(plan)]
+    _run_all(waiting, data, recipe.test_split, workers)
+    comparison = summarise(recipe, [_trial(plan, out) for plan in plans], out)
+    write_record(out / "comparison.json", comparison)
+    return comparison
+
+
+def _models(recipe: CompareRecipe, out: Path) -> dict[str, Path]:
+    """The checkpoint each arm starts from; expanded ones are made here, once."""
+    models = {}
+    for arm in recipe.arms:
+        if arm.plan is None:
+            models[arm.name] = Path(recipe.base)
+            continue
+        wanted = make_plan(
+            recipe.base,
+            arm.plan.blocks,
+            placement=arm.plan.placement,
+            after=arm.plan.after,
+            per_group=arm.plan.per_group,
+        )
+        models[arm.name] = out / "expanded" / "-".join(str(b.after) for b in wanted.new_blocks)
+        if not (models[arm.name] / RECORD_NAME).is_file():
+            expand(recipe.base, models[arm.name], wanted)
+    return models
+
+
+def _is_finished(plan: TrialPlan) -> bool:
+    """Whether the run is there, whole, evaluated, and of these very settings."""
+    run = Path(plan.settings.out)
+    if not (run / RECORD_NAME).is_file() or not (run / "eval" / RECORD_NAME).is_file():
+        return False
+    record = read_record(RunRecord, run / RECORD_NAME)
+    if record.settings_digest != run_digest(plan.settings):
+        raise ComparisonError(
+            f"{run} holds a run of other settings than this recipe asks for; choose another `out`, or remove it"
+        )
+    return True
+
+
+def _run_all(plans: Sequence[TrialPlan], data: dict[str, str], split: str, workers: int) -> None:
+    if not plans:
+        return
+    # A fork server that has imported torch once: each run starts in a tenth of a second, in a process of
+    # its own that has not yet used threads (a plain fork of a process that has may hang in OpenMP).
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["blockexpand.training.running", "blockexpand.evaluation", "transformers"])
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    mode = progress_mode()
+    # One run at a time shows its own bar; several would write over each other, so only their count shows.
+    mode_of_run: Mode = mode if workers == 1 else "silent"
+    with (
+        progress_in("silent" if workers == 1 else mode),
+        bar("runs", len(plans), "runs") as overall,
+        ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool,
+    ):
+        jobs = [pool.submit(_run_one, plan, data, split, (threads, mode_of_run)) for plan in plans]
+        try:
+            for plan, job in zip(plans, jobs, strict=True):
+                job.result()
+                overall.advance(1, plan.arm)
+        except BrokenProcessPool:
+            raise ComparisonError(
+                "a run's process was killed (out of memory?); run compare again to go on, with fewer workers"
+            ) from None
+        except BaseException:
+            for job in jobs:
+                job.cancel()
+            raise
+
+
+def _run_one(plan: TrialPlan, data: dict[str, str], split: str, process: tuple[int, Mode]) -> None:
+    """In a process of its own, with so many threads and progress shown so: train, then measure."""
+    import torch
+
+    threads, mode = process
+    torch.set_num_threads(threads)
+    with progress_in(mode):
+        run = Path(plan.settings.out)
+        if not (run / RECORD_NAME).is_file():
+            train(plan.settings, resume=True)
+        if not (run / "eval" / RECORD_NAME).is_file():
+            evaluate(run / "model", data, run / "eval", split=split)
+
+
+def _trial(plan: TrialPlan, out: Path) -> Trial:
+    run = Path(plan.settings.out)
+    record = read_record(RunRecord, run / RECORD_NAME)
+    assert record.best is not None, f"{run} was not measured"
+    fields = {field.name for field in dataclasses.fields(Measurement)}
+    curve = tuple(
+        Measurement(**{key: value for key, value in row.items() if key in fields})
+        for row in read_metrics(run / "metrics.jsonl")
+        if row["kind"] == "measure"
+    )
+    return Trial(
+        arm=plan.arm,
+        lr=plan.lr,
+        seed=plan.seed,
+        run=str(run.relative_to(out)),
+        steering=record.best,
+        curve=curve,
+        held_out=read_evaluation(run / "eval").record.held_out,
+        num_trainable_parameters=record.num_trainable_parameters,
+        tokens_per_second=record.tokens_per_second,
+        peak_memory_bytes=record.peak_memory_bytes,
+        train_seconds=record.train_seconds,
+    )

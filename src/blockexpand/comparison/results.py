@@ -1,0 +1,211 @@
+"""What a comparison found: trials, the chosen one of each arm, frontiers, paired intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from blockexpand.comparison.recipe import CompareRecipe
+from blockexpand.errors import ComparisonError
+from blockexpand.evaluation import HeldOut, Interval, ratio_difference, read_evaluation
+from blockexpand.records import read_record
+from blockexpand.training.retention import Measurement
+
+# S = seeds, M = documents.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One finished run."""
+
+    arm: str
+    lr: float
+    seed: int
+    run: str
+    """The run's folder, relative to the comparison's."""
+    steering: Measurement
+    """The shipped checkpoint's losses on the steering sample, by which trials are chosen."""
+    curve: tuple[Measurement, ...]
+    """Every measurement of the run on the steering sample, the base's first."""
+    held_out: dict[str, HeldOut]
+    """The shipped checkpoint on the test splits, `general` and `domain`."""
+    num_trainable_parameters: int
+    tokens_per_second: float
+    peak_memory_bytes: int
+    train_seconds: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A figure over the seeds, or of one seed with an interval over documents."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArmResult:
+    """One method at its chosen learning rate."""
+
+    name: str
+    unrestricted: bool
+    lr: float
+    """Chosen by the steering sample: the lowest mean domain loss over the seeds, inside the budget."""
+    trials: tuple[Trial, ...]
+    """The chosen learning rate's, one a seed."""
+    general_loss: float
+    domain_loss: float
+    forgetting: Summary
+    """General test loss now minus the base's, as a share of the base's (0.01 = 1 % worse)."""
+    gain: Summary
+    """The base's domain test loss minus now, in nats per token."""
+    gain_over_reference: float | None
+    """The gain as a share of the unrestricted reference's; None without one."""
+    frontier: tuple[Measurement, ...]
+    """The measured checkpoints of all trials that no other one beats in both losses."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """Two arms on the same test documents: ours minus theirs, in nats per token."""
+
+    ours: str
+    theirs: str
+    domain: Interval
+    general: Interval
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A finished comparison; saved as `comparison.json`."""
+
+    FORMAT: ClassVar[str] = "blockexpand.comparison"
+    FORMAT_VERSION: ClassVar[int] = 1
+
+    recipe: CompareRecipe
+    base: dict[str, HeldOut]
+    """The base on the test splits."""
+    arms: tuple[ArmResult, ...]
+    contrasts: tuple[Contrast, ...]
+    """The first arm against each other one."""
+    trials: tuple[Trial, ...]
+
+
+def read_comparison(folder: str | Path) -> Comparison:
+    """The comparison in a folder that `compare` wrote.
+
+    Raises:
+        ComparisonError: there is none.
+    """
+    path = Path(folder) / "comparison.json"
+    if not path.is_file():
+        raise ComparisonError(f"{folder} holds no comparison.json; run compare first, or give its `out` folder")
+    return read_record(Comparison, path)
+
+
+def pareto(points: Iterable[Measurement]) -> tuple[Measurement, ...]:
+    """The measurements that no other one beats or equals in both losses, by rising general loss."""
+    kept: list[Measurement] = []
+    ordered = sorted((p for p in points if p.general is not None), key=lambda p: (p.general or 0.0, p.domain))
+    for point in ordered:
+        if not kept or point.domain < kept[-1].domain:
+            kept.append(point)
+    return tuple(kept)
+
+
+def summarise(recipe: CompareRecipe, trials: Sequence[Trial], out: Path) -> Comparison:
+    """Choose each arm's learning rate, and put its figures beside the base's.
+
+    Args:
+        recipe: The comparison.
+        trials: All its finished runs.
+        out: Its folder, with `base-eval` and the runs in it.
+    """
+    base = read_evaluation(out / "base-eval")
+    chosen = {arm.name: _chosen(trials, arm.name) for arm in recipe.arms}
+    reference = next((arm.name for arm in recipe.arms if arm.unrestricted), None)
+    losses = {name: _losses(mine, out) for name, mine in chosen.items()}
+    base_losses = {name: one.nats_M for name, one in base.losses.items()}
+    tokens = {name: one.tokens_M for name, one in base.losses.items()}
+    gains = {
+        name: _over_seeds([ratio_difference(base_losses["domain"], nats, tokens["domain"]) for nats in mine["domain"]])
+        for name, mine in losses.items()
+    }
+    results = []
+    for arm in recipe.arms:
+        mine = chosen[arm.name]
+        rises = [
+            ratio_difference(nats, base_losses["general"], tokens["general"]) for nats in losses[arm.name]["general"]
+        ]
+        scale = 1 / base.record.held_out["general"].loss
+        forgetting = _over_seeds([_scaled(rise, scale) for rise in rises])
+        gain = gains[arm.name]
+        results.append(
+            ArmResult(
+                name=arm.name,
+                unrestricted=arm.unrestricted,
+                lr=mine[0].lr,
+                trials=tuple(mine),
+                general_loss=float(np.mean([t.held_out["general"].loss for t in mine])),
+                domain_loss=float(np.mean([t.held_out["domain"].loss for t in mine])),
+                forgetting=forgetting,
+                gain=gain,
+                gain_over_reference=gain.mean / gains[reference].mean if reference else None,
+                frontier=pareto(m for t in trials if t.arm == arm.name for m in t.curve),
+            )
+        )
+    first = recipe.arms[0].name
+    contrasts = tuple(
+        Contrast(
+            ours=first,
+            theirs=arm.name,
+            domain=_contrast(losses[first]["domain"], losses[arm.name]["domain"], tokens["domain"]),
+            general=_contrast(losses[first]["general"], losses[arm.name]["general"], tokens["general"]),
+        )
+        for arm in recipe.arms[1:]
+    )
+    return Comparison(
+        recipe=recipe,
+        base=base.record.held_out,
+        arms=tuple(results),
+        contrasts=contrasts,
+        trials=tuple(trials),
+    )
+
+
+def _chosen(trials: Sequence[Trial], arm: str) -> list[Trial]:
+    """The trials of the learning rate whose steering loss, averaged over the seeds, is lowest."""
+    mine = [trial for trial in trials if trial.arm == arm]
+    rates = sorted({trial.lr for trial in mine})
+    best = min(rates, key=lambda lr: float(np.mean([t.steering.domain for t in mine if t.lr == lr])))
+    return [trial for trial in mine if trial.lr == best]
+
+
+def _losses(trials: Sequence[Trial], out: Path) -> dict[str, list[np.ndarray]]:
+    evaluations = [read_evaluation(out / trial.run / "eval") for trial in trials]
+    return {name: [e.losses[name].nats_M for e in evaluations] for name in ("general", "domain")}
+
+
+def _scaled(interval: Interval, by: float) -> Interval:
+    return Interval(difference=interval.difference * by, low=interval.low * by, high=interval.high * by)
+
+
+def _over_seeds(intervals: Sequence[Interval]) -> Summary:
+    """The mean over seeds with a 95 % interval over seeds (Student's t); of one seed, over documents."""
+    if len(intervals) == 1:
+        return Summary(mean=intervals[0].difference, low=intervals[0].low, high=intervals[0].high)
+    from scipy import stats
+
+    values = np.array([interval.difference for interval in intervals])
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return Summary(mean=float(values.mean()), low=float(values.mean() - half), high=float(values.mean() + half))
+
+
+def _contrast(ours: list[np.ndarray], theirs: list[np.ndarray], tokens_M: np.ndarray) -> Interval:
+    """Paired over documents, each document's loss averaged over the seeds first."""
+    return ratio_difference(np.mean(ours, axis=0), np.mean(theirs, axis=0), tokens_M)

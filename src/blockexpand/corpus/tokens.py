@@ -1,0 +1,154 @@
+"""Documents into tokens: the tokenizer of a model folder, plain text and conversations.
+
+Plain text becomes BOS (where the tokenizer has one), the text's tokens, EOS; a conversation becomes what
+the chat template renders. Beside each token stands whether it is trained: every token of plain text but
+the first, EOS included; of a conversation the assistant's turns and the template's close of each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from blockexpand.corpus.documents import Document
+from blockexpand.digests import digest_file
+from blockexpand.errors import CorpusError
+
+# A = tokens of one document.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """One document as tokens."""
+
+    tokens_A: np.ndarray
+    trained_A: np.ndarray
+    """bool: whether the loss counts the prediction of this token."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ends:
+    """The tokens that begin and end a document."""
+
+    bos: int | None
+    eos: int
+
+
+def ends_of(tokenizer: PreTrainedTokenizerBase) -> Ends:
+    """The tokenizer's begin token, where it has one, and its end token.
+
+    Raises:
+        CorpusError: it has no end token, so documents could not be told apart.
+    """
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if not isinstance(eos, int):
+        raise CorpusError(f"the tokenizer {tokenizer.name_or_path} has eos_token_id {eos!r}; expected one token")
+    return Ends(bos=bos if isinstance(bos, int) else None, eos=eos)
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of a model folder; nothing is fetched and no code of the folder runs.
+
+    Raises:
+        CorpusError: none is there, or it cannot be read.
+    """
+    if not (Path(folder) / "tokenizer.json").is_file():
+        raise CorpusError(f"{folder} has no tokenizer.json; give the folder of a model with a fast tokenizer")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise CorpusError(f"the tokenizer in {folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def tokenizer_digest(folder: str | Path) -> str:
+    """What a dataset and a model compare to know that they speak the same tokens."""
+    return digest_file(Path(folder) / "tokenizer.json")
+
+
+class Encoder:
+    """Encodes batches of documents with one tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Keep the tokenizer; reads nothing."""
+        self._tokenizer = tokenizer
+        ends = ends_of(tokenizer)
+        self._special = tuple(tokenizer.all_special_tokens)
+        self._bos = [] if ends.bos is None else [ends.bos]
+        self._eos = [ends.eos]
+
+    def encode(self, documents: Sequence[Document]) -> list[Encoded]:
+        """The documents' tokens, in order."""
+        if documents and documents[0].messages:
+            return [self._conversation(document) for document in documents]
+        if not documents:
+            return []
+        # A text that mentions <|end|> must not end the document: what is text stays text.
+        backend = self._tokenizer.backend_tokenizer
+        backend.encode_special_tokens = True
+        try:
+            encodings = backend.encode_batch_fast([d.text for d in documents], add_special_tokens=False)
+        finally:
+            backend.encode_special_tokens = False
+        return [self._plain(encoding.ids) for encoding in encodings]
+
+    def _plain(self, ids: list[int]) -> Encoded:
+        tokens_A = np.array([*self._bos, *ids, *self._eos], dtype=np.int64)
+        trained_A = np.ones(len(tokens_A), dtype=bool)
+        trained_A[0] = False  # nothing stands before it to predict it from
+        return Encoded(tokens_A=tokens_A, trained_A=trained_A)
+
+    def _conversation(self, document: Document) -> Encoded:
+        for token in self._special:
+            if token in document.text:
+                raise CorpusError(
+                    f"{document.name} contains the special token {token!r} as text, which would be taken for a turn's "
+                    "border; remove it from the conversation, or the conversation from the file"
+                )
+        text, spans = render_conversation(self._tokenizer, document)
+        batch = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        tokens_A = np.array(batch["input_ids"], dtype=np.int64)
+        starts_A = np.array([start for start, _ in batch["offset_mapping"]], dtype=np.int64)
+        trained_A = np.zeros(len(tokens_A), dtype=bool)
+        for begin, end in spans:
+            trained_A |= (starts_A >= begin) & (starts_A < end)
+        if not trained_A[1:].any():
+            raise CorpusError(f"{document.name}: the chat template renders its assistant turns as no token at all")
+        trained_A[0] = False
+        return Encoded(tokens_A=tokens_A, trained_A=trained_A)
+
+
+def render_conversation(tokenizer: PreTrainedTokenizerBase, document: Document) -> tuple[str, list[tuple[int, int]]]:
+    """The conversation's text by the chat template, and the [start, end) characters of assistant turns.
+
+    A turn's span begins after the generation prompt (what the model is given) and ends after whatever
+    the template closes the turn with, so the model learns to stop.
+
+    Raises:
+        CorpusError: there is no chat template, or it rewrites earlier turns, so that spans cannot be told.
+    """
+    if not tokenizer.chat_template:
+        raise CorpusError("the tokenizer has no chat template, which conversations need; add chat_template.jinja")
+    turns = [dataclasses.asdict(message) for message in document.messages]
+
+    def render(number: int, prompt: bool) -> str:
+        return str(tokenizer.apply_chat_template(turns[:number], tokenize=False, add_generation_prompt=prompt))
+
+    full = render(len(turns), False)
+    spans = []
+    for number, turn in enumerate(turns):
+        if turn["role"] != "assistant":
+            continue
+        before, after = render(number, True), render(number + 1, False)
+        if not (full.startswith(after) and after.startswith(before)):
+            raise CorpusError(
+                f"{document.name}: the chat template renders turn {number + 1} differently when more follow; "
+                "which of its tokens are the assistant's cannot be told. Use a template that only appends"
+            )
+        spans.append((len(before), len(after)))
+    return full, spans

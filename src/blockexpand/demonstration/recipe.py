@@ -1,0 +1,76 @@
+"""The demo's settings: `demo.yaml` and `demo-full.yaml` beside this file, strictly read."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from blockexpand.comparison import ArmRecipe
+from blockexpand.corpus import PrepareRecipe, SplitRecipe
+from blockexpand.corpus.sources import ChatSource
+from blockexpand.records import check, from_plain, read_yaml
+from blockexpand.training.settings import ArmSettings, OptimizerSettings, RetentionSettings, ScheduleSettings
+
+_HERE = Path(__file__).parent
+BASE = _HERE / "base"
+"""The tiny base that ships with us."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InstructionCounts:
+    """How many instructions the project makes."""
+
+    num_train: int
+    num_test: int
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        check(self.num_train > 0, "num_train", self.num_train, "more than 0")
+        check(self.num_test > 0, "num_test", self.num_test, "more than 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InstructRecipe:
+    """The instruct stage."""
+
+    arm: ArmSettings
+    domain_tokens: int
+    optimizer: OptimizerSettings
+    retention: RetentionSettings
+    schedule: ScheduleSettings = dataclasses.field(default_factory=ScheduleSettings)
+
+    def settings(self) -> dict[str, Any]:
+        """As arguments of `TrainSettings`."""
+        return {**vars(self), "measure_every_steps": 20, "checkpoint_every_steps": 100}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoRecipe:
+    """The whole demo."""
+
+    new_blocks: int
+    domain: PrepareRecipe
+    general: PrepareRecipe
+    instructions: InstructionCounts
+    domain_tokens: int
+    """For every arm of the comparison."""
+    retention: RetentionSettings
+    measure_every_steps: int
+    seeds: tuple[int, ...]
+    arms: tuple[ArmRecipe, ...]
+    instruct: InstructRecipe
+
+    def chats(self, path: Path) -> PrepareRecipe:
+        """How the instructions are packed."""
+        return PrepareRecipe(
+            sources=(ChatSource(kind="chat", path=str(path)),),
+            row_tokens=self.domain.row_tokens,
+            splits={"train": SplitRecipe(share=0.95), "validation": SplitRecipe(share=0.05)},
+        )
+
+
+def load_demo(full: bool) -> DemoRecipe:
+    """The demo's recipe, short or full."""
+    path = _HERE / ("demo-full.yaml" if full else "demo.yaml")
+    return from_plain(DemoRecipe, read_yaml(path), str(path))

@@ -1,0 +1,82 @@
+"""The errors people see.
+
+One base class, one child a room. A message is one line in four parts: what happened, the value,
+what was expected, what to do next. The command line prints it and exits with the class's code;
+our own mistakes are `assert`s instead, and keep their traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BlockexpandError(Exception):
+    """Something a person can mend: bad input, a bad file, a full disk."""
+
+    exit_code = 2
+
+
+class UsageError(BlockexpandError):
+    """The command line was given something it cannot take."""
+
+
+class RecordError(BlockexpandError):
+    """A recipe, plan or record has the wrong keys, types or version."""
+
+
+class StagingError(BlockexpandError):
+    """An output cannot be put where it was asked for."""
+
+
+class FamilyError(BlockexpandError):
+    """The model's family is unknown, or known not to be expandable."""
+
+
+class CheckpointError(BlockexpandError):
+    """A checkpoint on disk is broken, incomplete or not in a format we read."""
+
+
+class PlanError(BlockexpandError):
+    """The blocks asked for cannot be placed in this model."""
+
+
+class ExpansionError(BlockexpandError):
+    """A plan and a checkpoint do not belong together."""
+
+
+class LiveError(BlockexpandError):
+    """A loaded model cannot be expanded, bypassed or detached as asked."""
+
+
+class CorpusError(BlockexpandError):
+    """A source of text cannot be read, or leaves nothing to train on."""
+
+
+class TrainingError(BlockexpandError):
+    """A run cannot start, go on or resume."""
+
+
+class EvaluationError(BlockexpandError):
+    """A model cannot be measured on the data given."""
+
+
+class ComparisonError(BlockexpandError):
+    """The arms of a comparison are unequal, or their results do not fit together."""
+
+
+class ReportError(BlockexpandError):
+    """There is nothing to report on, or not in a format we read."""
+
+
+class DemonstrationError(BlockexpandError):
+    """The demo cannot run where it was asked to."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The words to append when `name` is unknown: the nearest known names, or all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
+    if close:
+        return "did you mean " + " or ".join(repr(c) for c in close) + "?"
+    return "known: " + ", ".join(names)

@@ -1,0 +1,133 @@
+"""Tasks with checkable answers: a chat prompt, a greedy answer, right or wrong to the letter.
+
+In: JSON lines of {task, prompt, answer}. Out: one record a sample and a share of right answers a task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from blockexpand.corpus.tokens import ends_of
+from blockexpand.errors import EvaluationError, RecordError
+from blockexpand.numerics.generation import generate
+from blockexpand.progress import bar
+from blockexpand.records import from_plain
+
+_SAMPLES_PER_PASS = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnswerTask:
+    """One question."""
+
+    task: str
+    """The kind of question, under which its score is counted."""
+    prompt: str
+    answer: str
+    """The one right answer; compared after spaces at both ends are dropped."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answered:
+    """One sample's record."""
+
+    task: str
+    prompt: str
+    answer: str
+    output: str
+    right: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Shares of right answers."""
+
+    right: float
+    """Over all samples."""
+    by_task: dict[str, float]
+    num_samples: int
+
+
+def load_tasks(path: str | Path) -> list[AnswerTask]:
+    """The tasks of a JSON lines file.
+
+    Raises:
+        EvaluationError: the file is missing, empty, or a line has other columns.
+    """
+    if not Path(path).is_file():
+        raise EvaluationError(f"no tasks at {path}; expected JSON lines of task, prompt and answer")
+    tasks = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines()):
+        try:
+            tasks.append(from_plain(AnswerTask, json.loads(line), f"{path}, line {number + 1}"))
+        except (json.JSONDecodeError, RecordError) as error:
+            raise EvaluationError(f"{path}, line {number + 1} is not a task: {error}") from None
+    if not tasks:
+        raise EvaluationError(f"{path} holds no task; expected JSON lines of task, prompt and answer")
+    return tasks
+
+
+def answer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[AnswerTask], max_new_tokens: int
+) -> list[Answered]:
+    """Greedy answers to the tasks, in their order.
+
+    Prompts of equal length share a pass, so nothing is padded and a sample's answer does not depend on
+    its neighbours.
+
+    Raises:
+        EvaluationError: the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise EvaluationError("the model has no chat template; instruction-tune it first, or add chat_template.jinja")
+    prompts = [_prompt_ids(tokenizer, task.prompt) for task in tasks]
+    by_length: dict[int, list[int]] = {}
+    for number, ids in enumerate(prompts):
+        by_length.setdefault(len(ids), []).append(number)
+    outputs = [""] * len(tasks)
+    with bar("answers", len(tasks), "samples") as progress:
+        for numbers in by_length.values():
+            for start in range(0, len(numbers), _SAMPLES_PER_PASS):
+                part = numbers[start : start + _SAMPLES_PER_PASS]
+                for number, text in zip(
+                    part, _generate(model, tokenizer, [prompts[n] for n in part], max_new_tokens), strict=True
+                ):
+                    outputs[number] = text
+                progress.advance(len(part))
+    return [
+        Answered(task=t.task, prompt=t.prompt, answer=t.answer, output=o, right=o.strip() == t.answer.strip())
+        for t, o in zip(tasks, outputs, strict=True)
+    ]
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    turns = [{"role": "user", "content": prompt}]
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _generate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], max_new_tokens: int
+) -> list[str]:
+    device = next(model.parameters()).device
+    prompts_BA = torch.tensor(prompts, device=device)
+    out = generate(model, prompts_BA, num_new=max_new_tokens, eos=ends_of(tokenizer).eos, sample=False)
+    return list(tokenizer.batch_decode(out[:, prompts_BA.shape[1] :], skip_special_tokens=True))
+
+
+def score(answered: Sequence[Answered]) -> Scores:
+    """The shares of right answers, over all and by task."""
+    by_task: dict[str, list[bool]] = {}
+    for one in answered:
+        by_task.setdefault(one.task, []).append(one.right)
+    return Scores(
+        right=sum(one.right for one in answered) / len(answered),
+        by_task={task: sum(rights) / len(rights) for task, rights in sorted(by_task.items())},
+        num_samples=len(answered),
+    )

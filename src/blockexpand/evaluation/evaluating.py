@@ -1,0 +1,183 @@
+"""`evaluate`: a model on prepared corpora and tasks, into a folder of records.
+
+Out: `blockexpand.json` (the figures, what was measured and with what), `losses-<name>.npz` (one entry a
+document, for pairing) and `answers.jsonl` (one line a sample).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from blockexpand import __version__
+from blockexpand.checkpoint import open_checkpoint
+from blockexpand.corpus.dataset import Corpus, open_corpus
+from blockexpand.corpus.tokens import load_tokenizer, tokenizer_digest
+from blockexpand.digests import digest_file, digest_json
+from blockexpand.errors import EvaluationError
+from blockexpand.evaluation.answers import Answered, AnswerTask, Scores, answer, score
+from blockexpand.evaluation.losses import DocumentLosses, HeldOut, document_losses
+from blockexpand.evaluation.paired import Interval, mean_difference, ratio_difference
+from blockexpand.records import read_record, to_plain, write_record
+from blockexpand.staging import RECORD_NAME, staged_folder
+
+_ROWS_PER_PASS = 16
+_MAX_NEW_TOKENS = 24
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationRecord:
+    """What a model scored; saved as the folder's `blockexpand.json`."""
+
+    FORMAT: ClassVar[str] = "blockexpand.evaluation"
+    FORMAT_VERSION: ClassVar[int] = 1
+
+    blockexpand_version: str
+    model: str
+    model_digest: str
+    """Of the weights files' digests."""
+    held_out: dict[str, HeldOut]
+    """By the name each corpus was given."""
+    corpora: dict[str, str]
+    """The digest of each corpus' split: only equal ones can be paired."""
+    answers: Scores | None
+    versions: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A folder of records read back."""
+
+    record: EvaluationRecord
+    losses: dict[str, DocumentLosses]
+    answered: tuple[Answered, ...]
+
+
+def evaluate(
+    model: str | Path,
+    data: Mapping[str, str | Path],
+    out: str | Path,
+    tasks: list[AnswerTask] | None = None,
+    split: str = "test",
+    overwrite: bool = False,
+) -> EvaluationRecord:
+    """Measure a model.
+
+    Args:
+        model: The folder of a checkpoint.
+        data: Prepared folders by name, e.g. {"general": .., "domain": ..}.
+        out: The folder of records to write.
+        tasks: Questions with checkable answers, asked through the chat template.
+        split: Which split of the prepared folders.
+        overwrite: Replace an earlier folder of records.
+
+    Raises:
+        EvaluationError: nothing to measure, or the model and the data do not fit together.
+    """
+    if not data and not tasks:
+        raise EvaluationError("nothing to measure: give at least one corpus (--data name=folder) or tasks")
+    folder = Path(model)
+    corpora = {name: open_corpus(path) for name, path in data.items()}
+    for name, corpus in corpora.items():
+        _check_tokenizer(folder, name, corpus)
+    with staged_folder(Path(out), overwrite) as staged:
+        loaded = _load(folder)
+        losses = {
+            name: document_losses(loaded, corpus.rows(split), _ROWS_PER_PASS, f"loss on {name}")
+            for name, corpus in corpora.items()
+        }
+        answered = answer(loaded, load_tokenizer(folder), tasks, _MAX_NEW_TOKENS) if tasks else []
+        record = EvaluationRecord(
+            blockexpand_version=__version__,
+            model=str(model),
+            model_digest=model_digest(folder),
+            held_out={n: one.summary(corpora[n].record.splits[split].num_bytes) for n, one in losses.items()},
+            corpora={name: corpus.record.splits[split].digest for name, corpus in corpora.items()},
+            answers=score(answered) if answered else None,
+            versions=_versions(),
+        )
+        for name, one in losses.items():
+            np.savez(staged / f"losses-{name}.npz", nats=one.nats_M, tokens=one.tokens_M)
+        lines = (json.dumps(to_plain(one), ensure_ascii=False) for one in answered)
+        (staged / "answers.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        write_record(staged / RECORD_NAME, record)
+    return record
+
+
+def _check_tokenizer(folder: Path, name: str, corpus: Corpus) -> None:
+    if corpus.record.tokenizer_digest != tokenizer_digest(folder):
+        raise EvaluationError(
+            f"the corpus {name!r} ({corpus.folder}) was prepared with another tokenizer than the one in {folder}; "
+            "prepare it again with this model's"
+        )
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    model = AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    nn.Module.to(model, device)
+    return model.eval()
+
+
+def model_digest(folder: Path) -> str:
+    """One digest for all weights files of a checkpoint."""
+    checkpoint = open_checkpoint(folder)
+    return digest_json({name: digest_file(checkpoint.folder / name) for name in checkpoint.shards})
+
+
+def _versions() -> dict[str, str]:
+    import transformers
+
+    return {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def read_evaluation(folder: str | Path) -> Evaluation:
+    """A folder that `evaluate` wrote.
+
+    Raises:
+        EvaluationError: it is not one.
+    """
+    path = Path(folder)
+    if not (path / RECORD_NAME).is_file():
+        raise EvaluationError(f"{folder} is not a folder of records: it has no {RECORD_NAME}; make one with eval")
+    record = read_record(EvaluationRecord, path / RECORD_NAME)
+    losses = {}
+    for name in record.held_out:
+        with np.load(path / f"losses-{name}.npz", allow_pickle=False) as arrays:
+            losses[name] = DocumentLosses(nats_M=arrays["nats"], tokens_M=arrays["tokens"])
+    lines = (path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    return Evaluation(record=record, losses=losses, answered=tuple(Answered(**json.loads(x)) for x in lines))
+
+
+def differences(ours: str | Path, theirs: str | Path) -> dict[str, Interval]:
+    """The paired differences of two folders of records, ours minus theirs.
+
+    Losses in nats per token by the corpus' name; `answers`, the share right, where both answered.
+
+    Raises:
+        EvaluationError: they were not measured on the same documents, or share nothing.
+    """
+    a, b = read_evaluation(ours), read_evaluation(theirs)
+    found = {}
+    for name in a.losses.keys() & b.losses.keys():
+        if a.record.corpora[name] != b.record.corpora[name]:
+            raise EvaluationError(
+                f"{ours} and {theirs} were measured on different documents of {name!r} "
+                f"({a.record.corpora[name][:19]}..., {b.record.corpora[name][:19]}...); evaluate both on one corpus"
+            )
+        found[name] = ratio_difference(a.losses[name].nats_M, b.losses[name].nats_M, a.losses[name].tokens_M)
+    if a.answered and [x.prompt for x in a.answered] == [x.prompt for x in b.answered]:
+        found["answers"] = mean_difference([x.right for x in a.answered], [x.right for x in b.answered])
+    if not found:
+        raise EvaluationError(f"{ours} and {theirs} have no corpus and no tasks in common; evaluate both on the same")
+    return dict(sorted(found.items()))

@@ -1,0 +1,171 @@
+"""A plan and a base become a deeper checkpoint: headers rewritten, bytes moved, zeros left as holes.
+
+In: a base checkpoint and a plan for exactly that base. Out: a plain Hugging Face folder with everything the
+base had, and `blockexpand.json`, written last. Refused: a plan for another base, an output that is the base
+or touches it, an output that exists, weights that are not finite, too little space. Nothing half-done is ever
+visible, and the same base and plan give the same bytes. Neither torch nor transformers is imported, except by
+the proof.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from blockexpand.checkpoint import (
+    CONFIG,
+    Checkpoint,
+    OutputTensor,
+    copy_files,
+    digest_tensors,
+    lay_out,
+    open_checkpoint,
+    other_files,
+    refuse_not_finite,
+    renamed,
+    write_weights,
+    zeros,
+)
+from blockexpand.digests import digest_json
+from blockexpand.errors import ExpansionError
+from blockexpand.expansion.proof import prove_checkpoints
+from blockexpand.families import Family, family_for
+from blockexpand.planning import ExpansionRecord, Plan, Proof, read_plan, rewrite, survey
+from blockexpand.progress import say
+from blockexpand.records import write_json, write_record
+from blockexpand.staging import RECORD_NAME, check_output, staged_folder
+
+
+def expand(
+    base: str | Path | Checkpoint,
+    out: str | Path,
+    plan: Plan | str | Path,
+    *,
+    overwrite: bool = False,
+    prove: bool = False,
+    digest: bool = True,
+) -> ExpansionRecord:
+    """Write the expanded model to `out`.
+
+    Args:
+        base: a model folder, a hub id, or an opened checkpoint.
+        out: the folder to write; it appears whole or not at all.
+        plan: a plan for this base, or the path of a saved one.
+        overwrite: replace `out` if blockexpand made it.
+        prove: run the whole proof on what was written, and keep nothing if it fails.
+        digest: read every tensor of the base once, to refuse NaN and to record its fingerprint.
+
+    Raises:
+        ExpansionError: plan and base do not belong together, or the proof failed.
+        CheckpointError, StagingError: the base cannot be read, or the output not written.
+    """
+    checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base)
+    chosen = plan if isinstance(plan, Plan) else read_plan(plan)
+    target = Path(out)
+    check_fit(chosen, checkpoint)
+    _check_apart(checkpoint.folder, target)
+    check_output(target, overwrite)
+    files = other_files(checkpoint)
+    digests = _digests(checkpoint) if digest else None
+    with staged_folder(target, overwrite) as staged:
+        copy_files(checkpoint, files.copied, staged)
+        write_json(staged / CONFIG, {**checkpoint.config, **chosen.config_changes})
+        family = family_for(checkpoint.config, checkpoint.source)
+        kept, added = _tensors(family, checkpoint, chosen)
+        write_weights(checkpoint, lay_out(checkpoint, kept, added), staged)
+        proof = _prove(checkpoint, staged, chosen) if prove else None
+        record = _record(chosen, digests, files.copied, files.left_out, proof)
+        write_record(staged / RECORD_NAME, record)
+    if files.left_out:
+        say(f"  left out: {', '.join(files.left_out)}")
+    return record
+
+
+def check_fit(plan: Plan, checkpoint: Checkpoint) -> None:
+    """Refuse a plan that was not made for this checkpoint, or was changed by hand since.
+
+    Raises:
+        ExpansionError: the first fact that differs, with both values.
+    """
+    facts = survey(checkpoint)
+    base = plan.base
+    rewritten = rewrite(facts.family, checkpoint.config, plan.sources)
+    pairs = [
+        ("family", base.family, facts.family.name),
+        ("number of blocks", base.num_blocks, facts.depth),
+        ("digest of config.json", base.config_digest, digest_json(checkpoint.config)),
+        ("digest of tensor names, shapes and dtypes", base.layout_digest, facts.layout_digest),
+        ("list of a block's tensors", plan.block, facts.block),
+        ("new config", plan.config_changes, rewritten.changes),
+        ("old config", plan.config_before, rewritten.before),
+    ]
+    for what, planned, found in pairs:
+        if planned != found:
+            raise ExpansionError(
+                f"the plan is not for {checkpoint.source}: its {what} is {_short(planned)}, this model's is "
+                f"{_short(found)}; expected the model it was made from ({base.source}); make a new plan"
+            )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 90 else text[:87] + "..."
+
+
+def _check_apart(base: Path, out: Path) -> None:
+    source, target = base.resolve(), out.resolve()
+    if target == source:
+        raise ExpansionError(f"the output {out} is the base itself; expected a new folder; choose another name")
+    if source in target.parents:
+        raise ExpansionError(f"the output {out} is inside the base {base}; expected a folder beside it")
+    if target in source.parents:
+        raise ExpansionError(f"the output {out} contains the base {base}; expected a folder beside it")
+
+
+def _digests(checkpoint: Checkpoint) -> dict[str, str]:
+    results = digest_tensors(checkpoint)
+    refuse_not_finite(checkpoint, results)
+    return {name: result.digest for name, result in sorted(results.items())}
+
+
+def _tensors(family: Family, checkpoint: Checkpoint, plan: Plan) -> tuple[dict[str, str], list[OutputTensor]]:
+    """The new name of every old tensor, and the tensors of the new blocks in the order of their donors' "
+    "bytes."""
+    kept = {name: plan.new_name(family, name) for name in checkpoint.tensors}
+    added: list[OutputTensor] = []
+    for block in plan.new_blocks:
+        donors = {t: checkpoint.tensors[family.name_of(block.donor, t.tail)] for t in plan.block}
+        for tensor, entry in sorted(donors.items(), key=lambda pair: (pair[1].file, pair[1].start)):
+            name = family.name_of(block.position, tensor.tail)
+            added.append(zeros(name, entry) if tensor.starts == "zero" else renamed(name, entry))
+    assert len(added) == len(plan.new_blocks) * len(plan.block), "a new block lacks a tensor"
+    return kept, added
+
+
+def _prove(checkpoint: Checkpoint, staged: Path, plan: Plan) -> Proof:
+    proof = prove_checkpoints(checkpoint, open_checkpoint(staged), plan)
+    if not proof.passed:
+        failed = "; ".join(check.line for check in proof.checks if not check.passed)
+        raise ExpansionError(
+            f"the proof failed for {checkpoint.source}: {failed}; nothing was written; expand without the proof to "
+            "look at the result"
+        )
+    return proof
+
+
+def _record(
+    plan: Plan,
+    digests: dict[str, str] | None,
+    copied: tuple[str, ...],
+    left_out: tuple[str, ...],
+    proof: Proof | None,
+) -> ExpansionRecord:
+    from blockexpand import __version__
+
+    return ExpansionRecord(
+        blockexpand_version=__version__,
+        plan=plan,
+        base_digests=digests,
+        files_copied=copied,
+        files_left_out=left_out,
+        proof=proof,
+    )

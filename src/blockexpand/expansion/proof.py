@@ -1,0 +1,130 @@
+"""The proof that an expanded checkpoint is its base, only deeper.
+
+In: the base and the expanded folder. Out: a frozen `Proof`: one line a check, with its figure and verdict.
+
+1. On disk, streaming: the config is the plan's; every old tensor has the base's bytes; every new block has
+   its donor's bytes except the residual writers, which are zero; all values are finite.
+2. In memory: the logits, with and without KV cache, and greedy generation, bit for bit, in the checkpoint's
+   dtype and in float32.
+3. Gradient: at step 0 every writer of every new block gets some and no old tensor gets any; once the writers
+   have moved, every tensor of every new block gets some.
+4. Drift: how far one small optimiser step moves the model, in nats (KL), against a bound.
+
+For new blocks that were trained ("trained"), the writers are no longer zero: then it is the model with the
+new blocks bypassed that must be the base bit for bit, and parts 3 and 4 say nothing and are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from blockexpand.checkpoint import Checkpoint, TensorDigest, TensorEntry, digest_tensors, refuse_not_finite
+from blockexpand.digests import digest_json
+from blockexpand.families import Family, family_for
+from blockexpand.planning import Check, Plan, Proof
+from blockexpand.records import with_format
+
+
+def prove_checkpoints(
+    base: Checkpoint, out: Checkpoint, plan: Plan, *, trained: bool = False, device: str = "cpu"
+) -> Proof:
+    """Run every check that can be run; when the disk already disagrees on names, nothing is loaded.
+
+    Raises:
+        CheckpointError: a file is broken, or a weight of either is NaN or infinite.
+    """
+    family = family_for(base.config, base.source)
+    checks = [_check_config(base, out, plan), _check_names(family, base, out, plan)]
+    dtypes: tuple[str, ...] = ()
+    if all(check.passed for check in checks):
+        checks += _check_bytes(family, base, out, plan, trained)
+        # The only import of torch in this room.
+        from blockexpand.expansion.measuring import measure
+
+        measured = measure(base, out, plan, trained=trained, device=device)
+        dtypes = measured.dtypes
+        checks += measured.checks
+    return Proof(
+        plan_digest=digest_json(with_format(plan)),
+        trained=trained,
+        dtypes=dtypes,
+        device=device,
+        checks=tuple(checks),
+    )
+
+
+def _check_config(base: Checkpoint, out: Checkpoint, plan: Plan) -> Check:
+    expected = {**base.config, **plan.config_changes}
+    name = "config.json is the base's with the plan's changes"
+    for key in {**expected, **out.config}:
+        wanted, found = _entry(expected, key), _entry(out.config, key)
+        if wanted != found:
+            return Check(name=name, passed=False, figure=f"{key} is {found:.60}, expected {wanted:.60}")
+    figure = f"{len(expected)} entries, {len(plan.config_changes)} changed"
+    return Check(name=name, passed=True, figure=figure)
+
+
+def _entry(config: dict[str, Any], key: str) -> str:
+    """The entry as it would be written: null is not the same as absent, nor 1 as true."""
+    return json.dumps(config[key], sort_keys=True) if key in config else "absent"
+
+
+def _check_names(family: Family, base: Checkpoint, out: Checkpoint, plan: Plan) -> Check:
+    expected = {plan.new_name(family, name): entry for name, entry in base.tensors.items()}
+    for block in plan.new_blocks:
+        for tensor in plan.block:
+            donor = base.tensors[family.name_of(block.donor, tensor.tail)]
+            expected[family.name_of(block.position, tensor.tail)] = donor
+    name = "tensors have the planned names, shapes and dtypes"
+    wrong = [n for n in (*expected, *out.tensors) if _kind(expected.get(n)) != _kind(out.tensors.get(n))]
+    if not wrong:
+        return Check(name=name, passed=True, figure=f"{len(expected):,} tensors")
+    found = f"{wrong[0]} is {_kind(out.tensors.get(wrong[0]))}, expected {_kind(expected.get(wrong[0]))}"
+    return Check(name=name, passed=False, figure=f"{len(wrong):,} differ: {found}")
+
+
+def _kind(entry: TensorEntry | None) -> str:
+    return "absent" if entry is None else f"{entry.dtype} {list(entry.shape)}"
+
+
+def _check_bytes(family: Family, base: Checkpoint, out: Checkpoint, plan: Plan, trained: bool) -> list[Check]:
+    of_base, of_out = digest_tensors(base), digest_tensors(out)
+    refuse_not_finite(base, of_base)
+    refuse_not_finite(out, of_out)
+    names = {name: plan.new_name(family, name) for name in base.tensors}
+    changed = [new for old, new in names.items() if of_base[old].digest != of_out[new].digest]
+    checks = [
+        Check(
+            name="old tensors have the base's bytes",
+            passed=not changed,
+            figure=f"{len(changed)} of {len(names):,} differ: {changed[0]}"
+            if changed
+            else f"{len(names):,} tensors, {base.num_bytes:,} bytes, SHA-256",
+        )
+    ]
+    return checks if trained else [*checks, *_check_new_blocks(family, of_base, of_out, plan)]
+
+
+def _check_new_blocks(
+    family: Family, of_base: dict[str, TensorDigest], of_out: dict[str, TensorDigest], plan: Plan
+) -> list[Check]:
+    not_zero, not_donor = [], []
+    for block in plan.new_blocks:
+        for tensor in plan.block:
+            name = family.name_of(block.position, tensor.tail)
+            donor = of_base[family.name_of(block.donor, tensor.tail)]
+            if tensor.starts == "zero" and not of_out[name].all_zero:
+                not_zero.append(name)
+            elif tensor.starts == "donor" and of_out[name].digest != donor.digest:
+                not_donor.append(name)
+    num_zero = len(plan.new_blocks) * len(plan.zeroed)
+    num_copied = len(plan.new_blocks) * len(plan.block) - num_zero
+    return [
+        _all(f"{num_zero} residual writers", "the new blocks' residual writers are zero", not_zero),
+        _all(f"{num_copied} tensors", "the new blocks' other tensors are their donors'", not_donor),
+    ]
+
+
+def _all(good: str, name: str, bad: list[str]) -> Check:
+    return Check(name=name, passed=not bad, figure=f"{len(bad)} are not, e.g. {bad[0]}" if bad else good)

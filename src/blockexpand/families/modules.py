@@ -1,0 +1,147 @@
+"""Models in memory: load one, find its block list, put another in its place, renumber it.
+
+In: a folder, or a model that transformers built, and its family. Out: the model, its stack changed in place.
+Refused: a folder that lacks a tensor, a model whose blocks are not where the family says. torch and
+transformers are imported by the functions that need them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blockexpand.errors import LiveError
+from blockexpand.families.family import Family
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_INDEX = "layer_idx"
+"""transformers' name, in every family, of the index by which a module finds its part of the KV cache."""
+
+
+def stack_of(model: nn.Module, family: Family) -> nn.ModuleList:
+    """The model's blocks.
+
+    Raises:
+        LiveError: there is no list of modules at the family's path.
+    """
+    from torch import nn
+
+    try:
+        stack = model.get_submodule(family.stack.module)
+    except AttributeError:
+        stack = None
+    if not isinstance(stack, nn.ModuleList):
+        raise LiveError(
+            f"no list of blocks at {family.stack.module!r} in a {type(model).__name__}; expected a "
+            f"{' or '.join(family.architectures)} as transformers loads it; unwrap the model first"
+        )
+    return stack
+
+
+def put_stack(model: nn.Module, family: Family, blocks: Sequence[nn.Module]) -> None:
+    """Make `blocks` the model's blocks and give each its index for the KV cache."""
+    from torch import nn
+
+    parent, _, name = family.stack.module.rpartition(".")
+    stack = nn.ModuleList(blocks)
+    stack.training = model.get_submodule(family.stack.module).training
+    model.get_submodule(parent).register_module(name, stack)
+    for index, block in enumerate(blocks):
+        renumber(block, index)
+
+
+def renumber(block: nn.Module, index: int) -> int:
+    """Tell every part of a block that has one its index in the stack; how many parts had one."""
+    count = 0
+    for module in block.modules():
+        # The instance's own attribute: a class default would not be this block's index.
+        if _INDEX in vars(module):
+            vars(module)[_INDEX] = index
+            count += 1
+    return count
+
+
+def config_entries(model: nn.Module) -> dict[str, Any]:
+    """The loaded model's config as plain data.
+
+    Raises:
+        LiveError: the model has no config, so it is not a transformers model.
+    """
+    config = vars(model).get("config")
+    if config is None:
+        raise LiveError(f"a {type(model).__name__} has no config; expected a model loaded by transformers")
+    return config.to_dict()
+
+
+def set_config(model: nn.Module, entries: dict[str, Any]) -> None:
+    """Give config entries new values on the loaded model; every part of it shares the one config."""
+    vars(model)["config"].update(entries)
+
+
+def load_model(folder: Path, *, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
+    """The language model in a folder, in eval mode: no remote code, no network, no pickle.
+
+    Raises:
+        LiveError: transformers cannot build it, or a tensor it needs is not in the files.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    with _no_progress_bars():
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise LiveError(
+                f"transformers cannot load {folder}: {reason}; expected a model folder that this "
+                "version of it "
+                "knows; check the folder with `verify`"
+            ) from error
+    model, info = loaded
+    # transformers fills what is missing with random numbers and only warns.
+    absent = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    if absent:
+        raise LiveError(
+            f"{folder} lacks the tensor {sorted(absent)[0]!r} ({len(absent)} in all) in the shape its "
+            "config.json asks "
+            "for; expected every tensor; write or download the folder again"
+        )
+    return _in_memory_of_its_own(model.eval().to(device))
+
+
+def _in_memory_of_its_own(model: nn.Module) -> nn.Module:
+    """Copy each tensor out of the mapped file.
+
+    A mapped tensor lies at the offset the file gives it. Vector code may add in another order at another
+    alignment, so two files with the same numbers could differ in the last bit.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()
+    return model
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Generator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,101 @@
+"""The base inside the expanded model: for a while, or for good.
+
+In: a model that `expand_live`, `adopt` or `load` knows. Out: the same object, running as its base: the stack
+without the new blocks, the old blocks with the base's indices for the KV cache, the base's config entries.
+Nothing is copied, so it costs a few assignments for each block, and the result is the base to the bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from blockexpand.errors import LiveError
+from blockexpand.families.modules import config_entries, put_stack, set_config, stack_of
+from blockexpand.live.state import Expanded, expanded, forget
+from blockexpand.planning import base_entries
+
+_DEPTH: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""How many bypasses each model is in; only the outermost changes anything."""
+
+
+@contextlib.contextmanager
+def bypass(model: nn.Module) -> Generator[nn.Module]:
+    """Inside this context the model is its base. Contexts may be nested; errors leave the model whole.
+
+    It is the same object, so only one thread may use it meanwhile, and a KV cache filled inside must not be
+    used outside. Switching to train or eval mode inside reaches the new blocks on leaving.
+
+    Raises:
+        LiveError: the model is not known to be expanded.
+    """
+    known = expanded(model)
+    depth = _DEPTH.get(model, 0)
+    _DEPTH[model] = depth + 1
+    try:
+        if depth:
+            yield model
+        else:
+            with _as_base(model, known):
+                yield model
+    finally:
+        _DEPTH[model] = depth
+
+
+@contextlib.contextmanager
+def _as_base(model: nn.Module, known: Expanded) -> Generator[None]:
+    _install_hooks(model, known)
+    config, training = config_entries(model), stack_of(model, known.family).training
+    entries = base_entries(known.family, known.plan, config)
+    set_config(model, entries)
+    put_stack(model, known.family, known.old)
+    try:
+        yield
+    finally:
+        mode = stack_of(model, known.family).training
+        put_stack(model, known.family, known.blocks)
+        set_config(model, {key: config[key] for key in entries})
+        if mode != training:
+            for block in known.new.values():
+                block.train(mode)
+
+
+def _install_hooks(model: nn.Module, known: Expanded) -> None:
+    """Have transformers put its output hooks on every block now.
+
+    It does so once for each model, at the first request for hidden states. If that came inside a bypass, the
+    new blocks would be missed for ever.
+    """
+    from transformers import PreTrainedModel
+    from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+    # On the module that holds the stack, as its own forward would: on the outer one they would come twice.
+    owner = model.get_submodule(known.family.stack.module.rpartition(".")[0])
+    if isinstance(owner, PreTrainedModel):
+        maybe_install_capturing_hooks(owner)
+
+
+def detach(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Take the new blocks out for good; give back their tensors by block id.
+
+    The model is then its base, to the bit, and may be expanded again. Which parameters require gradient stays
+    as it is.
+
+    Raises:
+        LiveError: the model is not known to be expanded, or is being bypassed.
+    """
+    known = expanded(model)
+    if _DEPTH.get(model, 0):
+        raise LiveError(
+            f"this {type(model).__name__} is inside {_DEPTH[model]} bypass, which would put the new blocks "
+            "back; "
+            "expected detach outside of it; leave the context first"
+        )
+    tensors = {name: block.state_dict() for name, block in known.new.items()}
+    set_config(model, base_entries(known.family, known.plan, config_entries(model)))
+    put_stack(model, known.family, known.old)
+    forget(model)
+    return tensors

@@ -1,0 +1,101 @@
+"""New blocks into a loaded model, or knowledge of them into one that was loaded with them.
+
+In: a transformers model and a plan for it. Out: the same object, deeper: deep copies of the donors inserted,
+their residual writers zero, every part that knows its index renumbered, the config's entries rewritten.
+Refused: a model that is expanded already, and one that the plan does not fit; then nothing has changed.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from blockexpand.errors import LiveError
+from blockexpand.families import Family, family_for
+from blockexpand.families.modules import config_entries, load_model, put_stack, set_config, stack_of
+from blockexpand.live.state import is_expanded, remember
+from blockexpand.planning import Plan, read_expansion, rewrite
+
+
+def expand_live(model: nn.Module, plan: Plan) -> nn.Module:
+    """Insert the plan's new blocks into the model, in place, and return it.
+
+    Raises:
+        LiveError: the plan does not fit the model.
+    """
+    family = _fitting_family(model, plan, plan.base.num_blocks)
+    old = list(stack_of(model, family))
+    changes = rewrite(family, config_entries(model), plan.sources).changes
+    stack = [old[e.old] if e.old is not None else _new_block(old[e.source], plan) for e in plan.stack]
+    set_config(model, changes)
+    put_stack(model, family, stack)
+    remember(model, plan, family)
+    return model
+
+
+def adopt(model: nn.Module, plan: Plan) -> nn.Module:
+    """Make known which blocks of a model that was loaded from an expanded folder are new; return it.
+
+    Raises:
+        LiveError: the plan does not fit the model.
+    """
+    family = _fitting_family(model, plan, plan.num_blocks)
+    remember(model, plan, family)
+    return model
+
+
+def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Plan]:
+    """The model of an expanded folder, in eval mode, and its plan.
+
+    Raises:
+        PlanError: the folder has no record of an expansion.
+        LiveError: transformers cannot load it, or it does not fit its record.
+    """
+    plan = read_expansion(folder).plan
+    model = load_model(Path(folder), dtype=dtype)
+    return adopt(model, plan), plan
+
+
+@torch.no_grad()
+def _new_block(donor: nn.Module, plan: Plan) -> nn.Module:
+    block = copy.deepcopy(donor)
+    parameters = dict(block.named_parameters())
+    for tail in plan.zeroed:
+        parameters[tail].zero_()
+    for parameter in parameters.values():
+        parameter.grad = None
+    return block
+
+
+def _fitting_family(model: nn.Module, plan: Plan, num_blocks: int) -> Family:
+    """The model's family, after every check that the plan is for a model like this one, this deep."""
+    name = type(model).__name__
+    if is_expanded(model):
+        raise LiveError(f"this {name} is expanded already; expected a base model; call detach(model) first")
+    family = family_for(config_entries(model), name)
+    if family.name != plan.base.family:
+        raise LiveError(
+            f"the plan is for family {plan.base.family!r}, this {name} is of {family.name!r}; expected the "
+            "same; make a "
+            "plan for this model"
+        )
+    stack = stack_of(model, family)
+    if len(stack) != num_blocks or family.depth(config_entries(model)) != num_blocks:
+        raise LiveError(
+            f"this {name} has {len(stack)} blocks (its config says {family.depth(config_entries(model))}); "
+            "expected the "
+            f"{num_blocks} of the plan; make a plan for this model"
+        )
+    expected = {t.tail: t.shape for t in plan.block if t.parameter}
+    for index, block in enumerate(stack):
+        found = {tail: tuple(parameter.shape) for tail, parameter in block.named_parameters()}
+        wrong = [tail for tail in {**expected, **found} if expected.get(tail) != found.get(tail)]
+        if wrong:
+            raise LiveError(
+                f"block {index} of this {name} has {wrong[0]} of shape {found.get(wrong[0])}, the plan has "
+                f"{expected.get(wrong[0])}; expected the same tensors; make a plan for this model"
+            )
+    return family

@@ -1,0 +1,112 @@
+"""What is known of each expanded model in this process: its plan and its new blocks.
+
+The knowledge is kept beside the model, not on it: a model is looked up, never probed, and forgetting the
+model forgets the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from blockexpand.checkpoint import num_elements
+from blockexpand.errors import LiveError
+from blockexpand.families import Family
+from blockexpand.families.modules import stack_of
+from blockexpand.planning import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expanded:
+    """One expanded model."""
+
+    plan: Plan
+    """Which blocks are new."""
+    family: Family
+    """Where its blocks are."""
+    blocks: tuple[nn.Module, ...]
+    """The whole stack, old and new, from bottom to top; also while the new ones are bypassed."""
+
+    @property
+    def old(self) -> tuple[nn.Module, ...]:
+        """The base's blocks."""
+        return tuple(self.blocks[position] for position in self.plan.old_to_new)
+
+    @property
+    def new(self) -> dict[str, nn.Module]:
+        """The new blocks by id."""
+        return {block.id: self.blocks[block.position] for block in self.plan.new_blocks}
+
+
+_EXPANDED: WeakKeyDictionary[nn.Module, Expanded] = WeakKeyDictionary()
+
+
+def remember(model: nn.Module, plan: Plan, family: Family) -> None:
+    """Note that the model's stack, as it is now, is the plan's."""
+    _EXPANDED[model] = Expanded(plan=plan, family=family, blocks=tuple(stack_of(model, family)))
+
+
+def forget(model: nn.Module) -> None:
+    """The model is its base again."""
+    del _EXPANDED[model]
+
+
+def is_expanded(model: nn.Module) -> bool:
+    """Whether the model was expanded or adopted."""
+    return model in _EXPANDED
+
+
+def expanded(model: nn.Module) -> Expanded:
+    """What is known of the model.
+
+    Raises:
+        LiveError: nothing is.
+    """
+    if model not in _EXPANDED:
+        raise LiveError(
+            f"this {type(model).__name__} is not known to be expanded; expected one from expand_live or "
+            "load; call "
+            "adopt(model, plan) if it was loaded from an expanded folder in another way"
+        )
+    return _EXPANDED[model]
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """The plan by which the model was expanded.
+
+    Raises:
+        LiveError: the model is not known to be expanded.
+    """
+    return expanded(model).plan
+
+
+def new_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The new blocks by their ids in the plan, from bottom to top.
+
+    Raises:
+        LiveError: the model is not known to be expanded.
+    """
+    return expanded(model).new
+
+
+def freeze(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Let exactly the new blocks train; give back their parameters with their full names.
+
+    Raises:
+        LiveError: the model is not known to be expanded.
+    """
+    known = expanded(model)
+    model.requires_grad_(False)
+    path, trainable = known.family.stack.module, []
+    for block in known.plan.new_blocks:
+        for tail, parameter in known.blocks[block.position].named_parameters():
+            parameter.requires_grad_(True)
+            trainable.append((f"{path}.{block.position}.{tail}", parameter))
+    shapes = [t.shape for t in known.plan.block if t.parameter] * len(known.plan.new_blocks)
+    assert len(trainable) == len(shapes), f"{len(trainable)} tensors train, the plan has {len(shapes)}"
+    num_trained = sum(parameter.numel() for _, parameter in trainable)
+    num_planned = sum(num_elements(shape) for shape in shapes)
+    assert num_trained == num_planned, f"{num_trained:,} parameters train, the plan has {num_planned:,}"
+    return trainable

@@ -1,0 +1,1 @@
+"""The arithmetic that training and measuring share: batches, forward passes, the memory-lean loss."""

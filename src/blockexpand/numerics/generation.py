@@ -1,0 +1,34 @@
+"""Tokens from a model: transformers' own `generate`, on prompts of equal length, with nothing left to defaults."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+# B = prompts of a pass, A = tokens of one sequence.
+
+
+@torch.no_grad()
+def generate(model: PreTrainedModel, prompts_BA: Tensor, *, num_new: int, eos: int, sample: bool) -> Tensor:
+    """The prompts and what the model adds to each, int64 [B, A + new]; ended ones are filled up with `eos`.
+
+    Args:
+        model: A causal language model in eval mode.
+        prompts_BA: Prompts of equal length, so that nothing is padded.
+        num_new: New tokens at most.
+        eos: The token that ends a sequence.
+        sample: Draw from the whole distribution at temperature 1, instead of taking the likeliest.
+    """
+    settings: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}
+    return cast(Any, model).generate(
+        input_ids=prompts_BA,
+        attention_mask=torch.ones_like(prompts_BA),
+        max_new_tokens=num_new,
+        do_sample=sample,
+        pad_token_id=eos,
+        eos_token_id=eos,
+        **settings,
+    )

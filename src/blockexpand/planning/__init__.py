@@ -1,0 +1,33 @@
+"""Decide where new blocks go; show it, cost it, save it. No tensor is read, no torch imported."""
+
+from blockexpand.planning.costing import Cost
+from blockexpand.planning.drawing import draw, draw_rich
+from blockexpand.planning.making import plan
+from blockexpand.planning.plans import BaseFacts, NewBlock, Placement, Plan, StackEntry, read_plan
+from blockexpand.planning.record import Check, ExpansionRecord, Proof, read_expansion
+from blockexpand.planning.rewriting import Rewrite, base_entries, rewrite
+from blockexpand.planning.survey import BlockTensor, Survey, layout_digest, survey
+
+__all__ = [
+    "plan",
+    "Plan",
+    "read_plan",
+    "NewBlock",
+    "StackEntry",
+    "Placement",
+    "BaseFacts",
+    "BlockTensor",
+    "Cost",
+    "draw",
+    "draw_rich",
+    "ExpansionRecord",
+    "read_expansion",
+    "Proof",
+    "Check",
+    "Survey",
+    "survey",
+    "layout_digest",
+    "Rewrite",
+    "rewrite",
+    "base_entries",
+]

@@ -1,0 +1,337 @@
+"""Frozen dataclasses to JSON and YAML and back, strictly.
+
+In: a file a person or an earlier step wrote. Out: a value whose every field has the type its class
+declares. Refused, with the path of the field and the offending value: unknown keys (the nearest known
+one is named), missing keys, wrong types, duplicate keys, other formats and newer versions.
+
+A class that is saved on its own declares what it is::
+
+    FORMAT: ClassVar[str] = "blockexpand.plan"
+    FORMAT_VERSION: ClassVar[int] = 1
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from blockexpand.errors import RecordError, nearest
+from blockexpand.staging import staged_file
+
+T = TypeVar("T")
+
+# YAML 1.1, which PyYAML reads, takes `1e-3` for a string; people write learning rates like that, so
+# the resolver below is YAML 1.2's (section 10.3.2).
+_YAML_FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$")
+
+
+def to_plain(value: Any) -> Any:
+    """The value as dictionaries, lists and scalars, ready for JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(vars(value)[f.name]) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        # JSON has no NaN; a figure that does not exist is null, never a word some readers choke on.
+        return None
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise AssertionError(f"cannot write a {type(value).__name__} into a record: {value!r}")
+
+
+def from_plain(cls: type[T], data: Any, where: str = "") -> T:
+    """The value of class `cls` that `data` describes; `where` names its place for the error messages."""
+    return _convert(cls, data, where)
+
+
+def _place(where: str) -> str:
+    return where or "the record"
+
+
+def _describe(kind: Any) -> str:
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    if kind in names:
+        return names[kind]
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(a) for a in typing.get_args(kind))
+    if origin in (tuple, list):
+        return "a list"
+    if origin is dict or dataclasses.is_dataclass(kind):
+        return "a mapping"
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(a) if a is not types.NoneType else "null" for a in typing.get_args(kind))
+    return str(kind)
+
+
+def _wrong(kind: Any, data: Any, where: str) -> RecordError:
+    shown = repr(data)
+    shown = shown if len(shown) <= 200 else shown[:197] + "..."
+    return RecordError(f"{_place(where)}: expected {_describe(kind)}, got {shown}")
+
+
+def _convert(kind: Any, data: Any, where: str) -> Any:
+    if kind is Any:
+        return data
+    if dataclasses.is_dataclass(kind):
+        return _convert_dataclass(typing.cast(type, kind), data, where)
+    origin = typing.get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return _convert_union(kind, data, where)
+    if origin is Literal:
+        if data not in typing.get_args(kind) or isinstance(data, bool):
+            hint = nearest(data, typing.get_args(kind)) if isinstance(data, str) else ""
+            raise RecordError(f"{_place(where)}: expected {_describe(kind)}, got {data!r}; {hint}".rstrip("; "))
+        return data
+    if origin in (tuple, list):
+        return _convert_sequence(kind, data, where)
+    if origin is dict:
+        if not isinstance(data, dict):
+            raise _wrong(kind, data, where)
+        item_kind = typing.get_args(kind)[1]
+        return {str(key): _convert(item_kind, item, f"{where}.{key}".lstrip(".")) for key, item in data.items()}
+    return _convert_scalar(kind, data, where)
+
+
+def _convert_scalar(kind: Any, data: Any, where: str) -> Any:
+    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if kind in (str, int, float, bool) and type(data) is kind:
+        if isinstance(data, float) and not math.isfinite(data):
+            raise RecordError(f"{_place(where)}: expected a finite number, got {data!r}")
+        return data
+    if kind is types.NoneType and data is None:
+        return None
+    raise _wrong(kind, data, where)
+
+
+def _convert_sequence(kind: Any, data: Any, where: str) -> Any:
+    if not isinstance(data, list | tuple):
+        raise _wrong(kind, data, where)
+    args = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple and not (len(args) == 2 and args[1] is Ellipsis):
+        if len(data) != len(args):
+            raise RecordError(f"{_place(where)}: expected {len(args)} items, got {len(data)}: {data!r}")
+        return tuple(_convert(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(args, data, strict=True)))
+    items = [_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(data)]
+    return tuple(items) if typing.get_origin(kind) is tuple else items
+
+
+def _convert_union(kind: Any, data: Any, where: str) -> Any:
+    options = typing.get_args(kind)
+    if data is None and types.NoneType in options:
+        return None
+    classes = {_kind_of(o): o for o in options if dataclasses.is_dataclass(o) and _kind_of(o) is not None}
+    if classes and isinstance(data, dict):
+        chosen = data.get("kind")
+        if chosen not in classes:
+            known = ", ".join(repr(name) for name in classes)
+            raise RecordError(f"{_place(where)}: expected 'kind' to be one of {known}, got {chosen!r}")
+        return _convert(classes[chosen], data, where)
+    for option in options:
+        if option is types.NoneType:
+            continue
+        takes_mapping = dataclasses.is_dataclass(option) or typing.get_origin(option) is dict
+        if takes_mapping == isinstance(data, dict):
+            return _convert(option, data, where)
+    raise _wrong(kind, data, where)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _kind_of(cls: Any) -> str | None:
+    """The one value of a class's `kind: Literal[...]` field, by which a union of classes is told apart."""
+    hint = _hints(cls).get("kind")
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Literal else None
+
+
+def _convert_dataclass(cls: type, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise _wrong(cls, data, where)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for key in data:
+        if key not in fields:
+            raise RecordError(f"{_place(where)}: unknown key {key!r}; {nearest(str(key), fields)}")
+    hints = _hints(cls)
+    values = {}
+    for name, field in fields.items():
+        path = f"{where}.{name}".lstrip(".")
+        if name in data:
+            values[name] = _convert(hints[name], data[name], path)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise RecordError(f"{_place(where)}: the key {name!r} is missing; expected {_describe(hints[name])}")
+    try:
+        return cls(**values)
+    except RecordError as error:
+        # A bound checked in __post_init__ knows the field, not where in the file it stood.
+        raise RecordError(f"{where}.{error}" if where else str(error)) from None
+
+
+def check(condition: bool, field: str, value: Any, expected: str) -> None:
+    """Raise the four-part error of a bound; for `__post_init__` of settings.
+
+    Raises:
+        RecordError: when `condition` is false.
+    """
+    if not condition:
+        raise RecordError(f"{field}: expected {expected}, got {value!r}")
+
+
+# --- files -------------------------------------------------------------------------------------------
+
+
+def read_text(path: Path | str) -> str:
+    """The file's text, or a one-line error when it is missing, a folder or not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecordError(f"no such file: {path}") from None
+    except IsADirectoryError:
+        raise RecordError(f"{path} is a folder; expected a file") from None
+    except PermissionError:
+        raise RecordError(f"{path} cannot be read: permission denied") from None
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def _no_duplicates(path: str) -> Any:
+    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        for key, item in pairs:
+            if key in seen:
+                raise RecordError(f"{path}: the key {key!r} appears twice; keep one")
+            seen[key] = item
+        return seen
+
+    return build
+
+
+def parse_json(text: str, where: str) -> Any:
+    """JSON with duplicate keys and NaN refused; `where` names the file in errors."""
+
+    def no_constant(name: str) -> Any:
+        raise RecordError(f"{where}: {name} is not JSON; expected a finite number or null")
+
+    try:
+        return json.loads(text, object_pairs_hook=_no_duplicates(where), parse_constant=no_constant)
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{where} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except ValueError as error:
+        # Python's own guard against numbers of thousands of digits is a plain ValueError.
+        raise RecordError(f"{where} is not JSON we read: {error}") from None
+    except RecursionError:
+        raise RecordError(f"{where} is not a record of ours: nested too deeply") from None
+
+
+def read_json(path: Path | str) -> Any:
+    """The file's JSON."""
+    return parse_json(read_text(path), str(path))
+
+
+def dump_json(value: Any) -> str:
+    """Canonical text: two spaces, keys in the order of the class, one newline at the end."""
+    return json.dumps(to_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write beside and rename, so that a reader never sees half of it."""
+    with staged_file(Path(path)) as stream:
+        stream.write(dump_json(value).encode())
+
+
+def read_yaml(path: Path | str) -> Any:
+    """The file's YAML (1.2 floats, no duplicate keys, no Python objects)."""
+    import yaml  # 20 ms; only recipes need it
+
+    class Loader(yaml.SafeLoader):
+        """SafeLoader that refuses duplicate keys and reads 1e-3 as a number."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            pairs = [(self.construct_object(k, deep=True), None) for k, _ in node.value]
+            for key, _ in pairs:
+                if isinstance(key, list | dict):
+                    raise RecordError(f"{path}: {key!r} cannot be a key; expected text")
+            _no_duplicates(str(path))(pairs)
+            return super().construct_mapping(node, deep)
+
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    # Whole numbers keep their own resolver, which runs first.
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _YAML_FLOAT, list("-+.0123456789"))
+    try:
+        return yaml.load(read_text(path), Loader)
+    except yaml.YAMLError as error:
+        line = " ".join(str(error).split())
+        raise RecordError(f"{path} is not YAML: {line}") from None
+
+
+def read_record(cls: type[T], path: Path | str) -> T:
+    """A saved value, its format and version checked first.
+
+    Raises:
+        RecordError: another format, a newer version, or fields that do not fit `cls`.
+    """
+    data = read_json(path)
+    expected, version = vars(cls)["FORMAT"], vars(cls)["FORMAT_VERSION"]
+    if not isinstance(data, dict) or "format" not in data:
+        raise RecordError(f"{path} is not a {expected} file: it has no 'format'")
+    if data["format"] != expected:
+        raise RecordError(f"{path}: expected format {expected!r}, got {data['format']!r}")
+    if data.get("format_version") != version:
+        raise RecordError(
+            f"{path}: format version {data.get('format_version')!r}, this blockexpand reads {version}; "
+            "use the version of blockexpand that wrote it, or make the file again"
+        )
+    return from_plain(cls, {k: v for k, v in data.items() if k not in ("format", "format_version")}, where=str(path))
+
+
+def with_format(value: Any) -> dict[str, Any]:
+    """The value as plain data, its format and version first."""
+    cls = type(value)
+    return {"format": cls.FORMAT, "format_version": cls.FORMAT_VERSION, **to_plain(value)}
+
+
+def write_record(path: Path | str, value: Any) -> None:
+    """Save a value whose class declares FORMAT and FORMAT_VERSION."""
+    write_json(path, with_format(value))
+
+
+def apply_overrides(data: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """A copy of `data` with `train.lr=1e-3`-like settings applied; values are read as YAML scalars.
+
+    Raises:
+        RecordError: no `=`, or a path that runs through something that is not a mapping.
+    """
+    import yaml
+
+    result = json.loads(json.dumps(data))
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path:
+            raise RecordError(f"cannot read the setting {override!r}; expected key=value, e.g. optimizer.lr=1e-3")
+        *parents, leaf = path.split(".")
+        node = result
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise RecordError(f"the setting {override!r}: {parent!r} is not a mapping in this recipe")
+        node[leaf] = (
+            float(text) if _YAML_FLOAT.match(text) and not text.lstrip("+-").isdigit() else yaml.safe_load(text)
+        )
+    return result

@@ -1,0 +1,91 @@
+"""The arms of a comparison in words a reader knows, and the mark by which each is found in every figure.
+
+In: a recipe. Out: a `Method` an arm: its name, what trains, its colour and marker. Names that two arms would
+share are told apart by the recipe's own names.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from blockexpand.comparison import ArmRecipe, CompareRecipe
+from blockexpand.reporting import formats
+from blockexpand.training.settings import BlocksArm, FullArm, LoraArm, OldBlocksArm
+
+NUM_COLOURS = 7
+MARKERS = ("o", "s", "^", "D", "v", "P", "p", "*")
+"""Matplotlib's names: who sees no colour tells the methods by these. One more than colours, so that the eighth
+method, which has the first one's colour, has another marker."""
+REFERENCE_MARKER = "X"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How one arm is shown."""
+
+    arm: str
+    """Its name in the recipe."""
+    name: str
+    """Its name on the page."""
+    trains: str
+    """What of the model it changes."""
+    colour: int
+    """Its place in the palette; -1 for references, which are grey."""
+    marker: str
+
+    @property
+    def variable(self) -> str:
+        """The page's variable that holds its colour."""
+        return "--reference" if self.colour < 0 else f"--series-{self.colour}"
+
+    @property
+    def inside(self) -> str:
+        """The name within a sentence."""
+        return self.name if self.name.startswith("LoRA") else self.name[0].lower() + self.name[1:]
+
+
+def methods_of(recipe: CompareRecipe) -> dict[str, Method]:
+    """The methods by their arms' names, in the recipe's order."""
+    names = {arm.name: _name(arm) for arm in recipe.arms}
+    shared = {name for name, times in Counter(names.values()).items() if times > 1}
+    methods = {}
+    compared = 0
+    for arm in recipe.arms:
+        name = names[arm.name]
+        methods[arm.name] = Method(
+            arm=arm.name,
+            name=f"{name} ({arm.name})" if name in shared else name,
+            trains=_trains(arm),
+            colour=-1 if arm.unrestricted else compared % NUM_COLOURS,
+            marker=REFERENCE_MARKER if arm.unrestricted else MARKERS[compared % len(MARKERS)],
+        )
+        compared += not arm.unrestricted
+    return methods
+
+
+def _name(arm: ArmRecipe) -> str:
+    kinds = {
+        BlocksArm: "Block expansion",
+        OldBlocksArm: "Training old blocks",
+        FullArm: "Full fine-tuning",
+        LoraArm: "LoRA",
+    }
+    return kinds[type(arm.arm)] + (", unrestricted" if arm.unrestricted else "")
+
+
+def _trains(arm: ArmRecipe) -> str:
+    settings = arm.arm
+    if isinstance(settings, OldBlocksArm):
+        return f"blocks {', '.join(map(str, settings.blocks))} of the base"
+    if isinstance(settings, FullArm):
+        return "every parameter"
+    if isinstance(settings, LoraArm):
+        if settings.rank is not None:
+            return f"low-rank factors, rank {settings.rank}"
+        size = formats.parameters(settings.trainable_parameters or 0)
+        return f"low-rank factors, about {size} parameters"
+    assert arm.plan is not None, f"the arm {arm.name} has no plan"
+    if arm.plan.after is not None:
+        return f"{len(arm.plan.after)} new blocks, on {', '.join(map(str, arm.plan.after))}"
+    return f"{arm.plan.blocks} new blocks, {arm.plan.placement}"

@@ -1,0 +1,215 @@
+"""The tables of a comparison: its arms, its contrasts, all its trials, and what each arm cost.
+
+In: a finished comparison. Out: tables of raw values, which the page, the CSV files and the terminal share.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from blockexpand.comparison import ArmResult, Comparison
+from blockexpand.reporting import formats
+from blockexpand.reporting.judging import keeps_budget
+from blockexpand.reporting.methods import methods_of
+from blockexpand.reporting.tables import Column, Spread, Table, Value, spread_of
+
+METHOD = Column(key="method", title="Method")
+_BASE = "The base, untouched"
+BROKEN = "over the budget"
+
+ARM_COLUMNS = (
+    METHOD,
+    Column(key="trains", title="What trains", under=True),
+    Column(key="gain", title="Gain", kind="difference", unit="nats per token", spread=True),
+    Column(key="gain_over_reference", title="Share", kind="share", unit="of the reference\u2019s gain"),
+    Column(key="forgetting", title="Forgetting", kind="rise", unit="of the general loss", spread=True),
+    Column(key="budget", title="Budget", under=True),
+    Column(key="domain_loss", title="Domain loss", kind="loss", unit="nats per token"),
+    Column(key="domain_loss_before", title="Domain loss before", kind="loss", under=True, before="from\u00a0"),
+    Column(key="general_loss", title="General loss", kind="loss", unit="nats per token"),
+    Column(key="general_loss_before", title="General loss before", kind="loss", under=True, before="from\u00a0"),
+    Column(key="num_trainable_parameters", title="Trainable", kind="parameters", unit="parameters"),
+    Column(key="tokens_per_second", title="Speed", kind="rate", unit="tokens per second"),
+    Column(key="peak_memory_bytes", title="Peak memory", kind="bytes"),
+    Column(key="lr", title="Learning rate", kind="lr", unit="chosen"),
+    Column(key="num_seeds", title="Seeds", kind="count", under=True, before="seeds:\u00a0"),
+)
+
+
+def arms_table(comparison: Comparison) -> Table:
+    """One row a method, at its chosen learning rate, on the test documents."""
+    methods = methods_of(comparison.recipe)
+    base = comparison.base
+    rows: list[tuple[Value, ...]] = []
+    for arm in comparison.arms:
+        method = methods[arm.name]
+        rows.append(
+            (
+                method.name,
+                method.trains,
+                spread_of(arm.gain),
+                arm.gain_over_reference,
+                spread_of(arm.forgetting),
+                _budget_word(arm, comparison),
+                arm.domain_loss,
+                base["domain"].loss,
+                arm.general_loss,
+                base["general"].loss,
+                *_costs(arm),
+                arm.lr,
+                len(arm.trials),
+            )
+        )
+    return Table(name="methods", title="The methods", columns=ARM_COLUMNS, rows=tuple(rows), notes=_notes(comparison))
+
+
+def _costs(arm: ArmResult) -> tuple[float, float, float]:
+    trials = arm.trials
+    return (
+        trials[0].num_trainable_parameters,
+        float(np.mean([t.tokens_per_second for t in trials])),
+        max(t.peak_memory_bytes for t in trials),
+    )
+
+
+def _budget_word(arm: ArmResult, comparison: Comparison) -> str:
+    budget = comparison.recipe.retention.forgetting_budget
+    if arm.unrestricted:
+        return "not asked for"
+    if budget is None:
+        return "no budget"
+    if not keeps_budget(arm, budget):
+        return BROKEN
+    return "inside the budget" if arm.forgetting.high <= budget else "inside; its interval crosses"
+
+
+def _notes(comparison: Comparison) -> tuple[str, ...]:
+    num_seeds = len(comparison.recipe.seeds)
+    general, domain = comparison.base["general"], comparison.base["domain"]
+    where = (
+        f"Measured once, at the end, on {formats.count(general.num_documents)} general and "
+        f"{formats.count(domain.num_documents)} domain documents that no run was steered by."
+    )
+    if num_seeds == 1:
+        how = (
+            "Intervals are 95 %, over documents (one seed: the documents are resampled, the training is not repeated)."
+        )
+    else:
+        how = f"Figures are means over {num_seeds} seeds and intervals are 95 %, over the seeds (Student\u2019s t)."
+    return (where, how)
+
+
+def contrasts_table(comparison: Comparison) -> Table:
+    """The first arm against each other one, paired over the test documents."""
+    methods = methods_of(comparison.recipe)
+    ours = methods[comparison.arms[0].name].name
+    rows: list[tuple[Value, ...]] = []
+    for contrast in comparison.contrasts:
+        learnt, forgot = spread_of(contrast.domain, -1), spread_of(contrast.general)
+        rows.append(
+            (
+                methods[contrast.theirs].name,
+                learnt,
+                _in_words(learnt, "learnt more", "learnt less"),
+                forgot,
+                _in_words(forgot, "forgot more", "forgot less"),
+            )
+        )
+    columns = (
+        Column(key="against", title=f"{ours} against"),
+        Column(key="gain_difference", title="Gain, difference", kind="difference", unit="nats per token", spread=True),
+        Column(key="gain_says", title="which says"),
+        Column(
+            key="general_difference",
+            title="General loss, difference",
+            kind="difference",
+            unit="nats per token",
+            spread=True,
+        ),
+        Column(key="general_says", title="which says"),
+    )
+    notes = (
+        "Paired: both methods on the same test documents, each document\u2019s loss averaged over the seeds; the "
+        "interval is 95 %, over documents. \u201cNoise\u201d stands where it includes zero: these documents cannot "
+        "tell the two apart.",
+    )
+    return Table(
+        name="contrasts", title=f"{ours} against each other method", columns=columns, rows=tuple(rows), notes=notes
+    )
+
+
+def _in_words(figure: Spread, above: str, below: str) -> str:
+    return "noise" if figure.is_noise else above if figure.value > 0 else below
+
+
+def trials_table(comparison: Comparison) -> Table:
+    """Every run: also those whose learning rate was not chosen."""
+    methods = methods_of(comparison.recipe)
+    chosen = {arm.name: arm.lr for arm in comparison.arms}
+    base = comparison.base["general"].loss
+    columns = (
+        METHOD,
+        Column(key="lr", title="Learning rate", kind="lr"),
+        Column(key="seed", title="Seed", kind="count"),
+        Column(key="is_chosen", title="Chosen"),
+        Column(key="steering_domain_loss", title="Domain loss, steering", kind="loss"),
+        Column(key="steering_rise", title="Rise, steering", kind="rise"),
+        Column(key="test_domain_loss", title="Domain loss, test", kind="loss"),
+        Column(key="test_forgetting", title="Forgetting, test", kind="rise"),
+        Column(key="shipped_step", title="Shipped at step", kind="count"),
+        Column(key="tokens_per_second", title="Tokens per second", kind="rate"),
+        Column(key="peak_memory_bytes", title="Peak memory", kind="bytes"),
+        Column(key="train_seconds", title="Training time", kind="seconds"),
+    )
+    rows = tuple(
+        (
+            methods[trial.arm].name,
+            trial.lr,
+            trial.seed,
+            "yes" if trial.lr == chosen[trial.arm] else "no",
+            trial.steering.domain,
+            trial.steering.rise,
+            trial.held_out["domain"].loss,
+            trial.held_out["general"].loss / base - 1,
+            trial.steering.step,
+            trial.tokens_per_second,
+            trial.peak_memory_bytes,
+            trial.train_seconds,
+        )
+        for trial in comparison.trials
+    )
+    notes = (
+        "Steering figures come from the validation sample that chose the checkpoint and the learning rate; test "
+        "figures from documents that were used for nothing else.",
+    )
+    return Table(name="trials", title="Every run", columns=columns, rows=rows, notes=notes)
+
+
+def losses_table(comparison: Comparison) -> Table:
+    """The base and every arm as loss, perplexity and bits per byte, means over the seeds."""
+    methods = methods_of(comparison.recipe)
+    measures = {"base": [comparison.base], **{a.name: [t.held_out for t in a.trials] for a in comparison.arms}}
+    rows: list[tuple[Value, ...]] = []
+    for name, held_outs in measures.items():
+        row: list[Value] = [methods[name].name if name in methods else _BASE]
+        for text in ("general", "domain"):
+            ones = [held_out[text] for held_out in held_outs]
+            row += [float(np.mean([vars(one)[figure] for one in ones])) for figure in _FIGURES]
+        rows.append(tuple(row))
+    columns = [METHOD]
+    for text in ("General", "Domain"):
+        columns += [
+            Column(key=f"{text.lower()}_loss", title=f"{text} loss", kind="loss", unit="nats per token"),
+            Column(key=f"{text.lower()}_perplexity", title="perplexity", kind="perplexity"),
+            Column(key=f"{text.lower()}_bits_per_byte", title="bits per byte", kind="loss"),
+        ]
+    return Table(
+        name="losses",
+        title="The same losses in other units",
+        columns=tuple(columns),
+        rows=tuple(rows),
+        notes=("Perplexity is e to the power of the loss. Bits per byte do not depend on the tokenizer.",),
+    )
+
+
+_FIGURES = ("loss", "perplexity", "bits_per_byte")

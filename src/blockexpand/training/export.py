@@ -1,0 +1,73 @@
+"""Trained tensors back into a plain Hugging Face folder.
+
+The checkpoint that the run started from is copied byte for byte, and the bytes of what was trained are
+written over their places. Everything else is therefore what it was, to the bit. An expanded folder's
+record comes along and says that it was trained; its proof, which was about the untrained blocks, does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blockexpand.checkpoint import CONFIG, Checkpoint, copy_files, open_checkpoint, other_files
+from blockexpand.errors import TrainingError
+from blockexpand.planning import ExpansionRecord, read_expansion
+from blockexpand.records import read_json, write_record
+from blockexpand.staging import RECORD_NAME, staged_folder
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_INDEX = "model.safetensors.index.json"
+
+
+def export_model(source: Path, out: Path, tensors: Mapping[str, Tensor], training: Mapping[str, Any]) -> None:
+    """Write `out`: the checkpoint in `source` with `tensors` in place of its own, in the file's dtypes.
+
+    Args:
+        source: The folder the run started from.
+        out: The folder to write; an earlier one of the same run is replaced.
+        tensors: What was trained, by the names on disk.
+        training: What an expanded folder's record says of it.
+
+    Raises:
+        TrainingError: a tensor is not in the checkpoint, has another shape, or an unknown dtype.
+    """
+    checkpoint = open_checkpoint(source)
+    for name, tensor in tensors.items():
+        entry = checkpoint.tensors.get(name)
+        if entry is None or tuple(entry.shape) != tuple(tensor.shape) or entry.dtype not in _DTYPES:
+            found = f"{entry.dtype}{list(entry.shape)}" if entry else "no such tensor"
+            raise TrainingError(f"{source} has {found} for {name}; expected shape {list(tensor.shape)}")
+    if out.exists():  # a run that was killed while it wrote its record; the folder itself is whole, and ours
+        shutil.rmtree(out)
+    with staged_folder(out) as folder:
+        index = (_INDEX,) if checkpoint.sharded else ()
+        copy_files(checkpoint, (*other_files(checkpoint).copied, CONFIG, *checkpoint.shards, *index), folder)
+        for name, tensor in tensors.items():
+            _overwrite(checkpoint, folder, name, tensor)
+        record = _expansion(checkpoint.folder)
+        if record is not None:
+            history = {**training, "before": record.training} if record.training else dict(training)
+            write_record(folder / RECORD_NAME, dataclasses.replace(record, proof=None, training=history))
+
+
+def _overwrite(checkpoint: Checkpoint, folder: Path, name: str, tensor: Tensor) -> None:
+    entry = checkpoint.tensors[name]
+    data = tensor.detach().cpu().to(_DTYPES[entry.dtype]).contiguous().view(torch.uint8).numpy().tobytes()
+    assert len(data) == entry.end - entry.start, f"{name}: {len(data)} bytes for {entry}"
+    with open(folder / entry.file, "r+b") as stream:
+        stream.seek(entry.start)
+        stream.write(data)
+
+
+def _expansion(folder: Path) -> ExpansionRecord | None:
+    path = folder / RECORD_NAME
+    if not path.is_file() or read_json(path).get("format") != ExpansionRecord.FORMAT:
+        return None
+    return read_expansion(folder)

@@ -1,0 +1,69 @@
+"""Which parameters an optimiser moves, how fast, and how the rate changes over a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from blockexpand.training.settings import OptimizerSettings, ScheduleSettings
+
+
+def build_optimizers(
+    trainable: Mapping[str, nn.Parameter], writers: frozenset[str], settings: OptimizerSettings
+) -> list[torch.optim.Optimizer]:
+    """The optimisers of a run: AdamW alone, or Muon on the blocks' matrices beside it.
+
+    Weight decay falls on the blocks' matrices only. A norm's gain would decay towards a block that writes
+    nothing; embeddings and heads are tables, of which decay would wipe out the rows that are seldom seen.
+    Tables also stay with AdamW, as Muon's authors have it.
+    """
+    for_muon = {n for n, p in trainable.items() if settings.name == "muon" and _is_block_matrix(n, p)}
+    optimizers: list[torch.optim.Optimizer] = []
+    adamw = _groups({n: p for n, p in trainable.items() if n not in for_muon}, writers, settings)
+    if adamw:
+        optimizers.append(torch.optim.AdamW(adamw, lr=settings.lr, betas=settings.betas, eps=settings.eps))
+    muon = _groups({n: p for n, p in trainable.items() if n in for_muon}, writers, settings)
+    if muon:
+        optimizers.append(torch.optim.Muon(muon, lr=settings.lr, adjust_lr_fn="match_rms_adamw"))
+    covered = sum(len(group["params"]) for o in optimizers for group in o.param_groups)
+    assert covered == len(trainable), f"{covered} of {len(trainable)} parameters have an optimiser"
+    return optimizers
+
+
+def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+
+
+def _groups(parameters: Mapping[str, nn.Parameter], writers: frozenset[str], settings: OptimizerSettings) -> list[dict]:
+    """Parameter groups, one for each pair of decay and rate that occurs."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        decay = settings.weight_decay if _is_block_matrix(name, parameter) else 0.0
+        scale = settings.writer_lr_scale if name in writers else 1.0
+        groups.setdefault((decay, scale), []).append(parameter)
+    return [
+        {"params": params, "weight_decay": decay, "lr": settings.lr * scale, "peak_lr": settings.lr * scale}
+        for (decay, scale), params in groups.items()
+    ]
+
+
+def rate_at(step: int, num_steps: int, schedule: ScheduleSettings) -> float:
+    """The learning rate of step `step` (from 0) as a share of the peak."""
+    warmup_steps = math.ceil(schedule.warmup * num_steps)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule.kind == "constant":
+        return 1.0
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    falling = 0.5 * (1 + math.cos(math.pi * progress)) if schedule.kind == "cosine" else 1 - progress
+    return schedule.final + (1 - schedule.final) * falling
+
+
+def set_rate(optimizers: list[torch.optim.Optimizer], share: float) -> None:
+    """Set every group's learning rate to its share of the group's peak."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * share

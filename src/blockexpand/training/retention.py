@@ -1,0 +1,48 @@
+"""The forgetting budget: a controller of the general rows' weight, and the choice of the checkpoint.
+
+Both stand on one figure, the rise: general validation loss over the base's, minus 1. The base's is what
+the model itself gave at step 0, when every arm still is the base.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+# Chosen by trial on the tiny base (docs/log.md): quick to tighten, slow to loosen, never off.
+_TIGHTEN, _LOOSEN = 2.0, 0.8
+_COMFORT = 0.5
+"""Below this share of the budget the weight is loosened."""
+_SMALLEST, _LARGEST = 0.25, 16.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """The held-out losses at one step, in nats per token."""
+
+    step: int
+    domain: float
+    general: float | None
+    rise: float | None
+    """general / the base's general - 1."""
+
+
+def adapted_weight(weight: float, rise: float, budget: float) -> float:
+    """The weight of general rows after a measurement: doubled outside the budget, eased well inside it."""
+    if rise > budget:
+        weight *= _TIGHTEN
+    elif rise < _COMFORT * budget:
+        weight *= _LOOSEN
+    return min(max(weight, _SMALLEST), _LARGEST)
+
+
+def is_better(new: Measurement, best: Measurement | None, budget: float | None) -> bool:
+    """Whether `new` is the checkpoint to ship so far: the lowest domain loss inside the budget.
+
+    Without a budget the latest is the one. The measurement of step 0 is always inside, so there is
+    always one to ship, even if it has gained nothing.
+    """
+    if best is None or budget is None:
+        return True
+    # Written so that NaN is outside: no comparison with it holds.
+    inside = new.rise is None or new.rise <= budget
+    return inside and new.domain < best.domain

@@ -1,0 +1,211 @@
+"""The settings of a run: strict, frozen, with their sources.
+
+In: a recipe (YAML) and overrides. Out: `TrainSettings`. Refused: unknown keys, wrong types, values out
+of bounds; each by the path of the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from blockexpand.records import check
+
+SELF = "self"
+"""In the place of a folder of general text: text that the base itself writes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlocksArm:
+    """Block expansion: only the new blocks of an expanded checkpoint train."""
+
+    kind: Literal["blocks"] = "blocks"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OldBlocksArm:
+    """The control: as many of the blocks the base already has."""
+
+    kind: Literal["old-blocks"]
+    blocks: tuple[int, ...]
+    """Which of them, by their index from 0."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FullArm:
+    """Every parameter trains: continued pretraining, instruction tuning, or from scratch."""
+
+    kind: Literal["full"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraArm:
+    """LoRA on every linear layer of the blocks, through peft."""
+
+    kind: Literal["lora"]
+    rank: int | None = None
+    trainable_parameters: int | None = None
+    """Instead of `rank`: the rank whose number of parameters comes nearest to this one."""
+
+    def __post_init__(self) -> None:
+        """Check that exactly one of the two is set."""
+        given = (self.rank is not None) + (self.trainable_parameters is not None)
+        check(given == 1, "rank", self.rank, "either rank or trainable_parameters, and not both")
+        size = self.rank if self.rank is not None else self.trainable_parameters
+        check(size is not None and size > 0, "rank", size, "more than 0")
+
+
+ArmSettings = BlocksArm | OldBlocksArm | FullArm | LoraArm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What is trained on, and what the run steers by."""
+
+    domain: str
+    """A prepared folder: the text to learn."""
+    general: str | None = None
+    """A prepared folder: text like what the base knew, for retention; `self` = sampled from the base."""
+    domain_split: str = "train"
+    general_split: str = "replay"
+    validation_split: str = "validation"
+    """Of both folders; the run steers and chooses its checkpoint by it."""
+    validation_rows: int = 16
+    """Rows of each folder's validation split that are measured each time."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        check(self.validation_rows >= 0, "validation_rows", self.validation_rows, "0 (off) or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """Which optimiser moves what, how fast."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: torch.optim.Muon on the blocks' matrices, AdamW on everything else."""
+    lr: float = 2e-4
+    """Peak learning rate (paper section 4.1: 2e-4); of Muon in AdamW's scale (`match_rms_adamw`)."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Paper, Table 12."""
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """On the blocks' matrices only (paper section 4.1: 0.1)."""
+    writer_lr_scale: float = 1.0
+    """The learning rate of the residual writers (which start at zero) over that of all else."""
+    clip_norm: float = 1.0
+    """Largest gradient norm (paper section 4.1: 1.0)."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        check(self.lr > 0, "lr", self.lr, "more than 0")
+        check(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two numbers in [0, 1)")
+        check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        check(self.writer_lr_scale > 0, "writer_lr_scale", self.writer_lr_scale, "more than 0")
+        check(self.clip_norm > 0, "clip_norm", self.clip_norm, "more than 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """The learning rate over the run."""
+
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.06
+    """Share of all steps over which it rises from 0 (paper section 4.1: 6 %)."""
+    final: float = 0.0
+    """What remains of it at the end, as a share of the peak."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        check(0 <= self.warmup < 1, "warmup", self.warmup, "a share in [0, 1)")
+        check(0 <= self.final <= 1, "final", self.final, "a share in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetentionSettings:
+    """How the general ability is kept while the domain is learnt."""
+
+    replay: float = 0.0
+    """Share of each step's rows that are general text."""
+    ce_weight: float = 1.0
+    """Weight of the general rows' cross-entropy against the domain's."""
+    kl_weight: float = 0.0
+    """Weight of KL(base || model) on the general rows; the base is the bypassed model."""
+    forgetting_budget: float | None = None
+    """How much the general validation loss may rise, as a share of the base's (0.01 = 1 %): held by
+    adapting the general rows' weight, and by choosing the best checkpoint inside it."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        check(0 <= self.replay < 1, "replay", self.replay, "a share in [0, 1)")
+        check(self.ce_weight >= 0, "ce_weight", self.ce_weight, "0 or more")
+        check(self.kl_weight >= 0, "kl_weight", self.kl_weight, "0 or more")
+        budget = self.forgetting_budget
+        check(budget is None or budget > 0, "forgetting_budget", budget, "more than 0, e.g. 0.01 for 1 %")
+        some = self.ce_weight > 0 or self.kl_weight > 0
+        check(self.replay == 0 or some, "replay", self.replay, "0 when ce_weight and kl_weight are both 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """One run."""
+
+    model: str
+    """The folder of the checkpoint to start from (an expanded one, for the arm `blocks`)."""
+    out: str
+    """The run folder."""
+    arm: ArmSettings
+    data: DataSettings
+    domain_tokens: int
+    """Domain tokens to train on; general rows come on top."""
+    rows_per_step: int = 16
+    rows_per_pass: int = 16
+    """Rows of one forward pass; fewer need less memory and give the same step."""
+    optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = dataclasses.field(default_factory=ScheduleSettings)
+    retention: RetentionSettings = dataclasses.field(default_factory=RetentionSettings)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic and the frozen weights; what trains is always held in float32."""
+    measure_every_steps: int = 50
+    checkpoint_every_steps: int = 500
+    keep_checkpoints: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        check(self.domain_tokens > 0, "domain_tokens", self.domain_tokens, "more than 0")
+        check(self.rows_per_step > 0, "rows_per_step", self.rows_per_step, "more than 0")
+        check(self.rows_per_pass > 0, "rows_per_pass", self.rows_per_pass, "more than 0")
+        check(self.keep_checkpoints > 0, "keep_checkpoints", self.keep_checkpoints, "more than 0")
+        for name in ("measure_every_steps", "checkpoint_every_steps"):
+            check(vars(self)[name] > 0, name, vars(self)[name], "more than 0")
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
+        wants_general = self.retention.replay > 0 or self.retention.forgetting_budget is not None
+        check(
+            not wants_general or self.data.general is not None,
+            "data.general",
+            self.data.general,
+            "a prepared folder of general text (or `self`), since retention is on",
+        )
+        steers = self.retention.forgetting_budget is None or self.data.validation_rows > 0
+        check(steers, "data.validation_rows", self.data.validation_rows, "more than 0, to hold a forgetting_budget")
+        check(
+            self.rows_per_step > self.num_general_rows,
+            "retention.replay",
+            self.retention.replay,
+            f"a share that leaves at least one of {self.rows_per_step} rows for the domain",
+        )
+
+    @property
+    def num_general_rows(self) -> int:
+        """General rows of each step."""
+        return round(self.retention.replay * self.rows_per_step)
+
+    @property
+    def num_domain_rows(self) -> int:
+        """Domain rows of each step."""
+        return self.rows_per_step - self.num_general_rows
+
+    def num_steps(self, row_tokens: int) -> int:
+        """Steps that see `domain_tokens` domain tokens in rows of `row_tokens`."""
+        return -(-self.domain_tokens // (self.num_domain_rows * row_tokens))

@@ -1,0 +1,43 @@
+"""What a run writes down as it goes: metrics.jsonl, one JSON object a line, and TensorBoard beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Tracker:
+    """Appends metrics; a resumed run first drops the lines after the step it goes on from."""
+
+    def __init__(self, folder: Path, from_step: int) -> None:
+        """Open `folder`/metrics.jsonl and `folder`/tensorboard."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(self._path) if row["step"] <= from_step] if from_step else []
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._stream = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1 if from_step else None)
+
+    def write(self, step: int, kind: str, values: Mapping[str, float | None]) -> None:
+        """One line: the step, its kind (`train` or `measure`) and the figures."""
+        self._stream.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        self._stream.flush()
+        for name, value in values.items():
+            if value is not None:
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._stream.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]

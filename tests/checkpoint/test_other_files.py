@@ -1,0 +1,70 @@
+"""Which files travel with a model and which stay."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from blockexpand.checkpoint import copy_files, open_checkpoint, other_files
+from blockexpand.errors import CheckpointError
+from conftest import MakeBase
+
+TRAVEL = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_tokenizer_template_and_generation_config_travel(tiny_base: MakeBase, sharded: bool):
+    files = other_files(open_checkpoint(tiny_base("llama", sharded=sharded)))
+    assert set(files.copied) == set(TRAVEL)
+    assert files.left_out == ()
+
+
+def test_other_weights_hidden_folders_and_our_own_record_stay(own_base: MakeBase):
+    folder = own_base("llama")
+    stay = ["pytorch_model.bin", "pytorch_model.bin.index.json", "model.GGUF", "consolidated.safetensors",
+            "tf_model.h5", "training_args.bin", ".gitattributes", "blockexpand.json"]  # fmt: skip
+    touch(folder, *stay, "README.md", "LICENSE", "assets/logo.svg", "assets/more/x.txt")
+    touch(
+        folder,
+        "original/params.json",
+        "original/consolidated.00.pth",
+        ".git/config",
+        ".cache/x",
+        "__pycache__/a.pyc",
+    )
+    touch(folder, "onnx/deep/model.onnx", "onnx/config.json")
+    (folder / "empty").mkdir()
+    os.mkfifo(folder / "pipe")
+    (folder / "loop").symlink_to(folder, target_is_directory=True)
+    files = other_files(open_checkpoint(folder))
+    assert set(files.copied) == {*TRAVEL, "README.md", "LICENSE", "assets/logo.svg", "assets/more/x.txt"}
+    folders = {"original/", ".git/", ".cache/", "__pycache__/", "onnx/", "empty/", "loop/"}
+    assert set(files.left_out) == {*stay, "pipe", *folders}
+
+
+def test_files_are_copied_through_links_and_into_folders(own_base: MakeBase, tmp_path: Path):
+    folder = own_base("llama")
+    touch(folder, "assets/a.txt")
+    (tmp_path / "elsewhere").write_text("real content")
+    (folder / "NOTICE").symlink_to(tmp_path / "elsewhere")
+    checkpoint = open_checkpoint(folder)
+    copy_files(checkpoint, other_files(checkpoint).copied, tmp_path / "out")
+    assert (tmp_path / "out" / "assets" / "a.txt").read_text() == "assets/a.txt"
+    assert (tmp_path / "out" / "NOTICE").read_text() == "real content"
+    assert not (tmp_path / "out" / "NOTICE").is_symlink()
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_link_that_leads_nowhere_is_an_incomplete_model(own_base: MakeBase):
+    folder = own_base("llama")
+    (folder / "vocab.json").symlink_to("../../blobs/gone")
+    with pytest.raises(CheckpointError, match=r"vocab\.json is a link to '\.\./\.\./blobs/gone', which does not exist"):
+        other_files(open_checkpoint(folder))

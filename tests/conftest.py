@@ -1,0 +1,46 @@
+"""Fixtures every room's tests may use; the things they are made of are in helpers.py."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers.utils import logging
+
+from helpers import make_base
+
+torch.set_num_threads(1)
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+MakeBase = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> MakeBase:
+    """`tiny_base(family, **settings)`: a tiny checkpoint's folder, made once and shared. Do not change it."""
+    made: dict[str, Path] = {}
+
+    def make(family: str = "llama", **settings: Any) -> Path:
+        key = f"{family} {sorted(settings.items())}"
+        if key not in made:
+            made[key] = make_base(tmp_path_factory.mktemp(f"base-{family}"), family, **settings)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def own_base(tiny_base: MakeBase, tmp_path: Path) -> MakeBase:
+    """`own_base(family, **settings)`: a copy of it, this test's to change or break."""
+
+    def make(family: str = "llama", **settings: Any) -> Path:
+        folder = tmp_path / "base"
+        shutil.copytree(tiny_base(family, **settings), folder)
+        return folder
+
+    return make

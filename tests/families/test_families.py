@@ -1,0 +1,241 @@
+"""Family files: read strictly, true to transformers, and exact about names."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blockexpand import families
+from blockexpand.errors import FamilyError, RecordError
+from blockexpand.families import Family, family_for, known_families, switched_on, tail_matches
+from blockexpand.records import from_plain
+from helpers import CONFIGS, tiny_config, tiny_model
+
+DATA = Path(families.__file__).parent / "data"
+VARIANTS = [
+    ("llama", {}),
+    ("llama", {"attention_bias": True}),
+    ("llama", {"mlp_bias": True, "tie_word_embeddings": True}),
+    ("mistral", {}),
+    ("mistral", {"tie_word_embeddings": True}),
+    ("qwen2", {}),
+    ("qwen2", {"tie_word_embeddings": True}),
+    ("qwen3", {}),
+    ("qwen3", {"attention_bias": True, "tie_word_embeddings": True}),
+]
+
+
+def config_of(family: str = "llama", **settings: Any) -> dict[str, Any]:
+    return tiny_config(family, **settings).to_dict() | {"architectures": None}
+
+
+def plain_family(name: str) -> dict[str, Any]:
+    return tomllib.loads((DATA / f"{name}.toml").read_text())
+
+
+def test_every_family_of_this_issue_has_a_file_and_nothing_else_is_served():
+    served = [t for family in known_families().values() for t in family.model_types]
+    assert sorted(served) == sorted(CONFIGS)
+
+
+@pytest.mark.parametrize(("name", "settings"), VARIANTS)
+def test_a_family_names_exactly_the_tensors_that_transformers_has(name: str, settings: dict[str, Any]):
+    model = tiny_model(name, **settings)
+    family = family_for(config_of(name, **settings), name)
+    blocks: dict[int, set[str]] = {}
+    outer = set()
+    for tensor in model.state_dict():
+        place = family.locate(tensor)
+        if place.block is None:
+            outer.add(tensor)
+        else:
+            blocks.setdefault(place.block, set()).add(place.tail)
+    assert sorted(blocks) == list(range(4))
+    assert all(tails == set(family.required_tails(model.config.to_dict())) for tails in blocks.values())
+    assert outer == set(family.outer_allowed())
+    tied = set() if not settings.get("tie_word_embeddings") else {"lm_head.weight"}
+    assert outer - set(family.outer_required(model.config.to_dict())) == tied
+
+
+@pytest.mark.parametrize(("name", "settings"), VARIANTS)
+def test_writers_are_the_last_projections_with_the_biases_that_are_there(name: str, settings: dict[str, Any]):
+    family = family_for(config_of(name, **settings), name)
+    found = family.writers_among(family.required_tails(config_of(name, **settings)))
+    expected = {"self_attn.o_proj.weight", "mlp.down_proj.weight"}
+    if settings.get("attention_bias"):
+        expected.add("self_attn.o_proj.bias")
+    if settings.get("mlp_bias"):
+        expected.add("mlp.down_proj.bias")
+    assert set(found) == expected
+
+
+@given(block=st.integers(0, 999_999), tail=st.text("abn_.0", min_size=1))
+def test_a_name_is_taken_apart_as_it_was_put_together(block: int, tail: str):
+    family = known_families()["llama"]
+    place = family.locate(family.name_of(block, tail))
+    assert (place.block, place.tail) == (block, tail)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.03.mlp.up_proj.weight",
+        "model.layers.-1.mlp.up_proj.weight",
+        "model.layers.3",
+        "model.layers.3.",
+        "model.layers..mlp.up_proj.weight",
+        "model.layers.x.mlp.up_proj.weight",
+        "model.layers.٣.mlp.up_proj.weight",
+        "model.layers.1234567.mlp.up_proj.weight",
+        "model.layersx.3.mlp.up_proj.weight",
+        "xmodel.layers.3.mlp.up_proj.weight",
+        "lm_head.weight",
+    ],
+)
+def test_what_only_looks_like_a_block_is_outside_the_blocks(name: str):
+    place = known_families()["llama"].locate(name)
+    assert (place.block, place.tail) == (None, name)
+
+
+def test_a_pattern_takes_whole_numbers_and_nothing_else():
+    pattern = "mlp.experts.{n}.w2.weight"
+    assert tail_matches(pattern, "mlp.experts.0.w2.weight")
+    assert tail_matches(pattern, "mlp.experts.31.w2.weight")
+    for tail in (
+        "mlp.experts.03.w2.weight",
+        "mlp.experts.x.w2.weight",
+        "mlp.experts.1.w2.weightx",
+        "mlp.experts.1.w2xweight",
+    ):
+        assert not tail_matches(pattern, tail)
+
+
+def test_a_family_with_numbered_experts_needs_no_code():
+    plain = plain_family("mistral")
+    plain["block"]["required"] += ["moe.experts.{n}.w1.weight", "moe.experts.{n}.w2.weight"]
+    plain["block"]["writers"] += ["moe.experts.{n}.w2.weight"]
+    family = from_plain(Family, plain)
+    tails = ["moe.experts.0.w1.weight", "moe.experts.0.w2.weight", "moe.experts.11.w2.weight"]
+    assert family.writers_among(tails) == ("moe.experts.0.w2.weight", "moe.experts.11.w2.weight")
+
+
+# --- strictness of the files --------------------------------------------------------------------------
+
+
+def test_an_unknown_key_in_a_family_file_is_refused_with_the_nearest():
+    with pytest.raises(RecordError, match=r"unknown key 'depth_keys'.*'depth_key'"):
+        from_plain(Family, plain_family("llama") | {"depth_keys": "n_layer"}, where="llama.toml")
+
+
+def test_a_writer_the_block_does_not_have_is_refused():
+    plain = plain_family("llama")
+    plain["block"]["writers"] = ["mlp.up.weight"]
+    with pytest.raises(RecordError, match=r"llama\.toml\.block\.writers: .*'mlp\.up\.weight'"):
+        from_plain(Family, plain, where="llama.toml")
+
+
+def test_a_tail_listed_twice_is_refused():
+    plain = plain_family("llama")
+    plain["block"]["required"].append("mlp.up_proj.weight")
+    with pytest.raises(RecordError, match=r"required: expected each tail once.*mlp\.up_proj\.weight"):
+        from_plain(Family, plain)
+
+
+def test_an_attention_output_the_block_does_not_have_is_refused():
+    plain = plain_family("llama")
+    plain["block"]["attention_output"] = "self_attn.dense.weight"
+    with pytest.raises(RecordError, match=r"attention_output: .*self_attn\.dense\.weight"):
+        from_plain(Family, plain)
+
+
+def test_an_unknown_rule_is_refused():
+    plain = plain_family("llama")
+    plain["per_layer"][0]["kind"] = "copy"
+    with pytest.raises(RecordError, match=r"'kind' to be one of 'copy-from-donor', 'threshold', got 'copy'"):
+        from_plain(Family, plain)
+
+
+# --- configs that are refused ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"auto_map": {"AutoModel": "modeling.X"}}, ["auto_map", "modeling.X", "without remote code"]),
+        ({"quantization_config": {"quant_method": "gptq"}}, ["quantised", "'gptq'", "unquantised"]),
+        ({"model_type": "lama"}, ["'lama'", "did you mean 'llama'"]),
+        ({"model_type": "rwkv"}, ["'rwkv'", "llama, mistral, qwen2, qwen3"]),
+        ({"model_type": None}, ["model_type None", "llama"]),
+        ({"model_type": 7}, ["model_type 7"]),
+        ({"vision_config": {"depth": 2}, "model_type": "llava"}, ["'vision_config'", "'llava'", "text-only"]),
+        (
+            {"architectures": ["LlamaForSequenceClassification"]},
+            ["LlamaForSequenceClassification", "LlamaForCausalLM"],
+        ),
+        ({"num_hidden_layers": None}, ["num_hidden_layers is None"]),
+        ({"num_hidden_layers": 0}, ["num_hidden_layers is 0", "1 or more"]),
+        ({"num_hidden_layers": "4"}, ["num_hidden_layers is '4'"]),
+        ({"num_hidden_layers": True}, ["num_hidden_layers is True"]),
+        ({"no_rope_layers": [1, 1, 1, 0]}, ["'no_rope_layers'", "each of the 4 blocks", "layer_types"]),
+        ({"extra": {"sizes": [1, 2, 3, 4]}}, ["'extra.sizes'", "4 blocks"]),
+        ({"per_layer_config": {"0": {}, "3": {}}}, ["'per_layer_config'"]),
+    ],
+)
+def test_what_no_family_takes_is_refused_by_name_and_value(entries: dict[str, Any], words: list[str]):
+    with pytest.raises(FamilyError) as raised:
+        family_for(config_of() | entries, "my/model")
+    message = str(raised.value)
+    assert "\n" not in message
+    if "num_hidden_layers" not in entries:
+        assert message.startswith("my/model: ")
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"eos_token_id": [1, 2, 3, 4]},
+        {"rope_scaling": {"rope_type": "longrope", "long_factor": [1.0, 1.0, 1.0, 1.0]}},
+        {"layer_types": ["full_attention"] * 4},
+        {"other": [1, 2, 3]},
+        {"other": {"a": 1}},
+        {"label2id": {"0": 1}},
+        {"other": {"sizes": {"0": 1}}},
+        {"vision_config": None},
+        {"quantization_config": None},
+    ],
+)
+def test_lists_that_are_not_per_block_do_not_stand_in_the_way(entries: dict[str, Any]):
+    assert family_for(config_of() | entries, "m").name == "llama"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_an_entry_means_when_it_is_missing_is_what_the_config_class_says(name: str):
+    family, own = known_families()[name], CONFIGS[name]().to_dict()
+    groups = [*family.outer.tied, *family.block.switched]
+    stated = {group.switch: group.switch_default for group in groups}
+    for rule in family.per_layer:
+        if rule.kind == "threshold":
+            stated |= {rule.switch: rule.switch_default, rule.key: rule.key_default}
+    assert "tie_word_embeddings" in stated
+    assert stated == {key: own[key] for key in stated}
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_a_switch_that_is_missing_or_null_is_the_classes_default(default: bool):
+    assert switched_on({}, "attention_bias", default) is default
+    assert switched_on({"attention_bias": None}, "attention_bias", default) is default
+    assert switched_on({"attention_bias": not default}, "attention_bias", default) is not default
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_refused():
+    family = family_for(config_of(), "m")
+    with pytest.raises(FamilyError, match=r"attention_bias is 'yes'; expected true or false"):
+        family.required_tails(config_of() | {"attention_bias": "yes"})
+    assert family.required_tails(config_of() | {"attention_bias": None}) == family.block.required

@@ -1,0 +1,210 @@
+"""Outputs that are taken, forbidden or too small: refused, or undone, with nothing left behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockexpand.errors import ExpansionError, StagingError
+from blockexpand.expansion import expand
+from blockexpand.planning import plan
+from conftest import MakeBase
+from helpers import tree
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_an_output_that_exists_is_refused_and_kept(tiny_base: MakeBase, tmp_path: Path):
+    base, out = tiny_base("llama"), tmp_path / "out"
+    out.mkdir()
+    (out / "precious.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(StagingError, match=f"{out}"):
+            expand(base, out, plan(base, 2), overwrite=overwrite)
+    assert tree(tmp_path) == {"out/precious.txt": b"mine"}
+
+
+def test_an_empty_folder_is_filled(tiny_base: MakeBase, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    expand(tiny_base("llama"), tmp_path / "out", plan(tiny_base("llama"), 2))
+    assert (tmp_path / "out" / "blockexpand.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("base", "is the base itself"),
+        ("base/../base", "is the base itself"),
+        ("link", "is the base itself"),
+        ("base/deeper", "is inside the base"),
+        ("link/deeper/still", "is inside the base"),
+        (".", "contains the base"),
+    ],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_base_is_never_written_to(own_base: MakeBase, tmp_path: Path, output: str, words: str, overwrite: bool):
+    base = own_base("llama")
+    (base / "blockexpand.json").write_text("{}")  # so that only this check stands in the way
+    (tmp_path / "blockexpand.json").write_text("{}")
+    (tmp_path / "link").symlink_to(base)
+    before = tree(tmp_path)
+    with pytest.raises(ExpansionError, match=words) as raised:
+        expand(base, tmp_path / output, plan(base, 2), overwrite=overwrite)
+    assert str(tmp_path / output) in str(raised.value)
+    assert tree(tmp_path) == before
+
+
+def test_an_output_under_a_file_is_refused(tiny_base: MakeBase, tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StagingError, match=r"file is a file, not a folder"):
+        expand(tiny_base("llama"), tmp_path / "file" / "out", plan(tiny_base("llama"), 2))
+    assert tree(tmp_path) == {"file": b"x"}
+
+
+# --- no space ----------------------------------------------------------------------------------------
+
+
+def test_too_little_space_is_said_before_the_weights_are_written(
+    tiny_base: MakeBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**6, 0, 70_000))
+    base = tiny_base("llama")
+    with pytest.raises(StagingError, match=r"the weights take 95,040 bytes and 70,000 are free"):
+        expand(base, tmp_path / "out", plan(base, 2))
+    assert not any(tmp_path.iterdir())
+
+
+def full(*_: Any, **__: Any) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("where", ["os.copy_file_range", "os.fsync", "shutil.copyfile", "os.rename"])
+def test_a_disk_that_fills_up_at_any_step_leaves_nothing(
+    tiny_base: MakeBase, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+):
+    base = tiny_base("llama")
+    made = plan(base, 2)
+    module, _, name = where.partition(".")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[module], name, full)
+        with pytest.raises(
+            StagingError, match=rf"no space left on the device while writing {tmp_path}.*Nothing was left"
+        ):
+            expand(base, tmp_path / "out", made)
+    assert not any(tmp_path.iterdir())
+
+
+ON_A_TINY_DISK = """
+    import collections, os, shutil, sys
+    from pathlib import Path
+    from blockexpand.errors import StagingError
+    from blockexpand.expansion import expand
+    from blockexpand.planning import plan
+    base, disk, pretend = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "pretend"
+    if pretend:
+        Usage = collections.namedtuple("Usage", "total used free")
+        shutil.disk_usage = lambda path: Usage(10**9, 0, 10**9)
+    try:
+        expand(base, disk / "out", plan(base, 2))
+    except StagingError as error:
+        print("refused:", error)
+    print("left:", sorted(os.listdir(disk)))
+"""
+
+
+@pytest.mark.parametrize("check", ["pretend", "honest"])
+def test_a_real_file_system_without_space(tiny_base: MakeBase, tmp_path: Path, check: str):
+    """A tmpfs of 64 kB in a mount namespace of our own; once with the check of free space made to pass."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(ON_A_TINY_DISK))
+    command = f"mount -t tmpfs -o size=64k none {disk} && {sys.executable} {script} {tiny_base('llama')} {disk} {check}"
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", command], capture_output=True, text=True
+    )
+    if done.returncode and ("unshare" in done.stderr or "mount" in done.stderr):
+        pytest.skip(f"no mount namespaces here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    words = "no space left on the device while writing" if check == "pretend" else "the weights take 95,040 bytes"
+    assert words in done.stdout
+    assert done.stdout.endswith("left: []\n")
+
+
+# --- interrupted -------------------------------------------------------------------------------------
+
+
+def test_an_interruption_leaves_nothing(tiny_base: MakeBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    base = tiny_base("llama")
+    made = plan(base, 2)
+    monkeypatch.setattr(os, "copy_file_range", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        expand(base, tmp_path / "new" / "folders" / "out", made)
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_interruption_while_overwriting_keeps_the_old(
+    tiny_base: MakeBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    base = tiny_base("llama")
+    expand(base, tmp_path / "out", plan(base, 2))
+    before = tree(tmp_path)
+    monkeypatch.setattr(os, "copy_file_range", full)
+    with pytest.raises(StagingError):
+        expand(base, tmp_path / "out", plan(base, 4), overwrite=True)
+    assert tree(tmp_path) == before
+
+
+KILLED = """
+    import os, sys, time
+    real = os.copy_file_range
+    def slow(*args):
+        print("copying", flush=True)
+        time.sleep(60)
+        return real(*args)
+    os.copy_file_range = slow
+    from blockexpand.expansion import expand
+    from blockexpand.planning import plan
+    expand(sys.argv[1], sys.argv[2], plan(sys.argv[1], 2))
+"""
+
+
+def test_a_killed_process_leaves_nothing_that_looks_whole(tiny_base: MakeBase, tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(KILLED))
+    out = tmp_path / "place" / "out"
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tiny_base("llama")), str(out)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "copying\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    time.sleep(0.01)
+    assert not out.exists()
+    assert all(p.name.startswith(".out.partial-") for p in out.parent.iterdir())
+    expand(tiny_base("llama"), out, plan(tiny_base("llama"), 2))
+    assert (out / "blockexpand.json").is_file()
+
+
+@pytest.mark.parametrize("length", [240, 300])
+def test_a_name_too_long_for_the_file_system_is_refused(tiny_base: MakeBase, tmp_path: Path, length: int):
+    """240 characters are a legal name, but the hidden name beside it is longer."""
+    with pytest.raises(StagingError, match=r"cannot write .*xxx: File name too long; choose another"):
+        expand(tiny_base("llama"), tmp_path / ("x" * length), plan(tiny_base("llama"), 2))
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,217 @@
+"""The rules of the house, as tests: direction of imports, caps, README's map, options, errors that were read."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "blockexpand"
+
+# Left to right; a room may import what stands before it, never its own row or after it.
+ROWS: list[set[str]] = [
+    {"errors"},
+    {"staging"},
+    {"records"},
+    {"digests", "progress"},
+    {"families", "checkpoint"},
+    {"planning"},
+    {"expansion", "live", "corpus", "numerics"},
+    {"training", "evaluation"},
+    {"comparison"},
+    {"reporting"},
+    {"demonstration"},
+    {"cli"},
+]
+RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
+EXEMPT = {"__init__", "__main__"}  # the public names, and `python -m blockexpand`
+
+FILE_LINES, FUNCTION_LINES, NINTH_DECILE, PARAMETERS = 400, 70, 35, 6
+PROBES_PER_THOUSAND = 2.0
+
+FILES = sorted(SOURCE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def functions() -> list[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    return [
+        (path, node)
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+
+
+def imported_rooms(tree: ast.AST) -> set[str]:
+    rooms = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("blockexpand"):
+            parts = node.module.split(".")
+            rooms |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            rooms |= {a.name.split(".")[1] for a in node.names if a.name.startswith("blockexpand.")}
+    return rooms - {"__version__"}
+
+
+def test_every_room_has_its_row() -> None:
+    assert {room_of(path) for path in FILES} - EXEMPT == set(RANK)
+
+
+def test_rooms_import_only_what_stands_before_them() -> None:
+    wrong = []
+    for path, tree in TREES.items():
+        room = room_of(path)
+        if room in EXEMPT:
+            continue
+        later = sorted(other for other in imported_rooms(tree) - {room} if RANK[other] >= RANK[room])
+        wrong += [f"{path.relative_to(ROOT)} imports {other}" for other in later]
+    assert wrong == []
+
+
+def test_files_keep_their_cap() -> None:
+    lengths = {path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {path: n for path, n in lengths.items() if n >= FILE_LINES} == {}
+
+
+def test_functions_keep_their_caps() -> None:
+    lengths = {f"{p.relative_to(ROOT)}:{f.name}": (f.end_lineno or 0) - f.lineno + 1 for p, f in functions()}
+    assert {name: n for name, n in lengths.items() if n >= FUNCTION_LINES} == {}
+    ordered = sorted(lengths.values())
+    assert ordered[int(0.9 * len(ordered))] < NINTH_DECILE
+
+
+def is_command(path: Path) -> bool:
+    """A verb's parameters are its options, pinned by their own test."""
+    return room_of(path) == "cli"
+
+
+def test_functions_have_few_parameters() -> None:
+    wide = {
+        f"{p.relative_to(ROOT)}:{f.name}": n
+        for p, f in functions()
+        if (n := len([a for a in [*f.args.args, *f.args.kwonlyargs] if a.arg not in ("self", "cls")])) > PARAMETERS
+        and not is_command(p)
+    }
+    assert wide == {}
+
+
+def test_attributes_are_known_not_probed() -> None:
+    probes = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("getattr", "hasattr", "setattr")
+    ]
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in FILES)
+    assert 1000 * len(probes) / lines <= PROBES_PER_THOUSAND, probes
+
+
+def test_no_broad_except() -> None:
+    broad = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or (isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")))
+        and not any(isinstance(n, ast.Raise) and n.exc is None for n in ast.walk(node))  # cleaning up and going on up
+    ]
+    assert broad == []
+
+
+def test_every_module_says_what_it_is() -> None:
+    silent = [str(path.relative_to(ROOT)) for path, tree in TREES.items() if not ast.get_docstring(tree)]
+    assert silent == []
+
+
+def test_no_environment_variables_steer() -> None:
+    """Settings are settings; the one place that sets variables for other libraries is the entry point."""
+    readers = {
+        str(path.relative_to(SOURCE))
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
+    }
+    assert readers <= {"cli/main.py"}
+
+
+README = ROOT / "README.md"
+
+
+def test_the_map_in_readme_is_the_tree() -> None:
+    """Every file git knows is in README's map, alone or under a folder it ends with a slash, and the reverse."""
+    text = README.read_text(encoding="utf-8")
+    block = re.search(r"<!-- map -->\n```text\n(.*?)```", text, re.DOTALL)
+    assert block, "README has no map between '<!-- map -->' and the end of its block"
+    entries, stack = [], []
+    for line in block.group(1).splitlines():
+        indent = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        stack = [*stack[:indent], name]
+        entries.append("".join(stack))
+    assert len(entries) == len(set(entries))
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for entry in entries:
+        assert any(t == entry or t.startswith(entry) for t in tracked), (
+            f"README's map names {entry}, which is not there"
+        )
+    leaves = [e for e in entries if not any(o != e and o.startswith(e) for o in entries)]
+    missing = [
+        t for t in tracked if not any(t == leaf or (leaf.endswith("/") and t.startswith(leaf)) for leaf in leaves)
+    ]
+    assert missing == []
+
+
+def test_the_public_names_are_one_list() -> None:
+    import blockexpand
+
+    tree = TREES[SOURCE / "__init__.py"]
+    typed = {
+        alias.name: (node.module or "").removeprefix("blockexpand.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("blockexpand.")
+        for alias in node.names
+    }
+    assert typed == blockexpand._ROOMS
+    assert set(blockexpand.__all__) == {*typed, "__version__"}
+    for name in blockexpand.__all__:
+        assert vars(blockexpand).get(name) is not None or blockexpand.__getattr__(name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'expnad'"):
+        blockexpand.__getattr__("expnad")
+
+
+@pytest.mark.parametrize(
+    "first", ["blockexpand.planning.making", "blockexpand.training", "blockexpand.corpus.preparing"]
+)
+def test_functions_are_functions_whatever_was_imported_first(first: str) -> None:
+    """Why rooms are nouns: a package `blockexpand.plan` would shadow the function once anything imported it."""
+    code = (
+        f"import {first}, blockexpand\n"
+        "assert all(callable(getattr(blockexpand, n)) for n in ('plan', 'expand', 'train', 'prepare', 'compare'))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("blockexpand", ("numpy", "torch", "rich", "yaml", "cyclopts")),
+        ("blockexpand.planning", ("numpy", "torch", "transformers", "rich", "yaml", "huggingface_hub")),
+        ("blockexpand.expansion", ("numpy", "torch", "transformers", "rich", "huggingface_hub")),
+        ("blockexpand.cli.main", ("numpy", "torch", "transformers", "yaml", "blockexpand.planning")),
+    ],
+)
+def test_what_is_light_stays_light(module: str, forbidden: tuple[str, ...]) -> None:
+    code = f"import sys, {module}\nprint([m for m in {forbidden!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

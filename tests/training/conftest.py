@@ -1,0 +1,77 @@
+"""What training tests share: a tiny language model, its expansion, and corpora, made once."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockexpand.training import train
+from blockexpand.training.settings import (
+    BlocksArm,
+    DataSettings,
+    FullArm,
+    OptimizerSettings,
+    TrainSettings,
+)
+from lm_helpers import make_chats, make_corpus, make_expanded, make_lm
+
+
+@dataclasses.dataclass(frozen=True)
+class Ground:
+    """Folders that tests read and never change."""
+
+    base: Path
+    expanded: Path
+    domain: Path
+    general: Path
+    chats: Path
+
+    def settings(self, out: Path, **changes: Any) -> TrainSettings:
+        """A short run of the arm `blocks`."""
+        values: dict[str, Any] = {
+            "model": str(self.expanded),
+            "out": str(out),
+            "arm": BlocksArm(),
+            "data": DataSettings(domain=str(self.domain), general=str(self.general), validation_rows=4),
+            "domain_tokens": 8 * 4 * 32,
+            "rows_per_step": 4,
+            "rows_per_pass": 4,
+            "optimizer": OptimizerSettings(lr=3e-3),
+            "measure_every_steps": 4,
+            "checkpoint_every_steps": 3,
+        }
+        return TrainSettings(**(values | changes))
+
+
+@pytest.fixture(scope="session")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    root = tmp_path_factory.mktemp("ground")
+    untrained = make_lm(root / "untrained")
+    general = make_corpus(root / "general", untrained, seed=2)
+    base = learnt(untrained, general, root / "learning")
+    return Ground(
+        base=base,
+        expanded=make_expanded(root / "expanded", base),
+        domain=make_corpus(root / "domain", base, domain=True),
+        general=general,
+        chats=make_chats(root / "chats", base),
+    )
+
+
+def learnt(untrained: Path, general: Path, out: Path) -> Path:
+    """A base that knows its general text, so that there is something to forget."""
+    settings = TrainSettings(
+        model=str(untrained),
+        out=str(out),
+        arm=FullArm(kind="full"),
+        data=DataSettings(domain=str(general), validation_rows=0),
+        domain_tokens=150 * 8 * 32,
+        rows_per_step=8,
+        rows_per_pass=8,
+        optimizer=OptimizerSettings(lr=1e-2),
+    )
+    train(settings)
+    return out / "model"

@@ -1,0 +1,71 @@
+"""Data order: every epoch sees every row once, and steps do not depend on how they are cut."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from blockexpand.errors import CorpusError, TrainingError
+from blockexpand.training.data import open_data, shuffled
+from blockexpand.training.settings import DataSettings, RetentionSettings
+from conftest import Ground
+from lm_helpers import make_corpus, make_lm
+
+CPU = torch.device("cpu")
+
+
+def test_every_epoch_sees_every_row_once_in_another_order() -> None:
+    whole = shuffled(7, 0, 21, (0, 0))
+    epochs = whole.reshape(3, 7)
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs.tolist())
+    assert len({tuple(epoch) for epoch in epochs.tolist()}) == 3
+    pieces = np.concatenate([shuffled(7, start, 3, (0, 0)) for start in range(0, 21, 3)])
+    assert np.array_equal(whole, pieces)
+    assert not np.array_equal(whole, shuffled(7, 0, 21, (1, 0)))
+    assert not np.array_equal(whole, shuffled(7, 0, 21, (0, 1)))
+
+
+def test_a_step_is_the_same_however_it_is_cut(ground: Ground, tmp_path: Path) -> None:
+    settings = ground.settings(tmp_path, retention=RetentionSettings(replay=0.5))
+    whole = open_data(settings, CPU).passes(3)
+    cut = open_data(dataclasses.replace(settings, rows_per_pass=1), CPU).passes(3)
+    assert [p.num_domain_rows for p in whole] == [2]
+    assert [p.num_domain_rows for p in cut] == [1, 1, 0, 0]
+    assert torch.equal(whole[0].batch.tokens_BT, torch.cat([p.batch.tokens_BT for p in cut]))
+    assert torch.equal(whole[0].batch.positions_BT, torch.cat([p.batch.positions_BT for p in cut]))
+
+
+def test_the_domain_rows_do_not_depend_on_retention(ground: Ground, tmp_path: Path) -> None:
+    """Arms of a comparison see the same domain rows in the same order, replay or not."""
+    with_replay = ground.settings(tmp_path, retention=RetentionSettings(replay=0.5))
+    without = ground.settings(tmp_path, rows_per_step=2, rows_per_pass=2)
+    for step in range(4):
+        (a,), (b,) = open_data(with_replay, CPU).passes(step), open_data(without, CPU).passes(step)
+        assert torch.equal(a.batch.tokens_BT[:2], b.batch.tokens_BT)
+
+
+def test_what_the_run_steers_by_is_always_the_same(ground: Ground, tmp_path: Path) -> None:
+    first = list(open_data(ground.settings(tmp_path), CPU).validation_batches("general"))
+    again = list(open_data(ground.settings(tmp_path, seed=9, rows_per_pass=2), CPU).validation_batches("general"))
+    assert torch.equal(torch.cat([b.tokens_BT for b in first]), torch.cat([b.tokens_BT for b in again]))
+    assert sum(len(b.tokens_BT) for b in first) == 4
+
+
+def test_data_that_do_not_fit_are_refused(ground: Ground, tmp_path: Path) -> None:
+    other = make_lm(tmp_path / "other", vocabulary=300)
+    foreign = make_corpus(tmp_path / "foreign", other)
+    data = DataSettings(domain=str(foreign))
+    with pytest.raises(TrainingError, match=r"foreign was prepared with another tokenizer than the one in .*expanded"):
+        open_data(ground.settings(tmp_path, data=data), CPU)
+    with pytest.raises(TrainingError, match=r"general has rows of 32 tokens, the domain's have 64"):
+        data = DataSettings(domain=str(ground.chats), general=str(ground.general))
+        open_data(ground.settings(tmp_path, data=data), CPU)
+    with pytest.raises(CorpusError, match="is not a prepared corpus"):
+        open_data(ground.settings(tmp_path, data=DataSettings(domain=str(tmp_path))), CPU)
+    with pytest.raises(CorpusError, match="has no split 'learn'"):
+        data = DataSettings(domain=str(ground.domain), domain_split="learn")
+        open_data(ground.settings(tmp_path, data=data), CPU)

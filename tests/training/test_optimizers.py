@@ -1,0 +1,79 @@
+"""Optimisers: every parameter has exactly one, decay falls on matrices, rates follow the schedule."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from blockexpand.training.optimizers import build_optimizers, rate_at, set_rate
+from blockexpand.training.settings import OptimizerSettings, ScheduleSettings
+
+
+def parameters() -> dict[str, nn.Parameter]:
+    return {
+        "model.embed_tokens.weight": nn.Parameter(torch.zeros(10, 4)),
+        "model.layers.0.mlp.up_proj.weight": nn.Parameter(torch.zeros(6, 4)),
+        "model.layers.0.mlp.down_proj.weight": nn.Parameter(torch.zeros(4, 6)),
+        "model.layers.0.input_layernorm.weight": nn.Parameter(torch.ones(4)),
+    }
+
+
+def by_name(optimizers: list[torch.optim.Optimizer], trainable: dict[str, nn.Parameter]) -> dict[str, tuple]:
+    names = {id(p): n for n, p in trainable.items()}
+    return {
+        names[id(p)]: (type(o).__name__, group["weight_decay"], group["lr"])
+        for o in optimizers
+        for group in o.param_groups
+        for p in group["params"]
+    }
+
+
+def test_decay_falls_on_the_blocks_matrices_and_writers_have_their_own_rate() -> None:
+    trainable = parameters()
+    settings = OptimizerSettings(lr=0.1, weight_decay=0.2, writer_lr_scale=3.0)
+    writers = frozenset({"model.layers.0.mlp.down_proj.weight"})
+    found = by_name(build_optimizers(trainable, writers, settings), trainable)
+    assert found == {
+        "model.embed_tokens.weight": ("AdamW", 0.0, 0.1),
+        "model.layers.0.mlp.up_proj.weight": ("AdamW", 0.2, 0.1),
+        "model.layers.0.mlp.down_proj.weight": ("AdamW", 0.2, pytest.approx(0.3)),
+        "model.layers.0.input_layernorm.weight": ("AdamW", 0.0, 0.1),
+    }
+
+
+def test_muon_moves_the_blocks_matrices_and_nothing_else() -> None:
+    trainable = parameters()
+    found = by_name(build_optimizers(trainable, frozenset(), OptimizerSettings(name="muon")), trainable)
+    assert {name for name, (kind, *_) in found.items() if kind == "Muon"} == {
+        "model.layers.0.mlp.up_proj.weight",
+        "model.layers.0.mlp.down_proj.weight",
+    }
+    assert set(found) == set(trainable)
+
+
+def test_the_schedules() -> None:
+    cosine = ScheduleSettings(kind="cosine", warmup=0.1, final=0.1)
+    rates = [rate_at(step, 100, cosine) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.55)
+    assert rates[99] == pytest.approx(0.1, abs=0.001)
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+    linear = ScheduleSettings(kind="linear", warmup=0.0)
+    assert [rate_at(s, 4, linear) for s in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    assert rate_at(3, 4, ScheduleSettings(kind="constant", warmup=0.0)) == 1.0
+    assert rate_at(0, 1, cosine) == 1.0
+
+
+def test_rates_are_shares_of_each_groups_own_peak() -> None:
+    optimizers = build_optimizers(
+        parameters(),
+        frozenset({"model.layers.0.mlp.down_proj.weight"}),
+        OptimizerSettings(lr=0.1, writer_lr_scale=2.0),
+    )
+    set_rate(optimizers, 0.5)
+    set_rate(optimizers, 0.25)
+    assert sorted({group["lr"] for o in optimizers for group in o.param_groups}) == pytest.approx([0.025, 0.05])
