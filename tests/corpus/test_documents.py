@@ -60,7 +60,7 @@ def test_files_come_in_an_order_of_their_names_alone(tmp_path: Path) -> None:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(root.name)
     orders = [
-        [p.relative_to(root).as_posix() for p in files_in_hash_order(root, lambda p: p.suffix == ".py")]
+        [p.relative_to(root).as_posix() for p in files_in_hash_order(root, lambda p: p.endswith(".py"))]
         for root in (tmp_path / "a", tmp_path / "b")
     ]
     assert orders[0] == orders[1]

@@ -40,7 +40,9 @@ def _paragraph(block: str) -> list[str]:
     found: list[str] = []
     current: list[str] = []
     for line in lines:
-        starts_anew = bool(_ARGUMENT.match(line) or _BULLET.match(line)) and not _is_sentence_start(line)
+        # Asked for a colon first: the pattern backtracks over every line that has none.
+        is_argument = ":" in line and _ARGUMENT.match(line)
+        starts_anew = bool(is_argument or _BULLET.match(line)) and not _is_sentence_start(line)
         if starts_anew and current:
             found.append(" ".join(current))
             current = []
@@ -92,10 +94,9 @@ def _pages(path: Path) -> Iterable[str]:
     return [text]
 
 
-def _may_hold_prose(path: Path) -> bool:
+def _may_hold_prose(path: str) -> bool:
     """Sources and pages of documentation; folders of tests and vendored copies left out."""
-    named = path.suffix in (".py", ".md", ".rst") or path.name == "METADATA"
-    return named and not _SKIPPED_FOLDERS.intersection(path.parts)
+    return path.endswith((".py", ".md", ".rst", "/METADATA")) and _SKIPPED_FOLDERS.isdisjoint(path.split("/"))
 
 
 def prose_documents(root: Path) -> Iterator[Document]:

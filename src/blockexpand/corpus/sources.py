@@ -9,6 +9,7 @@ each with its file and line.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
 import sysconfig
 import tokenize
@@ -122,7 +123,7 @@ def _read_utf8(path: Path) -> str:
 
 
 def _text_documents(source: TextSource, root: Path) -> Iterator[Document]:
-    paths = [root] if root.is_file() else files_in_hash_order(root, lambda p: p.match(source.pattern))
+    paths = [root] if root.is_file() else files_in_hash_order(root, lambda p: _matches(p, source.pattern))
     if not paths:
         raise CorpusError(f"no file in {root} matches {source.pattern!r}; set 'pattern' to what the files are called")
     for path in paths:
@@ -135,10 +136,7 @@ def _text_documents(source: TextSource, root: Path) -> Iterator[Document]:
 def _python_documents(root: Path, *, stdlib: bool) -> Iterator[Document]:
     if root.is_file():
         raise CorpusError(f"{root} is a file; expected a folder of Python sources (use kind: text for one file)")
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).parts
-        if stdlib and (_STDLIB_SKIPPED.intersection(parts) or parts[0].startswith(("config-", "_sysconfigdata"))):
-            continue
+    for path in files_in_hash_order(root, _is_stdlib_code if stdlib else _is_python):
         try:
             with tokenize.open(path) as stream:
                 text = stream.read()
@@ -149,8 +147,17 @@ def _python_documents(root: Path, *, stdlib: bool) -> Iterator[Document]:
         yield Document(text=text, name=path.relative_to(root).as_posix())
 
 
-def _skipped_in_stdlib(path: Path) -> bool:
-    return bool(_STDLIB_SKIPPED.intersection(path.parts)) or path.name.startswith("_sysconfigdata")
+def _matches(path: str, pattern: str) -> bool:
+    return fnmatch.fnmatch(path.rpartition("/")[2], pattern)
+
+
+def _is_python(path: str) -> bool:
+    return path.endswith(".py")
+
+
+def _is_stdlib_code(path: str) -> bool:
+    generated = path.startswith(("config-", "_sysconfigdata"))  # build settings, another on every machine
+    return _is_python(path) and not generated and _STDLIB_SKIPPED.isdisjoint(path.split("/"))
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
