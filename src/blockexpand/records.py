@@ -159,7 +159,7 @@ def _kind_of(cls: Any) -> str | None:
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Literal else None
 
 
-def _convert_dataclass(cls: type, data: Any, where: str) -> Any:
+def _convert_dataclass(cls: Any, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise _wrong(cls, data, where)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}

@@ -132,7 +132,14 @@ def report(
     return DONE
 
 
-def demo(*, out: Path = Path("demo-out"), full: bool = False, workers: int = 1, common: Shared = DEFAULTS) -> int:
+def demo(
+    *,
+    out: Path = Path("demo-out"),
+    full: bool = False,
+    workers: int = 1,
+    overwrite: bool = False,
+    common: Shared = DEFAULTS,
+) -> int:
     """The whole story on the tiny base: plan, expand, prove, prepare, train, instruct, compare, report.
 
     Parameters
@@ -143,9 +150,11 @@ def demo(*, out: Path = Path("demo-out"), full: bool = False, workers: int = 1, 
         Three seeds and a sweep of learning rates, with intervals; takes hours.
     workers
         Runs at a time, in the comparison.
+    overwrite
+        Start over when the folder holds a finished demo, or one of other settings.
     """
     from blockexpand import demonstration
 
-    story = demonstration.demo(out, full=full, workers=workers)
+    story = demonstration.demo(out, full=full, workers=workers, overwrite=overwrite)
     show(common, story, story.text)
     return DONE

@@ -21,6 +21,7 @@ from blockexpand.progress import bar
 SHARES = {"train": 0.86, "replay": 0.10, "validation": 0.02, "test": 0.02}
 """Each split's share of the documents; the order is part of what the tiny base was made with."""
 
+_EXTRA_FOLDERS = ("wiki", "stories", "plays", "web", "answers")
 _GRAM_WORDS = 8
 _NEAR_COPY = 0.5
 """A train document that shares this part of its eight-word runs with held-out text is left out."""
@@ -36,16 +37,12 @@ def general_documents(extra: Path | None) -> Iterator[tuple[str, Document]]:
     Raises:
         CorpusError: `extra` is given and holds none of these.
     """
+    if extra is not None and not any((extra / folder).is_dir() for folder in _EXTRA_FOLDERS):
+        raise CorpusError(f"{extra} holds none of the folders {', '.join(_EXTRA_FOLDERS)}; put the text in one of them")
     for document in documents(ProseSource(kind="prose")):
         yield "documentation", document
-    if extra is None:
-        return
-    found = False
-    for origin, document in _extra_documents(extra):
-        found = True
-        yield origin, document
-    if not found:
-        raise CorpusError(f"{extra} holds no wiki/, stories/, web/, plays/ or answers/ folder of text")
+    if extra is not None:
+        yield from _extra_documents(extra)
 
 
 def _extra_documents(extra: Path) -> Iterator[tuple[str, Document]]:

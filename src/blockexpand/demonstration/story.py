@@ -26,12 +26,12 @@ from blockexpand.evaluation import evaluate, load_tasks
 from blockexpand.expansion import expand, verify
 from blockexpand.planning import draw, plan
 from blockexpand.progress import say
-from blockexpand.records import read_json, write_json
-from blockexpand.reporting import Stage, Stages, comparison_text, read_stages, report, verdict
-from blockexpand.staging import RECORD_NAME
+from blockexpand.records import read_json, write_json, write_record
+from blockexpand.reporting import Stage, Stages, comparison_text, report, verdict
 from blockexpand.training import sft
 from blockexpand.training.settings import DataSettings, TrainSettings
 
+PROOF_NAME = "proof.json"
 _MARK = "demo.json"
 """Which demo a folder holds, written first: what tells an unfinished demo from somebody's folder."""
 
@@ -52,13 +52,14 @@ class _Stages:
     """Runs the stages in turn, tells of each, and remembers how long it took, over interruptions too."""
 
     def __init__(self, out: Path) -> None:
+        self._number = 0
         self._path = out / "stage-times.json"
         self._known: dict[str, dict[str, Any]] = read_json(self._path) if self._path.exists() else {}
 
     def run(self, name: str, done: Path | None, work: Callable[[], str]) -> None:
         """Do a stage whose result is `done`, unless it is there already."""
-        number = len([s for s in self._known if s != name]) + 1 if name not in self._known else None
-        say(f"\n{'' if number is None else f'{number}. '}{name}")
+        self._number += 1
+        say(f"\n{self._number}. {name}")
         if name in self._known and (done is None or done.exists()):
             say(f"   done before: {self._known[name]['note']}")
             return
@@ -91,15 +92,15 @@ def demo(out: str | Path = "demo-out", *, full: bool = False, workers: int = 1, 
     chapter = _Chapters(folder, recipe, workers)
     stages.run("Plan: where the new blocks go", folder / "plan.json", chapter.plan)
     stages.run("Expand: write the deeper checkpoint", folder / "expanded", chapter.expand)
-    stages.run("Prove that it is still the same model", None, chapter.prove)
+    stages.run("Prove that it is still the same model", folder / PROOF_NAME, chapter.prove)
     stages.run("Prepare the corpora and the instructions", folder / "chats", chapter.prepare)
     stages.run("Post-pretrain the new blocks, and nothing else", None, chapter.post_pretrain)
-    stages.run("Instruct", folder / "instruct-eval-after", chapter.instruct)
+    stages.run("Instruct: teach it to answer", folder / "instruct" / "model", chapter.instruct)
+    stages.run("Evaluate before and after the instructions", folder / "answers-after", chapter.evaluate)
     stages.run("The same budget for the other methods", folder / "comparison" / "comparison.json", chapter.compare)
-    (folder / "report").exists() and shutil.rmtree(folder / "report")
+    # The page shows how long everything before it took.
     _save_stages(folder, stages, full)
     stages.run("Report", folder / "report", chapter.report)
-    _save_stages(folder, stages, full)
     return _finished(folder, stages, chapter.comparison())
 
 
@@ -118,11 +119,8 @@ class _Chapters:
 
     def expand(self) -> str:
         shutil.rmtree(self._folder / "expanded", ignore_errors=True)
-        record = expand(BASE, self._folder / "expanded", self._folder / "plan.json", prove=True)
-        assert record.proof is not None
-        for line in record.proof.lines:
-            say(f"   {line}")
-        return f"expanded and proved: {sum(c.passed for c in record.proof.checks)} checks hold"
+        expand(BASE, self._folder / "expanded", self._folder / "plan.json")
+        return f"{self._folder / 'expanded'}: a plain Hugging Face folder"
 
     def prove(self) -> str:
         proof = verify(BASE, self._folder / "expanded")
@@ -130,7 +128,8 @@ class _Chapters:
             say(f"   {line}")
         if not proof.passed:
             raise DemonstrationError(f"{self._folder / 'expanded'} is not the base: see the lines marked FAIL above")
-        return f"{len(proof.checks)} of {len(proof.checks)} checks hold"
+        write_record(self._folder / PROOF_NAME, proof)
+        return f"all {len(proof.checks)} checks hold"
 
     def prepare(self) -> str:
         folder, recipe = self._folder, self._recipe
@@ -148,31 +147,43 @@ class _Chapters:
         recipe = self._compare_recipe()
         first = dataclasses.replace(recipe, arms=recipe.arms[:1])
         (arm,) = compare(first, self._workers).arms
+        proof = verify(BASE, self._trained(), trained=True)
+        if not proof.passed:
+            failed = next(line for line in proof.lines if line.startswith("FAIL"))
+            raise DemonstrationError(f"the base is not inside {self._trained()} any more: {failed}")
+        say("   without its new blocks, the trained model still is the base, bit for bit")
         return (
             f"loss on Python {arm.domain_loss + arm.gain.mean:.3f} -> {arm.domain_loss:.3f}, "
             f"on English {arm.forgetting.mean:+.2%}"
         )
 
+    def _trained(self) -> Path:
+        """The post-pretrained model."""
+        return self._folder / "comparison" / self.comparison().arms[0].trials[0].run / "model"
+
     def instruct(self) -> str:
         folder, recipe = self._folder, self._recipe
-        tasks = load_tasks(folder / "instructions" / "tasks.jsonl")
-        data = {"domain": folder / "domain", "general": folder / "general"}
-        trained = folder / "comparison" / self.comparison().arms[0].trials[0].run / "model"
-        before = folder / "instruct-eval-before"
-        if not (before / RECORD_NAME).exists():
-            evaluate(trained, {}, before, tasks=tasks)
         settings = TrainSettings(
-            model=str(trained),
+            model=str(self._trained()),
             out=str(folder / "instruct"),
             data=DataSettings(domain=str(folder / "chats"), general=str(folder / "general"), validation_rows=8),
             **recipe.instruct.settings(),
         )
-        sft(settings, resume=True)
-        record = evaluate(
-            folder / "instruct" / "model", data, folder / "instruct-eval-after", tasks=tasks, overwrite=True
+        record = sft(settings, resume=True)
+        return f"{record.num_steps} steps on {recipe.instructions.num_train:,} conversations"
+
+    def evaluate(self) -> str:
+        folder = self._folder
+        tasks = load_tasks(folder / "instructions" / "tasks.jsonl")
+        data = {"domain": folder / "domain", "general": folder / "general"}
+        before = evaluate(self._trained(), data, folder / "answers-before", tasks=tasks, overwrite=True)
+        after = evaluate(folder / "instruct" / "model", data, folder / "answers-after", tasks=tasks, overwrite=True)
+        assert before.answers is not None
+        assert after.answers is not None
+        return (
+            f"{before.answers.right:.0%} -> {after.answers.right:.0%} of {after.answers.num_samples} held-out "
+            "questions answered right"
         )
-        assert record.answers is not None
-        return f"{record.answers.right:.0%} of {record.answers.num_samples} held-out questions answered right"
 
     def compare(self) -> str:
         result = compare(self._compare_recipe(), self._workers)
@@ -180,16 +191,8 @@ class _Chapters:
 
     def report(self) -> str:
         folder = self._folder
-        parts = [
-            "expanded",
-            "comparison",
-            "instruct-eval-before",
-            "instruct-eval-after",
-            "domain",
-            "general",
-            "instruct",
-        ]
-        page = report([folder, *(folder / part for part in parts)], folder / "report")
+        parts = ("expanded", "comparison", "answers-before", "answers-after", "domain", "general", "instruct")
+        page = report([folder, *(folder / part for part in parts)], folder / "report", overwrite=True)
         return f"{page} ({page.stat().st_size / 1e3:.0f} kB)"
 
     def comparison(self) -> Comparison:
@@ -259,7 +262,7 @@ def _save_stages(folder: Path, stages: _Stages, full: bool) -> None:
 
 
 def _finished(folder: Path, stages: _Stages, comparison: Comparison) -> Story:
-    done = read_stages(folder)
     page = folder / "report" / "index.html"
     text = f"\n{comparison_text(comparison)}\n\n{verdict(comparison).sentence}\n\nThe report: {page.resolve()}\n"
-    return Story(out=str(folder), report=str(page), seconds=done.total_seconds, stages=stages.all(), text=text)
+    seconds = sum(stage.seconds for stage in stages.all())
+    return Story(out=str(folder), report=str(page), seconds=seconds, stages=stages.all(), text=text)

@@ -1,23 +1,36 @@
 """How the tiny base is made: text -> tokenizer -> untrained model -> corpus -> one training run.
 
 In: the installed packages' documentation and, if given, a folder of further text. Out: a work folder with
-every step's artifact, and the finished model as bf16 safetensors. The training is the same loop as
-everybody's, with the arm `full`. `make tiny-base` runs it; `base_record.json` tells what came of it.
+every step's artifact, the finished model as bf16 safetensors (`base/`) and `base_record.json`, which tells
+how it was made and what it scores. The training is the same loop as everybody's, with the arm `full`.
+`make tiny-base` runs it; killed, it goes on where it was.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import time
 from pathlib import Path
+from typing import Any, ClassVar
 
-from blockexpand.corpus import PrepareRecipe, SplitRecipe, prepare
-from blockexpand.corpus.documents import Document
+from blockexpand.corpus import CorpusRecord, PrepareRecipe, SplitRecipe, open_corpus, prepare
+from blockexpand.corpus.documents import Document, split_of
 from blockexpand.corpus.sources import JsonSource, documents
 from blockexpand.demonstration.general_text import SHARES, divide, general_documents
 from blockexpand.demonstration.tokenizer import save_tokenizer, train_tokenizer
-from blockexpand.progress import say
-from blockexpand.records import write_json
+from blockexpand.evaluation import HeldOut, evaluate
+from blockexpand.progress import progress_on_stderr, say
+from blockexpand.records import read_json, read_record, write_json, write_record
+from blockexpand.staging import RECORD_NAME
+from blockexpand.training import RunRecord, train
+from blockexpand.training.running import load_settings
+from blockexpand.training.tracker import read_metrics
+
+_RECIPE = Path(__file__).parent / "tiny-base.yaml"
+RECORD = Path(__file__).parent / "base_record.json"
+"""The record of the base that ships with us."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +45,79 @@ class TinyBaseShape:
     num_key_value_heads: int = 2
     max_positions: int = 512
     row_tokens: int = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TinyBaseRecord:
+    """How a tiny base was made, and what it scores; saved as `base_record.json`."""
+
+    FORMAT: ClassVar[str] = "blockexpand.tiny-base"
+    FORMAT_VERSION: ClassVar[int] = 1
+
+    date: str
+    model_digest: str
+    """Of the shipped weights, as `evaluation` computes it."""
+    shape: TinyBaseShape
+    text: dict[str, int]
+    """Documents and characters: kept by origin, dropped, and in each split."""
+    corpus: CorpusRecord
+    """The packed rows, with their digests."""
+    run: RunRecord
+    """Settings, machine, time."""
+    curve: tuple[dict[str, Any], ...]
+    """Loss in nats per token: of the step's own rows every 25 steps, on validation rows now and then."""
+    held_out: dict[str, HeldOut]
+    """On the test split: `trained` as shipped, and `untrained`, the same shape with random weights."""
+
+
+def make(work: Path, extra: Path | None = None) -> TinyBaseRecord:
+    """Make the tiny base, whole, in `work`; what is there already is not made again.
+
+    Args:
+        work: The folder for everything.
+        extra: A folder of further text, as `general_documents` describes it.
+
+    Raises:
+        CorpusError: `extra` holds no text.
+    """
+    extra = extra.resolve() if extra is not None else None
+    work.mkdir(parents=True, exist_ok=True)
+    shape = TinyBaseShape()
+    with contextlib.chdir(work):  # the recipe's paths are relative, so that its run is the same run anywhere
+        here = Path()
+        if not (here / "counts.json").exists():
+            gather(extra, here)
+        if not (here / "untrained" / "config.json").exists():
+            make_untrained(here, shape)
+        if not (here / "corpus" / RECORD_NAME).exists():
+            prepare_general(here, here / "untrained", shape.row_tokens)
+        if not (here / "run" / RECORD_NAME).exists():
+            train(load_settings(_RECIPE), resume=True)
+        ship(here, here / "run" / "model", here / "base")
+        record = _record(here, shape)
+        write_record(here / RECORD.name, record)
+    return record
+
+
+def _record(work: Path, shape: TinyBaseShape) -> TinyBaseRecord:
+    models = {"trained": work / "base", "untrained": work / "untrained"}
+    scores = {
+        name: evaluate(model, {"general": work / "corpus"}, work / f"eval-{name}", overwrite=True)
+        for name, model in models.items()
+    }
+    lines = read_metrics(work / "run" / "metrics.jsonl")
+    steps = [{"step": x["step"], "loss": x["domain_loss"]} for x in lines if x["kind"] == "train"]
+    measured = [{"step": x["step"], "validation_loss": x["domain"]} for x in lines if x["kind"] == "measure"]
+    return TinyBaseRecord(
+        date=time.strftime("%Y-%m-%d"),
+        model_digest=scores["trained"].model_digest,
+        shape=shape,
+        text=read_json(work / "counts.json"),
+        corpus=open_corpus(work / "corpus").record,
+        run=read_record(RunRecord, work / "run" / RECORD_NAME),
+        curve=tuple(sorted((*steps[24::25], *measured), key=lambda x: x["step"])),
+        held_out={name: score.held_out["general"] for name, score in scores.items()},
+    )
 
 
 def gather(extra: Path | None, work: Path) -> dict[str, int]:
@@ -83,8 +169,6 @@ def make_untrained(work: Path, shape: TinyBaseShape) -> Path:
 
 
 def _is_train(document: Document) -> bool:
-    from blockexpand.corpus.documents import split_of
-
     return split_of(document.text, SHARES) == "train"
 
 
@@ -100,7 +184,7 @@ def prepare_general(work: Path, model: Path, row_tokens: int) -> Path:
 
 
 def ship(work: Path, model: Path, out: Path) -> None:
-    """Write `out`: the model as bf16 safetensors with its tokenizer, and what the run gave as `record.json`."""
+    """Write `out`: the model as bf16 safetensors, with its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -109,3 +193,22 @@ def ship(work: Path, model: Path, out: Path) -> None:
     loaded.save_pretrained(out)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (out / name).write_bytes((work / "untrained" / name).read_bytes())
+
+
+def main() -> None:
+    """The command of `make tiny-base`."""
+    from cyclopts import App
+
+    app = App(
+        name="python -m blockexpand.demonstration.tiny_base", help="Make the tiny base.", result_action="return_value"
+    )
+    app.default(make)
+    with progress_on_stderr():
+        record = app()
+        if isinstance(record, TinyBaseRecord):
+            one = record.held_out["trained"]
+            say(f"held-out perplexity {one.perplexity:.2f}, {one.bits_per_byte:.4f} bits per byte")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from blockexpand.checkpoint import Checkpoint
 from blockexpand.families import Family, family_for
@@ -90,7 +92,7 @@ def _bypass_for_good(model: nn.Module, family: Family, plan: Plan) -> None:
 
 def sequences(model: nn.Module) -> tuple[Tensor, ...]:
     """The token sequences every proof uses, drawn with a fixed seed on the CPU."""
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    embedding = cast(nn.Embedding, cast(PreTrainedModel, model).get_input_embeddings())
     generator = torch.Generator().manual_seed(SEED)
     size = embedding.weight.shape[0]
     drawn = [torch.randint(size, (1, length), generator=generator) for length in SEQUENCE_TOKENS]
@@ -118,14 +120,13 @@ def _through_the_cache(model: nn.Module, tokens_BT: Tensor) -> Tensor:
 
 
 def _greedy(model: nn.Module, tokens_BT: Tensor) -> Tensor:
-    from transformers import GenerationConfig
-
     # A config of our own: the model's may sample, stop early, or ask for another kind of cache.
     config = GenerationConfig(
         do_sample=False, max_new_tokens=GENERATED_TOKENS, eos_token_id=None, pad_token_id=0, use_cache=True
     )
     mask_BT = torch.ones_like(tokens_BT)
-    return model.generate(tokens_BT, attention_mask=mask_BT, generation_config=config)  # type: ignore[operator]
+    generated = cast(GenerationMixin, model).generate(tokens_BT, attention_mask=mask_BT, generation_config=config)
+    return cast(Tensor, generated)
 
 
 def compare(expected: Answers, found: Answers, dtype: str, *, bypassed: bool = False) -> list[Check]:

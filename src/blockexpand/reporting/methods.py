@@ -65,7 +65,7 @@ def methods_of(recipe: CompareRecipe) -> dict[str, Method]:
 
 
 def _name(arm: ArmRecipe) -> str:
-    kinds = {
+    kinds: dict[type, str] = {
         BlocksArm: "Block expansion",
         OldBlocksArm: "Training old blocks",
         FullArm: "Full fine-tuning",
