@@ -295,8 +295,8 @@ def read_record(cls: type[T], path: Path | str) -> T:
         raise RecordError(f"{path}: expected format {expected!r}, got {data['format']!r}")
     if data.get("format_version") != version:
         raise RecordError(
-            f"{path}: format version {data.get('format_version')!r}, this blockexpand reads {version}; "
-            "use the version of blockexpand that wrote it, or make the file again"
+            f"{path}: format version {data.get('format_version')!r}, this blockexpand reads {version}; use the version "
+            "of blockexpand that wrote it, or make the file again"
         )
     return from_plain(cls, {k: v for k, v in data.items() if k not in ("format", "format_version")}, where=str(path))
 

@@ -45,8 +45,8 @@ def full_disk_is_an_error(path: Path) -> Generator[None]:
             folder = next(p for p in (path, *path.parents) if p.exists())
             free = shutil.disk_usage(folder).free
             raise StagingError(
-                f"no space left on the device while writing {path}: {free:,} bytes free; "
-                "free some space or choose another output folder. Nothing was left behind"
+                f"no space left on the device while writing {path}: {free:,} bytes free; free some space or choose "
+                "another output folder. Nothing was left behind"
             ) from error
         if error.errno == errno.EROFS:
             raise StagingError(f"{path} is on a read-only file system; choose another output folder") from error
@@ -123,8 +123,8 @@ def check_output(path: Path, overwrite: bool = False) -> None:
         raise StagingError(f"the output {path} already exists; choose another name or add --overwrite")
     if not path.is_dir() or path.is_symlink() or not (path / RECORD_NAME).is_file():
         raise StagingError(
-            f"refusing to overwrite {path}: it has no {RECORD_NAME}, so blockexpand did not make it; "
-            "remove it yourself or choose another name"
+            f"refusing to overwrite {path}: it has no {RECORD_NAME}, so blockexpand did not make it; remove it "
+            "yourself or choose another name"
         )
 
 

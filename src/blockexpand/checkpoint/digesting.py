@@ -75,8 +75,7 @@ def refuse_not_finite(checkpoint: Checkpoint, digests: dict[str, TensorDigest]) 
         entry = checkpoint.tensors[name]
         more = f" ({len(bad)} tensors hold such)" if len(bad) > 1 else ""
         raise CheckpointError(
-            f"{checkpoint.folder / entry.file}: the tensor {name!r} holds {count:,} NaN or infinite values "
-            "of "
+            f"{checkpoint.folder / entry.file}: the tensor {name!r} holds {count:,} NaN or infinite values of "
             f"{entry.num_elements:,}{more}; expected finite weights; use another checkpoint of this model"
         )
 
@@ -104,8 +103,7 @@ def _fill(handle: int, chunk: memoryview, position: int, file: str) -> None:
         got = os.preadv(handle, [chunk[filled:]], position + filled)
         if got == 0:
             raise CheckpointError(
-                f"{file} ended at byte {position + filled:,} while it was read; expected "
-                f"{len(chunk) - filled:,} more; "
+                f"{file} ended at byte {position + filled:,} while it was read; expected {len(chunk) - filled:,} more; "
                 "is something writing to it? Start again when it is done"
             )
         filled += got

@@ -57,8 +57,7 @@ def _walk(folder: Path, prefix: str) -> tuple[list[str], list[str]]:
         name = prefix + entry.name
         if entry.is_symlink() and not os.path.exists(entry.path):
             raise CheckpointError(
-                f"{entry.path} is a link to {os.readlink(entry.path)!r}, which does not exist; expected the "
-                "file; "
+                f"{entry.path} is a link to {os.readlink(entry.path)!r}, which does not exist; expected the file; "
                 "download the model again"
             )
         if entry.is_dir():

@@ -223,8 +223,7 @@ def build_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: 
     length = len(text) + padding
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(
-            f"the header of one output file would take {length:,} bytes, more than the {MAX_HEADER_BYTES:,} "
-            "that "
+            f"the header of one output file would take {length:,} bytes, more than the {MAX_HEADER_BYTES:,} that "
             "readers accept; use a base in smaller shards"
         )
     return length.to_bytes(_LENGTH_BYTES, "little") + text + b" " * padding

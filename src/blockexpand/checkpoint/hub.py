@@ -72,8 +72,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         return cached
     if constants.HF_HUB_OFFLINE:
         raise CheckpointError(
-            f"{label} is neither a folder nor in the local hub cache {constants.HF_HUB_CACHE}, and "
-            "HF_HUB_OFFLINE is "
+            f"{label} is neither a folder nor in the local hub cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is "
             "set; check the name, or unset HF_HUB_OFFLINE to download it"
         ) from reason
     try:
@@ -81,9 +80,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except (OSError, ValueError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise CheckpointError(
-            f"{label} is neither a folder nor a model that can be had from the hub: {first_line}; check the "
-            "name, "
-            "the network, and `hf auth login` for gated models"
+            f"{label} is neither a folder nor a model that can be had from the hub: {first_line}; check the name, the "
+            "network, and `hf auth login` for gated models"
         ) from error
 
 

@@ -99,8 +99,7 @@ def _move_by_hand(source: int, target: int, piece: Range, done: int, advance: Ca
         if got == 0:
             raise CheckpointError(
                 f"{piece.file} ended at byte {piece.source + done:,} while it was copied; expected "
-                f"{piece.num_bytes - done:,} more bytes; is something writing to the base? Start again when "
-                "it is done"
+                f"{piece.num_bytes - done:,} more bytes; is something writing to the base? Start again when it is done"
             )
         written = 0
         while written < got:

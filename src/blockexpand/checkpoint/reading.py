@@ -62,8 +62,8 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     single, index = folder / SINGLE, folder / INDEX
     if single.is_file() and index.is_file():
         raise CheckpointError(
-            f"{folder} has both {SINGLE} and {INDEX}, and they may be two different models; expected one of "
-            "them; remove the one that is stale"
+            f"{folder} has both {SINGLE} and {INDEX}, and they may be two different models; expected one of them; "
+            "remove the one that is stale"
         )
     if index.is_file():
         headers = _read_sharded(folder, index)
@@ -107,8 +107,7 @@ def _no_weights(folder: Path) -> CheckpointError:
     pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
     if pickles:
         return CheckpointError(
-            f"{folder} has its weights only as a pickle ({pickles[0]}), which can run any code when it is "
-            "opened; "
+            f"{folder} has its weights only as a pickle ({pickles[0]}), which can run any code when it is opened; "
             f"expected {SINGLE}; convert it where you trust it: "
             "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
@@ -133,9 +132,8 @@ def _read_sharded(folder: Path, index: Path) -> list[Header]:
         path = folder / name
         if not path.is_file():
             raise CheckpointError(
-                f"the shard {name} that {index} names is missing; expected all "
-                f"{len(set(weight_map.values()))} "
-                "shards in one folder; download it again"
+                f"the shard {name} that {index} names is missing; expected all {len(set(weight_map.values()))} shards "
+                "in one folder; download it again"
             )
         headers[name] = read_header(path)
     _check_agreement(weight_map, headers, index)
@@ -147,9 +145,8 @@ def _check_shard_name(name: str, index: Path) -> None:
     plain = name not in (".", "..") and "/" not in name and "\\" not in name and "\0" not in name
     if not plain or not name.endswith(".safetensors"):
         raise CheckpointError(
-            f"{index} names the shard {name!r}; expected the plain name of a .safetensors file in the same "
-            "folder; "
-            "do not use this checkpoint unless you know who made it"
+            f"{index} names the shard {name!r}; expected the plain name of a .safetensors file in the same folder; do "
+            "not use this checkpoint unless you know who made it"
         )
 
 
@@ -159,8 +156,7 @@ def _check_agreement(weight_map: dict[str, str], headers: dict[str, Header], ind
         for name in header.tensors:
             if name in held:
                 raise CheckpointError(
-                    f"{index.parent}: the tensor {name!r} is in both {held[name]} and {shard}; expected it "
-                    "once; "
+                    f"{index.parent}: the tensor {name!r} is in both {held[name]} and {shard}; expected it once; "
                     "download the checkpoint again"
                 )
             held[name] = shard
@@ -168,6 +164,5 @@ def _check_agreement(weight_map: dict[str, str], headers: dict[str, Header], ind
         if weight_map.get(name) != held.get(name):
             raise CheckpointError(
                 f"{index} puts {name!r} in {weight_map.get(name, 'no file')}, and it is in "
-                f"{held.get(name, 'no file')}; expected index and shards of the same save; download them "
-                "together again"
+                f"{held.get(name, 'no file')}; expected index and shards of the same save; download them together again"
             )

@@ -109,9 +109,8 @@ def write_weights(base: Checkpoint, files: Sequence[OutputFile], folder: Path) -
     free = shutil.disk_usage(folder).free
     if num_copied > free:
         raise StagingError(
-            f"no space left for {folder.parent}: the weights take {num_copied:,} bytes and {free:,} are "
-            "free; "
-            "free some space or choose another output folder. Nothing was left behind"
+            f"no space left for {folder.parent}: the weights take {num_copied:,} bytes and {free:,} are free; free "
+            "some space or choose another output folder. Nothing was left behind"
         )
     metadata = {**base.metadata, "format": base.metadata.get("format", "pt")}
     with bar("copying weights", num_copied, "B") as progress, contextlib.ExitStack() as sources:

@@ -82,8 +82,8 @@ def _counts(out: Path, record: CorpusRecord) -> str:
     for source in record.sources:
         dropped = source.num_too_short + source.num_duplicates
         lines.append(
-            f"  {source.source['path']}: {source.num_read:,} documents read, {source.num_kept:,} kept, "
-            f"{dropped:,} dropped ({source.num_duplicates:,} duplicates)"
+            f"  {source.source['path']}: {source.num_read:,} documents read, {source.num_kept:,} kept, {dropped:,} "
+            f"dropped ({source.num_duplicates:,} duplicates)"
         )
     for name, split in record.splits.items():
         lines.append(

@@ -68,8 +68,8 @@ def _figures(record: EvaluationRecord) -> str:
     lines = [f"{record.model}"]
     for name, one in record.held_out.items():
         lines.append(
-            f"  {name:<12} {one.loss:.4f} nats/token  perplexity {one.perplexity:,.2f}  "
-            f"{one.bits_per_byte:.4f} bits/byte  ({one.num_documents:,} documents)"
+            f"  {name:<12} {one.loss:.4f} nats/token  perplexity {one.perplexity:,.2f}  {one.bits_per_byte:.4f} "
+            f"bits/byte  ({one.num_documents:,} documents)"
         )
     if record.answers is not None:
         lines.append(f"  answers      {record.answers.right:.1%} of {record.answers.num_samples} right")

@@ -115,8 +115,8 @@ def _read_utf8(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise CorpusError(
-            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; "
-            f"convert it first, e.g. iconv -f latin1 -t utf-8"
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; convert it first, e.g. iconv -f latin1 "
+            "-t utf-8"
         ) from None
     except OSError as error:
         raise CorpusError(f"cannot read {path}: {error.strerror}") from None
@@ -172,8 +172,8 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 yield f"{path}, line {number + 1}", json.loads(line)
     except json.JSONDecodeError as error:
         raise CorpusError(
-            f"{path} is not JSON or JSON lines: {error.msg} at line {error.lineno}; "
-            f"it reads {error.doc[error.pos :][:40]!r}"
+            f"{path} is not JSON or JSON lines: {error.msg} at line {error.lineno}; it reads "
+            f"{error.doc[error.pos :][:40]!r}"
         ) from None
 
 

@@ -147,8 +147,8 @@ def render_conversation(tokenizer: PreTrainedTokenizerBase, document: Document) 
         before, after = render(number, True), render(number + 1, False)
         if not (full.startswith(after) and after.startswith(before)):
             raise CorpusError(
-                f"{document.name}: the chat template renders turn {number + 1} differently when more follow; "
-                "which of its tokens are the assistant's cannot be told. Use a template that only appends"
+                f"{document.name}: the chat template renders turn {number + 1} differently when more follow; which of "
+                "its tokens are the assistant's cannot be told. Use a template that only appends"
             )
         spans.append((len(before), len(after)))
     return full, spans

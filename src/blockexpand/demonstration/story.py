@@ -138,9 +138,8 @@ class _Chapters:
         write_instructions(folder / "instructions", recipe.instructions.num_train, recipe.instructions.num_test)
         prepare(recipe.chats(folder / "instructions" / "chats.jsonl"), BASE, folder / "chats", overwrite=True)
         return (
-            f"{domain.splits['train'].num_tokens:,} tokens of Python, "
-            f"{general.splits['replay'].num_tokens:,} of English to rehearse, "
-            f"{recipe.instructions.num_train:,} instructions"
+            f"{domain.splits['train'].num_tokens:,} tokens of Python, {general.splits['replay'].num_tokens:,} of "
+            f"English to rehearse, {recipe.instructions.num_train:,} instructions"
         )
 
     def post_pretrain(self) -> str:
@@ -153,8 +152,8 @@ class _Chapters:
             raise DemonstrationError(f"the base is not inside {self._trained()} any more: {failed}")
         say("   without its new blocks, the trained model still is the base, bit for bit")
         return (
-            f"loss on Python {arm.domain_loss + arm.gain.mean:.3f} -> {arm.domain_loss:.3f}, "
-            f"on English {arm.forgetting.mean:+.2%}"
+            f"loss on Python {arm.domain_loss + arm.gain.mean:.3f} -> {arm.domain_loss:.3f}, on English "
+            f"{arm.forgetting.mean:+.2%}"
         )
 
     def _trained(self) -> Path:
@@ -225,8 +224,8 @@ def _claim(folder: Path, recipe: DemoRecipe, overwrite: bool) -> None:
         same = read_json(folder / _MARK) == mark
         if finished and not overwrite:
             raise DemonstrationError(
-                f"{folder} holds a finished demo: open {folder / 'report' / 'index.html'}, or add --overwrite to "
-                "make it again"
+                f"{folder} holds a finished demo: open {folder / 'report' / 'index.html'}, or add --overwrite to make "
+                "it again"
             )
         if not finished and not same and not overwrite:
             raise DemonstrationError(

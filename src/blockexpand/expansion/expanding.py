@@ -128,8 +128,7 @@ def _digests(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _tensors(family: Family, checkpoint: Checkpoint, plan: Plan) -> tuple[dict[str, str], list[OutputTensor]]:
-    """The new name of every old tensor, and the tensors of the new blocks in the order of their donors' "
-    "bytes."""
+    """The new name of every old tensor, and the tensors of the new blocks in the order of their donors' bytes."""
     kept = {name: plan.new_name(family, name) for name in checkpoint.tensors}
     added: list[OutputTensor] = []
     for block in plan.new_blocks:

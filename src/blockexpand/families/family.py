@@ -199,8 +199,8 @@ class Family:
         value = config.get(self.depth_key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise FamilyError(
-                f"config.json: {self.depth_key} is {value!r}; expected the number of blocks, 1 or more; "
-                "mend the base's config.json"
+                f"config.json: {self.depth_key} is {value!r}; expected the number of blocks, 1 or more; mend the "
+                "base's config.json"
             )
         return value
 

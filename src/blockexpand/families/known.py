@@ -61,14 +61,13 @@ def family_for(config: dict[str, Any], where: str) -> Family:
     by_type = {t: family for family in known_families().values() for t in family.model_types}
     if not isinstance(model_type, str):
         raise FamilyError(
-            f"{where}: config.json has model_type {model_type!r}; expected one of "
-            f"{', '.join(sorted(by_type))}; "
-            "is this a Hugging Face model folder?"
+            f"{where}: config.json has model_type {model_type!r}; expected one of {', '.join(sorted(by_type))}; is "
+            "this a Hugging Face model folder?"
         )
     if model_type not in by_type:
         raise FamilyError(
-            f"{where}: unknown model family {model_type!r}; {nearest(model_type, by_type)} "
-            f"(families served: {', '.join(sorted(by_type))})"
+            f"{where}: unknown model family {model_type!r}; {nearest(model_type, by_type)} (families served: "
+            f"{', '.join(sorted(by_type))})"
         )
     family = by_type[model_type]
     _refuse_other_architectures(family, config, where)
@@ -79,16 +78,14 @@ def family_for(config: dict[str, Any], where: str) -> Family:
 def _refuse_what_no_family_takes(config: dict[str, Any], where: str) -> None:
     if config.get("auto_map"):
         raise FamilyError(
-            f"{where}: config.json has auto_map {config['auto_map']!r}, so the model runs code of its own; "
-            "expected a "
+            f"{where}: config.json has auto_map {config['auto_map']!r}, so the model runs code of its own; expected a "
             "model class of transformers; use a version of the model without remote code"
         )
     quantization = config.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise FamilyError(
-            f"{where}: the weights are quantised (quantization_config: {method!r}), where zero bytes need "
-            "not mean "
+            f"{where}: the weights are quantised (quantization_config: {method!r}), where zero bytes need not mean "
             "zero; expected float weights; expand the unquantised model and quantise the result"
         )
     for key in _common().multimodal:
@@ -103,8 +100,8 @@ def _refuse_other_architectures(family: Family, config: dict[str, Any], where: s
     for name in config.get("architectures") or ():
         if name not in family.architectures:
             raise FamilyError(
-                f"{where}: architecture {name!r} of family {family.name!r} is not served; "
-                f"expected {' or '.join(family.architectures)}; use the language model itself as the base"
+                f"{where}: architecture {name!r} of family {family.name!r} is not served; expected "
+                f"{' or '.join(family.architectures)}; use the language model itself as the base"
             )
 
 
@@ -119,8 +116,8 @@ def _refuse_unknown_per_layer(family: Family, config: dict[str, Any], where: str
             raise FamilyError(
                 f"{where}: config entry {key!r} has one item for each of the {depth} blocks, and family "
                 f"{family.name!r} does not say what inserting blocks does to it; expected only "
-                f"{', '.join(sorted(known)) or 'none'}; remove it if the model does not use it, or add a "
-                "rule to the family file"
+                f"{', '.join(sorted(known)) or 'none'}; remove it if the model does not use it, or add a rule to the "
+                "family file"
             )
 
 

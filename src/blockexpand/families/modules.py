@@ -106,17 +106,15 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: str = "cpu") -> nn.M
         except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
             raise LiveError(
-                f"transformers cannot load {folder}: {reason}; expected a model folder that this "
-                "version of it "
-                "knows; check the folder with `verify`"
+                f"transformers cannot load {folder}: {reason}; expected a model folder that this version of it knows; "
+                "check the folder with `verify`"
             ) from error
     model, info = loaded
     # transformers fills what is missing with random numbers and only warns.
     absent = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     if absent:
         raise LiveError(
-            f"{folder} lacks the tensor {sorted(absent)[0]!r} ({len(absent)} in all) in the shape its "
-            "config.json asks "
+            f"{folder} lacks the tensor {sorted(absent)[0]!r} ({len(absent)} in all) in the shape its config.json asks "
             "for; expected every tensor; write or download the folder again"
         )
     return _in_memory_of_its_own(model.eval().to(device))

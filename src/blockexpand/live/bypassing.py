@@ -90,8 +90,7 @@ def detach(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     known = expanded(model)
     if _DEPTH.get(model, 0):
         raise LiveError(
-            f"this {type(model).__name__} is inside {_DEPTH[model]} bypass, which would put the new blocks "
-            "back; "
+            f"this {type(model).__name__} is inside {_DEPTH[model]} bypass, which would put the new blocks back; "
             "expected detach outside of it; leave the context first"
         )
     tensors = {name: block.state_dict() for name, block in known.new.items()}

@@ -78,16 +78,14 @@ def _fitting_family(model: nn.Module, plan: Plan, num_blocks: int) -> Family:
     family = family_for(config_entries(model), name)
     if family.name != plan.base.family:
         raise LiveError(
-            f"the plan is for family {plan.base.family!r}, this {name} is of {family.name!r}; expected the "
-            "same; make a "
-            "plan for this model"
+            f"the plan is for family {plan.base.family!r}, this {name} is of {family.name!r}; expected the same; make "
+            "a plan for this model"
         )
     stack = stack_of(model, family)
     if len(stack) != num_blocks or family.depth(config_entries(model)) != num_blocks:
         raise LiveError(
-            f"this {name} has {len(stack)} blocks (its config says {family.depth(config_entries(model))}); "
-            "expected the "
-            f"{num_blocks} of the plan; make a plan for this model"
+            f"this {name} has {len(stack)} blocks (its config says {family.depth(config_entries(model))}); expected "
+            f"the {num_blocks} of the plan; make a plan for this model"
         )
     expected = {t.tail: t.shape for t in plan.block if t.parameter}
     for index, block in enumerate(stack):

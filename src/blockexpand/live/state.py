@@ -66,8 +66,7 @@ def expanded(model: nn.Module) -> Expanded:
     """
     if model not in _EXPANDED:
         raise LiveError(
-            f"this {type(model).__name__} is not known to be expanded; expected one from expand_live or "
-            "load; call "
+            f"this {type(model).__name__} is not known to be expanded; expected one from expand_live or load; call "
             "adopt(model, plan) if it was loaded from an expanded folder in another way"
         )
     return _EXPANDED[model]

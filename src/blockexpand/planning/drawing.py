@@ -131,9 +131,8 @@ def _cost_lines(plan: Plan, glyphs: _Glyphs) -> list[str]:
             "per token",
             f"forward {_flops(cost.forward_flops_per_token_before)} {arrow} "
             f"{_flops(cost.forward_flops_per_token_after)}{glyphs.separator}training the new blocks "
-            f"{_flops(cost.training_flops_per_token)}, the whole base "
-            f"{_flops(cost.full_training_flops_per_token)} "
-            f"(at {cost.context_tokens:,} tokens)",
+            f"{_flops(cost.training_flops_per_token)}, the whole base {_flops(cost.full_training_flops_per_token)} (at "
+            f"{cost.context_tokens:,} tokens)",
         ),
     ]
     return [f"{name:<11}{value}" for name, value in rows]

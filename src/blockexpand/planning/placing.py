@@ -55,10 +55,8 @@ def place(depth: int, blocks: int | None, placement: str, after: Sequence[int] |
     if (blocks is None) == (after is None):
         given = "both" if blocks is not None else "neither"
         raise PlanError(
-            f"{given} of blocks ({blocks}) and after ({_listed(after)}) given; expected exactly one: a "
-            "number of new "
-            f"blocks, e.g. blocks={max(1, depth // 4)}, or the old blocks they go after, e.g. "
-            f"after={depth - 1}"
+            f"{given} of blocks ({blocks}) and after ({_listed(after)}) given; expected exactly one: a number of new "
+            f"blocks, e.g. blocks={max(1, depth // 4)}, or the old blocks they go after, e.g. after={depth - 1}"
         )
     _check_count("per_group", per_group)
     if after is not None:
@@ -70,9 +68,8 @@ def place(depth: int, blocks: int | None, placement: str, after: Sequence[int] |
         return _interleaved(depth, blocks, per_group)
     if per_group != 1:
         raise PlanError(
-            f"per_group {per_group} with placement {placement!r}; expected it only with 'interleaved', "
-            "where there "
-            "are groups; leave it out"
+            f"per_group {per_group} with placement {placement!r}; expected it only with 'interleaved', where there are "
+            "groups; leave it out"
         )
     return _at_one_end(depth, blocks, placement)
 
@@ -93,8 +90,7 @@ def _refuse_beside_after(placement: str, per_group: int) -> None:
         )
     if per_group != 1:
         raise PlanError(
-            f"per_group {per_group} and a list of positions given; expected one of the two; repeat a "
-            "position in the "
+            f"per_group {per_group} and a list of positions given; expected one of the two; repeat a position in the "
             "list to put several blocks there"
         )
 
@@ -104,9 +100,8 @@ def _interleaved(depth: int, blocks: int, per_group: int) -> Placed:
         lower = blocks - blocks % per_group
         options = " or ".join(str(n) for n in (lower, lower + per_group) if n)
         raise PlanError(
-            f"cannot put {blocks} new blocks in groups of {per_group}: {blocks} is not a multiple of "
-            f"{per_group}; "
-            f"use blocks={options}, or per_group=1"
+            f"cannot put {blocks} new blocks in groups of {per_group}: {blocks} is not a multiple of {per_group}; use "
+            f"blocks={options}, or per_group=1"
         )
     num_groups = blocks // per_group
     if num_groups > depth or per_group > depth // num_groups:
@@ -134,9 +129,8 @@ def _too_many(depth: int, blocks: int, per_group: int) -> str:
 def _at_one_end(depth: int, blocks: int, placement: str) -> Placed:
     if blocks > depth:
         raise PlanError(
-            f"cannot place {blocks} new blocks at one end: the model has {depth} blocks to copy, one for "
-            "each; "
-            f"use blocks={depth} or fewer"
+            f"cannot place {blocks} new blocks at one end: the model has {depth} blocks to copy, one for each; use "
+            f"blocks={depth} or fewer"
         )
     if placement == "prefix":
         insertions = tuple(Insertion(after=-1, donor=donor) for donor in range(blocks))
@@ -151,8 +145,7 @@ def _explicit(depth: int, after: Sequence[int]) -> Placed:
     for position in after:
         if not isinstance(position, int) or isinstance(position, bool) or not -1 <= position < depth:
             raise PlanError(
-                f"no block {position!r} to put a new one after; expected 0 to {depth - 1}, the blocks of "
-                "this model, "
+                f"no block {position!r} to put a new one after; expected 0 to {depth - 1}, the blocks of this model, "
                 "or -1 for below the first; change the list"
             )
     insertions = tuple(Insertion(after=position, donor=max(position, 0)) for position in sorted(after))

@@ -93,8 +93,7 @@ class Placement:
             return f"interleaved: {count} groups of {sizes[0]}, {each}"
         larger = [str(i) for i, size in enumerate(sizes, start=1) if size == max(sizes)]
         return (
-            f"interleaved: {count} groups of {', '.join(map(str, sizes))}, {each}; {sum(sizes)} is not a "
-            "multiple of "
+            f"interleaved: {count} groups of {', '.join(map(str, sizes))}, {each}; {sum(sizes)} is not a multiple of "
             f"{count}, so group{'s' if len(larger) > 1 else ''} {', '.join(larger)} (from the bottom) "
             f"hold{'' if len(larger) > 1 else 's'} one more, as evenly among the others as can be"
         )

@@ -95,8 +95,7 @@ def read_expansion(folder: Path | str) -> ExpansionRecord:
     path = Path(folder) / RECORD_NAME
     if not path.is_file():
         raise PlanError(
-            f"{folder} has no {RECORD_NAME}, which says which blocks are new; expected a folder that "
-            "blockexpand "
+            f"{folder} has no {RECORD_NAME}, which says which blocks are new; expected a folder that blockexpand "
             "expanded; expand the base again"
         )
     return read_record(ExpansionRecord, path)

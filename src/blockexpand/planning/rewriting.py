@@ -86,8 +86,7 @@ def _rewrite_threshold(rule: Threshold, config: dict[str, Any], depth: int, sour
         changes[rule.key] = max(threshold, num_below) if num_below == len(sources) else num_below
         return Rewrite(changes=changes, before={**before, rule.key: threshold})
     note = (
-        f"{rule.key} stays {threshold}, which does not describe the deeper stack; {rule.list_key} does, "
-        "block by "
+        f"{rule.key} stays {threshold}, which does not describe the deeper stack; {rule.list_key} does, block by "
         f"block: a reader that knows only {rule.key} would run it wrongly"
     )
     return Rewrite(changes=changes, before=before, notes=(note,) if kinds == by_threshold else ())

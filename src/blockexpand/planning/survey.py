@@ -110,8 +110,8 @@ def _check_outer(family: Family, checkpoint: Checkpoint, outer: Iterable[str]) -
     for name in family.outer_required(checkpoint.config):
         if name not in outer:
             raise PlanError(
-                f"{checkpoint.source}: the tensor {name!r} is missing; expected it under this config.json; "
-                "download the checkpoint again, or mend its config.json"
+                f"{checkpoint.source}: the tensor {name!r} is missing; expected it under this config.json; download "
+                "the checkpoint again, or mend its config.json"
             )
 
 
@@ -125,8 +125,7 @@ def _check_depth(family: Family, depth: int, blocks: Iterable[int], where: str) 
         parts += [f"blocks {_spell(surplus)} are too many"] if surplus else []
         raise PlanError(
             f"{where}: config.json says {family.depth_key} {depth}, and the weights hold {len(held)} blocks: "
-            f"{' and '.join(parts)}; expected blocks 0 to {depth - 1}; use config and weights of the same "
-            "model"
+            f"{' and '.join(parts)}; expected blocks 0 to {depth - 1}; use config and weights of the same model"
         )
 
 
@@ -141,14 +140,13 @@ def _check_tails(family: Family, checkpoint: Checkpoint, index: int, tensors: di
             group = family.switch_of(tail)
             why = f"{group.switch} is off in config.json" if group else nearest(tail, allowed)
             raise PlanError(
-                f"{checkpoint.source}: the tensor {family.name_of(index, tail)!r} is not one of family "
-                f"{family.name!r} under this config; {why}; expand a checkpoint as transformers saves it"
+                f"{checkpoint.source}: the tensor {family.name_of(index, tail)!r} is not one of family {family.name!r} "
+                f"under this config; {why}; expand a checkpoint as transformers saves it"
             )
     for pattern in family.required_tails(checkpoint.config):
         if not any(tail_matches(pattern, tail) for tail in tensors):
             raise PlanError(
-                f"{checkpoint.source}: the tensor {family.name_of(index, pattern)!r} is missing; expected "
-                "it in every "
+                f"{checkpoint.source}: the tensor {family.name_of(index, pattern)!r} is missing; expected it in every "
                 "block under this config.json; download the checkpoint again"
             )
 
@@ -161,14 +159,12 @@ def _check_alike(family: Family, index: int, blocks: dict[int, dict[str, TensorE
             raise PlanError(f"{where}: block {index} has {name!r} and block 0 has no such tensor; expected all alike")
         if (first.dtype, first.shape) != (entry.dtype, entry.shape):
             raise PlanError(
-                f"{where}: {name!r} is {entry.dtype} {list(entry.shape)}, and {first.dtype} "
-                f"{list(first.shape)} in "
+                f"{where}: {name!r} is {entry.dtype} {list(entry.shape)}, and {first.dtype} {list(first.shape)} in "
                 "block 0; expected all blocks alike; expand a checkpoint as transformers saves it"
             )
         if entry.dtype not in _FLOATS and not family.is_buffer(tail):
             raise PlanError(
-                f"{where}: {name!r} is stored as {entry.dtype}; expected one of {', '.join(_FLOATS)}; "
-                "expand the "
+                f"{where}: {name!r} is stored as {entry.dtype}; expected one of {', '.join(_FLOATS)}; expand the "
                 "unquantised model and quantise the result"
             )
     if len(blocks[index]) != len(blocks[0]):

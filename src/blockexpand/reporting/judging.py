@@ -154,6 +154,5 @@ def _reference(comparison: Comparison, methods: dict[str, Method]) -> str:
     return (
         f"The gain of {methods[ours.name].inside} is {formats.share(ours.gain_over_reference)} of the "
         f"{formats.loss(reference.gain.mean)} nats per token that {methods[reference.name].inside}, learnt from the "
-        f"same domain tokens, at "
-        f"{formats.rise(reference.forgetting.mean)} general loss."
+        f"same domain tokens, at {formats.rise(reference.forgetting.mean)} general loss."
     )

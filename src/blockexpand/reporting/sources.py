@@ -94,8 +94,8 @@ def gather(folders: Sequence[str | Path]) -> Material:
     paths = [Path(folder) for folder in folders]
     if not paths:
         raise ReportError(
-            "there is nothing to report on: no folder was given; expected at least one that compare, expand, "
-            "eval, train or prepare wrote; name it"
+            "there is nothing to report on: no folder was given; expected at least one that compare, expand, eval, "
+            "train or prepare wrote; name it"
         )
     _refuse_twice(paths)
     labels = _labels(paths)
@@ -134,8 +134,8 @@ def _records_in(folder: Path) -> list[str]:
     found = [name for name in _NAMES if (folder / name).is_file()]
     if not found:
         raise ReportError(
-            f"cannot report on {folder}: it holds no {', no '.join(_NAMES)}; {expected}; check the path, or run "
-            "that step to its end first"
+            f"cannot report on {folder}: it holds no {', no '.join(_NAMES)}; {expected}; check the path, or run that "
+            "step to its end first"
         )
     return found
 
@@ -175,8 +175,8 @@ class _Gathering:
         found = data.get("format") if isinstance(data, dict) else None
         if not isinstance(found, str):
             raise ReportError(
-                f"cannot report on {path}: it does not say its format; expected a record of ours; give the folder "
-                "of a finished step"
+                f"cannot report on {path}: it does not say its format; expected a record of ours; give the folder of a "
+                "finished step"
             )
         if found not in self._readers:
             raise ReportError(

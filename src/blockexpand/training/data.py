@@ -126,11 +126,11 @@ def _check_fits(corpus: Corpus, model_folder: str, row_tokens: int) -> None:
     if corpus.record.tokenizer_digest != tokenizer_digest(model_folder):
         raise TrainingError(
             f"{corpus.folder} was prepared with another tokenizer than the one in {model_folder} "
-            f"({corpus.record.tokenizer_digest[:19]}... is not {tokenizer_digest(model_folder)[:19]}...); "
-            "prepare it again with this model's"
+            f"({corpus.record.tokenizer_digest[:19]}... is not {tokenizer_digest(model_folder)[:19]}...); prepare it "
+            "again with this model's"
         )
     if corpus.record.row_tokens != row_tokens:
         raise TrainingError(
-            f"{corpus.folder} has rows of {corpus.record.row_tokens} tokens, the domain's have {row_tokens}; "
-            "prepare both with the same row_tokens"
+            f"{corpus.folder} has rows of {corpus.record.row_tokens} tokens, the domain's have {row_tokens}; prepare "
+            "both with the same row_tokens"
         )

@@ -133,9 +133,9 @@ class Loop:
         num_skipped = 0 if finite else progress.num_skipped + 1
         if num_skipped >= _MOST_SKIPPED:
             raise TrainingError(
-                f"the loss was not finite in {num_skipped} steps in a row, up to step {step + 1}; "
-                f"expected a finite one; lower optimizer.lr ({self.settings.optimizer.lr}) and start again, or resume "
-                f"from the last checkpoint in {self.run_folder}"
+                f"the loss was not finite in {num_skipped} steps in a row, up to step {step + 1}; expected a finite "
+                f"one; lower optimizer.lr ({self.settings.optimizer.lr}) and start again, or resume from the last "
+                f"checkpoint in {self.run_folder}"
             )
         seconds = time.monotonic() - start
         means = sums.means()

@@ -103,6 +103,8 @@ def train(settings: TrainSettings, resume: bool = False) -> RunRecord:
     trainee = arm_of(settings.arm).load(Path(settings.model), _DTYPES[settings.precision], needs_reference)
     _check_sizes(trainee.model, data, settings)
     nn.Module.to(trainee.model, device)
+    if settings.compile_blocks:
+        _compile_blocks(trainee.model)
     loop = Loop(settings, trainee, data, out)
     progress = Progress(step=0, settings_digest=digest)
     checkpoint = newest_checkpoint(out) if resume else None
@@ -163,8 +165,8 @@ def _check_sizes(model: PreTrainedModel, data: RunData, settings: TrainSettings)
     embeddings = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if data.largest_token >= embeddings:
         raise TrainingError(
-            f"the tokenizer does not fit the model: the data hold token {data.largest_token}, and {settings.model} "
-            f"has embeddings for {embeddings}; use the tokenizer the model was trained with"
+            f"the tokenizer does not fit the model: the data hold token {data.largest_token}, and {settings.model} has "
+            f"embeddings for {embeddings}; use the tokenizer the model was trained with"
         )
     positions = model.config.max_position_embeddings
     if data.domain.row_tokens > positions:
@@ -172,6 +174,15 @@ def _check_sizes(model: PreTrainedModel, data: RunData, settings: TrainSettings)
             f"rows of {data.domain.row_tokens} tokens are longer than the {positions} positions of {settings.model}; "
             "prepare the data with fewer row_tokens"
         )
+
+
+def _compile_blocks(model: PreTrainedModel) -> None:
+    """Compile block by block: all blocks of one kind share the compiled code, and bypassing leaves it valid."""
+    blocks = list(model.get_decoder().layers)
+    # One entry for each of: training, measuring, a last pass of fewer rows, the reference; and for old and new blocks.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(blocks))
+    for block in blocks:
+        block.compile()
 
 
 @contextlib.contextmanager
@@ -236,8 +247,8 @@ def sft(settings: TrainSettings, resume: bool = False) -> RunRecord:
     corpus = open_corpus(settings.data.domain)
     if not corpus.record.conversations:
         raise TrainingError(
-            f"{settings.data.domain} holds plain text, not conversations; prepare it from a `chat` source, "
-            "or use `train`"
+            f"{settings.data.domain} holds plain text, not conversations; prepare it from a `chat` source, or use "
+            "`train`"
         )
     return train(settings, resume)
 

@@ -44,8 +44,8 @@ def write_self_text(settings: TrainSettings, device: torch.device) -> None:
     ends = ends_of(tokenizer)
     if ends.bos is None:
         raise TrainingError(
-            f"the tokenizer in {settings.model} has no begin token, from which a text could be sampled; "
-            "give general text instead of `self`"
+            f"the tokenizer in {settings.model} has no begin token, from which a text could be sampled; give general "
+            "text instead of `self`"
         )
     model = load_model(Path(settings.model), torch.float32)
     nn.Module.to(model, device)
