@@ -32,10 +32,18 @@ T = TypeVar("T")
 _YAML_FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$")
 
 
+WRITTEN_WHEN_SET = {"written": "when set"}
+"""Metadata of a field that files leave out while it is its default: added without changing what was written before."""
+
+
 def to_plain(value: Any) -> Any:
     """The value as dictionaries, lists and scalars, ready for JSON."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(vars(value)[f.name]) for f in dataclasses.fields(value)}
+        return {
+            f.name: to_plain(vars(value)[f.name])
+            for f in dataclasses.fields(value)
+            if f.metadata != WRITTEN_WHEN_SET or vars(value)[f.name] != f.default
+        }
     if isinstance(value, dict):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -11,7 +11,16 @@ from blockexpand.checkpoint.header import (
     read_header,
 )
 from blockexpand.checkpoint.reading import CONFIG, Checkpoint, open_checkpoint
-from blockexpand.checkpoint.writing import OutputFile, OutputTensor, lay_out, renamed, write_weights, zeros
+from blockexpand.checkpoint.writing import (
+    OutputFile,
+    OutputTensor,
+    digest_of_minus_ones,
+    lay_out,
+    minus_ones,
+    renamed,
+    write_weights,
+    zeros,
+)
 
 __all__ = [
     "Checkpoint",
@@ -33,6 +42,8 @@ __all__ = [
     "OutputFile",
     "renamed",
     "zeros",
+    "minus_ones",
+    "digest_of_minus_ones",
     "lay_out",
     "write_weights",
 ]

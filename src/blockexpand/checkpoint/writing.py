@@ -6,12 +6,13 @@ memory does not grow with the model.
 
 The order of the bytes is ours to choose (the format asks only that they be contiguous), and it decides the
 speed: each of the base's files is moved in one piece, the added copies follow in ranges as long as the
-donor's neighbours allow, and the zeros come last, as a hole that is never written.
+donor's neighbours allow, then the few constants, and the zeros come last, as a hole that is never written.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,9 @@ class OutputTensor:
     shape: tuple[int, ...]
     """The sizes of its dimensions."""
     source: TensorEntry | None
-    """The tensor of the base whose bytes it takes, or None for zeros."""
+    """The tensor of the base whose bytes it takes, or None for zeros or a constant."""
+    element: bytes = b""
+    """The bytes of every element of a constant that is not zero; written out, so for small tensors."""
 
     @property
     def num_bytes(self) -> int:
@@ -64,6 +67,25 @@ def zeros(name: str, entry: TensorEntry) -> OutputTensor:
     return OutputTensor(name=name, dtype=entry.dtype, shape=entry.shape, source=None)
 
 
+_MINUS_ONE = {
+    "BF16": b"\x80\xbf",
+    "F16": b"\x00\xbc",
+    "F32": b"\x00\x00\x80\xbf",
+    "F64": b"\x00\x00\x00\x00\x00\x00\xf0\xbf",
+}
+"""-1.0 in each float dtype, little endian (IEEE 754; bfloat16 is the upper half of float32)."""
+
+
+def minus_ones(name: str, entry: TensorEntry) -> OutputTensor:
+    """A tensor like one of the base's, all -1."""
+    return OutputTensor(name=name, dtype=entry.dtype, shape=entry.shape, source=None, element=_MINUS_ONE[entry.dtype])
+
+
+def digest_of_minus_ones(entry: TensorEntry) -> str:
+    """The digest that such a tensor's bytes have."""
+    return f"sha256:{hashlib.sha256(_MINUS_ONE[entry.dtype] * entry.num_elements).hexdigest()}"
+
+
 def lay_out(base: Checkpoint, kept: dict[str, str], added: Sequence[OutputTensor]) -> tuple[OutputFile, ...]:
     """Which tensor goes into which file, in which order.
 
@@ -83,7 +105,7 @@ def lay_out(base: Checkpoint, kept: dict[str, str], added: Sequence[OutputTensor
 
 
 def _holes_last(tensors: Iterable[OutputTensor]) -> list[OutputTensor]:
-    return sorted(tensors, key=lambda tensor: tensor.source is None)
+    return sorted(tensors, key=lambda tensor: tensor.source is None and not tensor.element)
 
 
 def _pack(tensors: Iterable[OutputTensor], limit: int) -> list[list[OutputTensor]]:
@@ -123,6 +145,9 @@ def write_weights(base: Checkpoint, files: Sequence[OutputFile], folder: Path) -
                 stream.write(header)
                 for piece in ranges:
                     move(handles[piece.file], stream.fileno(), piece, progress.advance)
+                for offset, tensor in _constants(file, len(header)):
+                    stream.seek(offset)
+                    stream.write(tensor.element * num_elements(tensor.shape))
     if base.sharded:
         _write_index(files, folder)
 
@@ -144,6 +169,16 @@ def _plan_file(file: OutputFile, metadata: dict[str, str]) -> tuple[bytes, list[
             )
         position += tensor.num_bytes
     return header, merge(ranges), position
+
+
+def _constants(file: OutputFile, position: int) -> list[tuple[int, OutputTensor]]:
+    """Where the constants go that are not zero; `position` is where the tensors begin."""
+    found = []
+    for tensor in file.tensors:
+        if tensor.element:
+            found.append((position, tensor))
+        position += tensor.num_bytes
+    return found
 
 
 def _write_index(files: Sequence[OutputFile], folder: Path) -> None:

@@ -10,6 +10,7 @@ the proof.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from blockexpand.checkpoint import (
     CONFIG,
@@ -18,6 +19,7 @@ from blockexpand.checkpoint import (
     copy_files,
     digest_tensors,
     lay_out,
+    minus_ones,
     open_checkpoint,
     other_files,
     refuse_not_finite,
@@ -28,11 +30,15 @@ from blockexpand.checkpoint import (
 from blockexpand.digests import digest_json
 from blockexpand.errors import ExpansionError
 from blockexpand.expansion.proof import prove_checkpoints
-from blockexpand.families import Family, family_for
+from blockexpand.families import Family, family_for, with_entries
 from blockexpand.planning import ExpansionRecord, Plan, Proof, read_plan, rewrite, survey
 from blockexpand.progress import say
 from blockexpand.records import write_json, write_record
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
+
+
+_MAKE = {"donor": renamed, "zero": zeros, "minus-one": minus_ones}
+"""What a plan's tensor starts as, to what is written."""
 
 
 def expand(
@@ -68,8 +74,8 @@ def expand(
     digests = _digests(checkpoint) if digest else None
     with staged_folder(target, overwrite) as staged:
         copy_files(checkpoint, files.copied, staged)
-        write_json(staged / CONFIG, {**checkpoint.config, **chosen.config_changes})
-        family = family_for(checkpoint.config, checkpoint.source)
+        write_json(staged / CONFIG, with_entries(checkpoint.config, chosen.config_changes))
+        family = family_for(checkpoint.config, checkpoint.source, checkpoint.tensors)
         kept, added = _tensors(family, checkpoint, chosen)
         write_weights(checkpoint, lay_out(checkpoint, kept, added), staged)
         proof = _prove(checkpoint, staged, chosen) if prove else None
@@ -88,21 +94,30 @@ def check_fit(plan: Plan, checkpoint: Checkpoint) -> None:
     """
     facts = survey(checkpoint)
     base = plan.base
-    rewritten = rewrite(facts.family, checkpoint.config, plan.sources)
+    kinds = facts.kinds if len(facts.kinds) > 1 else ()
     pairs = [
         ("family", base.family, facts.family.name),
         ("number of blocks", base.num_blocks, facts.depth),
         ("digest of config.json", base.config_digest, digest_json(checkpoint.config)),
         ("digest of tensor names, shapes and dtypes", base.layout_digest, facts.layout_digest),
         ("list of a block's tensors", plan.block, facts.block),
+        ("kinds of block", plan.kinds, kinds),
+    ]
+    _refuse_unequal(plan, checkpoint, pairs)
+    rewritten = rewrite(facts.family, checkpoint.config, plan.sources)
+    pairs = [
         ("new config", plan.config_changes, rewritten.changes),
         ("old config", plan.config_before, rewritten.before),
     ]
+    _refuse_unequal(plan, checkpoint, pairs)
+
+
+def _refuse_unequal(plan: Plan, checkpoint: Checkpoint, pairs: list[tuple[str, Any, Any]]) -> None:
     for what, planned, found in pairs:
         if planned != found:
             raise ExpansionError(
                 f"the plan is not for {checkpoint.source}: its {what} is {_short(planned)}, this model's is "
-                f"{_short(found)}; expected the model it was made from ({base.source}); make a new plan"
+                f"{_short(found)}; expected the model it was made from ({plan.base.source}); make a new plan"
             )
 
 
@@ -132,11 +147,13 @@ def _tensors(family: Family, checkpoint: Checkpoint, plan: Plan) -> tuple[dict[s
     kept = {name: plan.new_name(family, name) for name in checkpoint.tensors}
     added: list[OutputTensor] = []
     for block in plan.new_blocks:
-        donors = {t: checkpoint.tensors[family.name_of(block.donor, t.tail)] for t in plan.block}
+        tensors = plan.tensors_of(block.donor)
+        donors = {t: checkpoint.tensors[family.name_of(block.donor, t.tail)] for t in tensors}
         for tensor, entry in sorted(donors.items(), key=lambda pair: (pair[1].file, pair[1].start)):
-            name = family.name_of(block.position, tensor.tail)
-            added.append(zeros(name, entry) if tensor.starts == "zero" else renamed(name, entry))
-    assert len(added) == len(plan.new_blocks) * len(plan.block), "a new block lacks a tensor"
+            make = _MAKE[tensor.starts]
+            added.append(make(family.name_of(block.position, tensor.tail), entry))
+    num_planned = sum(len(plan.tensors_of(block.donor)) for block in plan.new_blocks)
+    assert len(added) == num_planned, "a new block lacks a tensor"
     return kept, added
 
 

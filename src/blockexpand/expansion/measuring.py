@@ -18,7 +18,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from blockexpand.checkpoint import Checkpoint
 from blockexpand.families import Family, family_for
-from blockexpand.families.modules import config_entries, load_model, put_stack, set_config, stack_of
+from blockexpand.families.modules import config_entries, load_model, parameters_of, put_stack, set_config, stack_of
 from blockexpand.planning import Check, Plan, base_entries
 
 SEED = 20240104
@@ -59,12 +59,12 @@ class Answers:
 
 def measure(base: Checkpoint, out: Checkpoint, plan: Plan, *, trained: bool, device: str) -> Measured:
     """Compare the models, then (for untrained blocks) take one step and look at gradients and drift."""
-    family = family_for(base.config, base.source)
+    family = family_for(base.config, base.source, base.tensors)
     names = _dtypes_of(plan)
     checks: list[Check] = []
     for name in names:
-        expected = _answers_of(base, _DTYPES[name], device)
-        model = load_model(out.folder, dtype=_DTYPES[name], device=device)
+        expected = _answers_of(base, family, _DTYPES[name], device)
+        model = load_model(out.folder, family, dtype=_DTYPES[name], device=device)
         if trained:
             _bypass_for_good(model, family, plan)
         checks += compare(expected, answers(model, sequences(model)), name, bypassed=trained)
@@ -74,20 +74,21 @@ def measure(base: Checkpoint, out: Checkpoint, plan: Plan, *, trained: bool, dev
 
 
 def _dtypes_of(plan: Plan) -> tuple[str, ...]:
-    """The dtype the checkpoint is stored in, and float32, last because the step is taken in it."""
-    stored = next(t.dtype for t in plan.block if t.starts == "zero")
-    return tuple(dict.fromkeys((stored, "F32")))
+    """The dtype the checkpoint is stored in (bfloat16 for FP8), and float32, last because the step is taken in it."""
+    tensors = plan.tensors_of(plan.new_blocks[0].donor)
+    stored = next(t.dtype for t in tensors if t.starts != "donor")
+    return tuple(dict.fromkeys((stored if stored in _DTYPES else "BF16", "F32")))
 
 
-def _answers_of(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> Answers:
-    model = load_model(checkpoint.folder, dtype=dtype, device=device)
+def _answers_of(checkpoint: Checkpoint, family: Family, dtype: torch.dtype, device: str) -> Answers:
+    model = load_model(checkpoint.folder, family, dtype=dtype, device=device)
     return answers(model, sequences(model))
 
 
 def _bypass_for_good(model: nn.Module, family: Family, plan: Plan) -> None:
     stack = stack_of(model, family)
     put_stack(model, family, [stack[i] for i in plan.old_to_new])
-    set_config(model, base_entries(family, plan, config_entries(model)))
+    set_config(model, family, base_entries(family, plan, config_entries(model)))
 
 
 def sequences(model: nn.Module) -> tuple[Tensor, ...]:
@@ -173,13 +174,19 @@ def _step(model: nn.Module, family: Family, plan: Plan, base_logits_BTV: Sequenc
     model.requires_grad_(False)
     stack = stack_of(model, family)
     new: dict[str, dict[str, nn.Parameter]] = {}
+    writers: dict[str, set[str]] = {}
     for block in plan.new_blocks:
-        new[block.id] = dict(stack[block.position].named_parameters())
-        stack[block.position].requires_grad_(True)
+        tensors, name = plan.tensors_of(block.donor), family.block.name_in_memory
+        found = parameters_of(stack[block.position], family, [(t.tail, t.parameter) for t in tensors])
+        new[block.id] = dict(sorted(found.items()))
+        writers[block.id] = {name(t.tail) for t in tensors if t.starts != "donor"}
+        for parameter in new[block.id].values():
+            parameter.requires_grad_(True)
+    silent = {block: {n: p for n, p in parameters.items() if n in writers[block]} for block, parameters in new.items()}
     tokens = sequences(model)
     _backward(model, tokens)
     checks = [
-        _check_gradient("at step 0 every residual writer gets gradient", new, plan.zeroed),
+        _check_gradient("at step 0 every residual writer gets gradient", silent),
         _frozen(model, new),
     ]
     trained = [parameter for parameters in new.values() for parameter in parameters.values()]
@@ -188,8 +195,7 @@ def _step(model: nn.Module, family: Family, plan: Plan, base_logits_BTV: Sequenc
     optimizer.zero_grad()
     checks.append(_check_drift(model, tokens, base_logits_BTV))
     _backward(model, tokens)
-    tails = tuple(t.tail for t in plan.block if t.parameter)
-    return [*checks, _check_gradient("at step 1 every tensor of every new block gets gradient", new, tails)]
+    return [*checks, _check_gradient("at step 1 every tensor of every new block gets gradient", new)]
 
 
 def _backward(model: nn.Module, tokens: Sequence[Tensor]) -> None:
@@ -199,11 +205,11 @@ def _backward(model: nn.Module, tokens: Sequence[Tensor]) -> None:
         loss.backward()
 
 
-def _check_gradient(name: str, new: dict[str, dict[str, nn.Parameter]], tails: Sequence[str]) -> Check:
+def _check_gradient(name: str, new: dict[str, dict[str, nn.Parameter]]) -> Check:
     norms = {
-        f"{block} {tail}": 0.0 if (g := parameters[tail].grad) is None else float(g.norm())
+        f"{block} {tail}": 0.0 if (g := parameter.grad) is None else float(g.norm())
         for block, parameters in new.items()
-        for tail in tails
+        for tail, parameter in parameters.items()
     }
     dead = [key for key, norm in norms.items() if not 0 < norm < float("inf")]
     figure = f"{len(norms)} tensors, the smallest norm {min(norms.values()):.2g}"

@@ -3,7 +3,8 @@
 In: the base and the expanded folder. Out: a frozen `Proof`: one line a check, with its figure and verdict.
 
 1. On disk, streaming: the config is the plan's; every old tensor has the base's bytes; every new block has
-   its donor's bytes except the residual writers, which are zero; all values are finite.
+   its donor's bytes except the residual writers, which are zero (or -1, where a gain is stored as gain minus one);
+   all values are finite.
 2. In memory: the logits, with and without KV cache, and greedy generation, bit for bit, in the checkpoint's
    dtype and in float32.
 3. Gradient: at step 0 every writer of every new block gets some and no old tensor gets any; once the writers
@@ -19,9 +20,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from blockexpand.checkpoint import Checkpoint, TensorDigest, TensorEntry, digest_tensors, refuse_not_finite
+from blockexpand.checkpoint import (
+    Checkpoint,
+    TensorDigest,
+    TensorEntry,
+    digest_of_minus_ones,
+    digest_tensors,
+    refuse_not_finite,
+)
 from blockexpand.digests import digest_json
-from blockexpand.families import Family, family_for
+from blockexpand.families import Family, family_for, with_entries
 from blockexpand.planning import Check, Plan, Proof
 from blockexpand.records import with_format
 
@@ -34,7 +42,7 @@ def prove_checkpoints(
     Raises:
         CheckpointError: a file is broken, or a weight of either is NaN or infinite.
     """
-    family = family_for(base.config, base.source)
+    family = family_for(base.config, base.source, base.tensors)
     checks = [_check_config(base, out, plan), _check_names(family, base, out, plan)]
     dtypes: tuple[str, ...] = ()
     if all(check.passed for check in checks):
@@ -55,7 +63,7 @@ def prove_checkpoints(
 
 
 def _check_config(base: Checkpoint, out: Checkpoint, plan: Plan) -> Check:
-    expected = {**base.config, **plan.config_changes}
+    expected = with_entries(base.config, plan.config_changes)
     name = "config.json is the base's with the plan's changes"
     for key in {**expected, **out.config}:
         wanted, found = _entry(expected, key), _entry(out.config, key)
@@ -73,7 +81,7 @@ def _entry(config: dict[str, Any], key: str) -> str:
 def _check_names(family: Family, base: Checkpoint, out: Checkpoint, plan: Plan) -> Check:
     expected = {plan.new_name(family, name): entry for name, entry in base.tensors.items()}
     for block in plan.new_blocks:
-        for tensor in plan.block:
+        for tensor in plan.tensors_of(block.donor):
             donor = base.tensors[family.name_of(block.donor, tensor.tail)]
             expected[family.name_of(block.position, tensor.tail)] = donor
     name = "tensors have the planned names, shapes and dtypes"
@@ -103,27 +111,35 @@ def _check_bytes(family: Family, base: Checkpoint, out: Checkpoint, plan: Plan, 
             else f"{len(names):,} tensors, {base.num_bytes:,} bytes, SHA-256",
         )
     ]
-    return checks if trained else [*checks, *_check_new_blocks(family, of_base, of_out, plan)]
+    return checks if trained else [*checks, *_check_new_blocks(family, base, (of_base, of_out), plan)]
 
 
 def _check_new_blocks(
-    family: Family, of_base: dict[str, TensorDigest], of_out: dict[str, TensorDigest], plan: Plan
+    family: Family, base: Checkpoint, digests: tuple[dict[str, TensorDigest], dict[str, TensorDigest]], plan: Plan
 ) -> list[Check]:
-    not_zero, not_donor = [], []
+    of_base, of_out = digests
+    not_silent, not_donor, counts = [], [], {"donor": 0, "zero": 0, "minus-one": 0}
     for block in plan.new_blocks:
-        for tensor in plan.block:
-            name = family.name_of(block.position, tensor.tail)
-            donor = of_base[family.name_of(block.donor, tensor.tail)]
-            if tensor.starts == "zero" and not of_out[name].all_zero:
-                not_zero.append(name)
-            elif tensor.starts == "donor" and of_out[name].digest != donor.digest:
-                not_donor.append(name)
-    num_zero = len(plan.new_blocks) * len(plan.zeroed)
-    num_copied = len(plan.new_blocks) * len(plan.block) - num_zero
+        for tensor in plan.tensors_of(block.donor):
+            name, donor = family.name_of(block.position, tensor.tail), family.name_of(block.donor, tensor.tail)
+            counts[tensor.starts] += 1
+            if tensor.starts == "donor":
+                not_donor += [name] if of_out[name].digest != of_base[donor].digest else []
+            elif not _is_silent(tensor.starts, of_out[name], base.tensors[donor]):
+                not_silent.append(name)
+    num_silent = f"{counts['zero']} residual writers"
+    if counts["minus-one"]:
+        num_silent = (
+            f"{counts['zero'] + counts['minus-one']} residual writers, {counts['minus-one']} of them gains of -1"
+        )
     return [
-        _all(f"{num_zero} residual writers", "the new blocks' residual writers are zero", not_zero),
-        _all(f"{num_copied} tensors", "the new blocks' other tensors are their donors'", not_donor),
+        _all(num_silent, "the new blocks' residual writers are zero", not_silent),
+        _all(f"{counts['donor']} tensors", "the new blocks' other tensors are their donors'", not_donor),
     ]
+
+
+def _is_silent(starts: str, found: TensorDigest, donor: TensorEntry) -> bool:
+    return found.all_zero if starts == "zero" else found.digest == digest_of_minus_ones(donor)
 
 
 def _all(good: str, name: str, bad: list[str]) -> Check:

@@ -1,28 +1,47 @@
 """Facts about model families, as data files, and the only place where tensor names are parsed."""
 
-from blockexpand.families.family import (
-    BlockFacts,
+from blockexpand.families.blocks import BlockFacts, Choice, Switched, matches_any, tail_matches
+from blockexpand.families.configs import entry, prefixed, switched_on, with_entries
+from blockexpand.families.family import Family, Place, Tied, is_fp8
+from blockexpand.families.known import family_for, known_families, refused_model_types
+from blockexpand.families.rules import (
+    Between,
     CopyFromDonor,
-    Family,
-    Place,
-    Switched,
+    Every,
+    First,
+    Indices,
+    Only,
+    Pattern,
+    PerLayer,
+    Repeats,
     Threshold,
-    Tied,
-    switched_on,
-    tail_matches,
 )
-from blockexpand.families.known import family_for, known_families
 
 __all__ = [
     "Family",
     "BlockFacts",
+    "Choice",
     "Switched",
     "Tied",
+    "Place",
+    "Only",
+    "PerLayer",
     "CopyFromDonor",
     "Threshold",
-    "Place",
+    "Pattern",
+    "Indices",
+    "First",
+    "Every",
+    "Between",
+    "Repeats",
     "family_for",
     "known_families",
+    "refused_model_types",
     "tail_matches",
+    "matches_any",
     "switched_on",
+    "is_fp8",
+    "entry",
+    "with_entries",
+    "prefixed",
 ]

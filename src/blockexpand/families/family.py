@@ -9,42 +9,20 @@ of this family: nothing is ever matched by substring.
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from blockexpand.errors import FamilyError
+from blockexpand.families.blocks import BlockFacts, Switched, matches_any
+from blockexpand.families.configs import entry, section, switched_on
+from blockexpand.families.rules import Only, PerLayer
 from blockexpand.records import check
 
-NUMBER = "{n}"
-"""In a tensor name of a family file: one component that is a whole number "
-"(`experts.{n}.down_proj.weight`)."""
-
-
-@functools.cache
-def _pattern(pattern: str) -> re.Pattern[str]:
-    return re.compile(r"\.".join(r"(0|[1-9][0-9]*)" if p == NUMBER else re.escape(p) for p in pattern.split(".")))
-
-
-def tail_matches(pattern: str, tail: str) -> bool:
-    """Whether `tail` is the name, or one of the numbered names, that a family file's `pattern` states."""
-    return _pattern(pattern).fullmatch(tail) is not None
-
-
-def switched_on(config: dict[str, Any], switch: str, default: bool) -> bool:
-    """The value of a true-or-false config entry; missing and null mean the config class's default.
-
-    Raises:
-        FamilyError: it is neither true nor false.
-    """
-    value = config.get(switch)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise FamilyError(f"config.json: {switch} is {value!r}; expected true or false; mend the base's config.json")
-    return value
+SCALE = "_scale_inv"
+"""What an FP8 checkpoint appends to a weight's name for its scales (transformers 5.24, quantizer_finegrained_fp8.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +45,10 @@ class OuterFacts:
 
     required: tuple[str, ...]
     """Always there."""
+    optional: tuple[str, ...] = ()
+    """May be there."""
+    copied: tuple[str, ...] = ()
+    """Modules beside the text stack (a vision tower, say): whatever is below these names is copied through."""
     matrices: tuple[str, ...] = ()
     """Multiplied with each token's hidden state after the last block (the output head); for the cost."""
     tied: tuple[Tied, ...] = ()
@@ -74,79 +56,13 @@ class OuterFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Switched:
-    """Tensors a block has exactly when a config entry is on."""
+class Spelling:
+    """Another way the files of a family may spell the beginning of its names."""
 
-    switch: str
-    """The config entry."""
-    switch_default: bool
-    """What it means when it is missing."""
-    tensors: tuple[str, ...]
-    """The tails."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockFacts:
-    """The tensors of one block, by tail: the name after `model.layers.7.`."""
-
-    required: tuple[str, ...]
-    """Always there."""
-    switched: tuple[Switched, ...] = ()
-    """There when the config says so."""
-    buffers: tuple[str, ...] = ()
-    """May be there, and are no parameters: copied with the block, not counted, not trained."""
-    writers: tuple[str, ...]
-    """Tails whose product is added to the residual stream (weights and biases); zero makes an identity."""
-    attention_output: str
-    """The projection after attention; its number of columns is heads times head width (for the cost)."""
-
-    def __post_init__(self) -> None:
-        tails = (*self.required, *(t for group in self.switched for t in group.tensors))
-        check(len(set(tails)) == len(tails), "required", tails, "each tail once")
-        for writer in self.writers:
-            check(writer in tails, "writers", writer, "one of the block's own tails")
-        check(
-            self.attention_output in self.required,
-            "attention_output",
-            self.attention_output,
-            "a required tail",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CopyFromDonor:
-    """A list with one item a block: old blocks keep theirs, a new block gets its donor's."""
-
-    kind: Literal["copy-from-donor"]
-    key: str
-    """The config entry; nothing is done when it is missing or null."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Threshold:
-    """Blocks from a stated index on are of another kind, unless a list says so block by block.
-
-    When the rule is in force the list is written out for the deeper stack, each block with the kind it had
-    or its donor has, and the threshold is renumbered if the new list still is one.
-    """
-
-    kind: Literal["threshold"]
-    key: str
-    """The first index of the second kind."""
-    key_default: int
-    """What it is when missing."""
-    switch: str
-    """The config entry that puts the threshold in force."""
-    switch_default: bool
-    """What it means when it is missing."""
-    also_needs: str
-    """An entry that must not be null for the threshold to be in force; missing is not null."""
-    list_key: str
-    """The list that overrides the threshold."""
-    below: str
-    """The kind before the threshold."""
-    from_there_on: str
-    """The kind from the threshold on."""
+    usual: str
+    """How the family file spells it, with its last dot, e.g. `transformer.`."""
+    instead: str
+    """How such files do, e.g. nothing at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,16 +95,39 @@ class Family:
     """The `model_type` values of config.json that it serves."""
     architectures: tuple[str, ...]
     """The model classes it serves; a classifier's extra head, for one, is not a language model's."""
+    loader: Literal["text", "image-text"] = "text"
+    """Which of transformers' automatic classes loads it."""
+    config_section: str = ""
+    """The part of config.json that speaks of the text stack, e.g. `text_config`; empty for the whole."""
     depth_key: str
     """The config entry with the number of blocks."""
+    extra_blocks_key: str | None = None
+    """The entry with how many blocks for predicting further tokens the files number after the last block."""
     stack: Stack
     """Where the blocks are."""
+    spellings: tuple[Spelling, ...] = ()
+    """Other beginnings of names that files of this family have."""
     outer: OuterFacts
     """The tensors outside the blocks."""
     block: BlockFacts
     """The tensors of a block."""
-    per_layer: tuple[CopyFromDonor | Threshold, ...] = ()
+    per_layer: tuple[PerLayer, ...] = ()
     """What insertion does to each config entry that speaks of single blocks."""
+    only: tuple[Only, ...] = ()
+    """Settings with which a silent copy is no identity, and those with which it is."""
+    not_per_layer: tuple[str, ...] = ()
+    """Lists of this family that say nothing about single blocks, whatever their length."""
+
+    def __post_init__(self) -> None:
+        check(all(s.usual.endswith(".") for s in self.spellings), "spellings", self.spellings, "names up to a dot")
+
+    def text(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The part of the config that speaks of the text stack.
+
+        Raises:
+            FamilyError: the config has no such part.
+        """
+        return section(config, self.config_section)
 
     def depth(self, config: dict[str, Any]) -> int:
         """The number of blocks the config states.
@@ -196,7 +135,7 @@ class Family:
         Raises:
             FamilyError: it is missing, not a whole number, or not positive.
         """
-        value = config.get(self.depth_key)
+        value = self.text(config).get(self.depth_key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise FamilyError(
                 f"config.json: {self.depth_key} is {value!r}; expected the number of blocks, 1 or more; mend the "
@@ -217,26 +156,82 @@ class Family:
         """The tensor name that `locate` takes apart."""
         return f"{self.stack.tensors}.{block}.{tail}"
 
-    def required_tails(self, config: dict[str, Any]) -> tuple[str, ...]:
-        """The tails (or patterns of tails) every block must have under this config."""
-        groups = (g for g in self.block.switched if switched_on(config, g.switch, g.switch_default))
-        return (*self.block.required, *(tail for group in groups for tail in group.tensors))
+    def num_extra_blocks(self, config: dict[str, Any]) -> int:
+        """How many blocks the files may hold, and the stack does not, after the last one.
 
-    def allowed_tails(self, config: dict[str, Any]) -> tuple[str, ...]:
-        """The tails a block may have under this config."""
-        return (*self.required_tails(config), *self.block.buffers)
+        Raises:
+            FamilyError: the entry is not a whole number.
+        """
+        value = entry(self.text(config), self.extra_blocks_key) if self.extra_blocks_key else 0
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise FamilyError(
+                f"config.json: {self.extra_blocks_key} is {value!r}; expected a number of blocks, 0 or more; mend the "
+                "base's config.json"
+            )
+        return value or 0
+
+    def spelled_as_in(self, names: Iterable[str]) -> Family:
+        """The same family with its names as these files spell them."""
+        held = tuple(names)
+        for spelling in self.spellings:
+            there = spelling.instead + self.stack.tensors.removeprefix(spelling.usual) + "."
+            usual = self.stack.tensors + "."
+            if any(n.startswith(there) for n in held) and not any(n.startswith(usual) for n in held):
+                return self._spelled(spelling)
+        return self
+
+    def _spelled(self, spelling: Spelling) -> Family:
+        def spell(name: str) -> str:
+            return spelling.instead + name.removeprefix(spelling.usual) if name.startswith(spelling.usual) else name
+
+        outer = self.outer
+        return dataclasses.replace(
+            self,
+            stack=dataclasses.replace(self.stack, tensors=spell(self.stack.tensors)),
+            outer=dataclasses.replace(
+                outer,
+                required=tuple(map(spell, outer.required)),
+                optional=tuple(map(spell, outer.optional)),
+                copied=tuple(map(spell, outer.copied)),
+                matrices=tuple(map(spell, outer.matrices)),
+                tied=tuple(dataclasses.replace(t, tensor=spell(t.tensor), source=spell(t.source)) for t in outer.tied),
+            ),
+        )
+
+    def required_tails(self, config: dict[str, Any], tails: Iterable[str] = ()) -> tuple[str, ...]:
+        """The tails (or patterns of tails) a block that has these tails must have under this config."""
+        text, held = self.text(config), tuple(tails)
+        groups = (g for g in self.block.switched if switched_on(text, g.switch, g.switch_default))
+        made = [option for choice in self.block.choices for option in choice.made(held)[:1]]
+        return (
+            *self.block.required,
+            *(tail for group in groups for tail in group.tensors),
+            *(tail for option in made for tail in option.tensors),
+        )
+
+    def allowed_tails(self, config: dict[str, Any], tails: Iterable[str] = ()) -> tuple[str, ...]:
+        """The tails a block that has these tails may have under this config."""
+        allowed = (*self.required_tails(config, tails), *self.block.optional)
+        scales = [f"{tail}{SCALE}" for tail in allowed if tail.endswith(".weight")] if is_fp8(config) else []
+        return (*allowed, *self.block.buffers, *scales)
 
     def switch_of(self, tail: str) -> Switched | None:
         """The switched group a tail belongs to, if any: says which config entry is off when it is refused."""
-        return next((g for g in self.block.switched if any(tail_matches(p, tail) for p in g.tensors)), None)
+        return next((g for g in self.block.switched if matches_any(g.tensors, tail)), None)
 
     def is_buffer(self, tail: str) -> bool:
         """Whether the tail is no parameter."""
-        return any(tail_matches(pattern, tail) for pattern in self.block.buffers)
+        return matches_any(self.block.buffers, tail) or tail.endswith(SCALE)
 
     def writers_among(self, tails: Iterable[str]) -> tuple[str, ...]:
         """The tails that write to the residual stream, in the order given."""
-        return tuple(t for t in tails if any(tail_matches(pattern, t) for pattern in self.block.writers))
+        return tuple(t for t in tails if matches_any(self.block.writers, t))
+
+    def starts(self, tail: str) -> Literal["donor", "zero", "minus-one"]:
+        """What a tensor is in a new block."""
+        if matches_any(self.block.minus_one, tail):
+            return "minus-one"
+        return "zero" if matches_any(self.block.writers, tail) else "donor"
 
     def tied_under(self, config: dict[str, Any]) -> tuple[Tied, ...]:
         """The pairs that are one tensor under this config."""
@@ -247,6 +242,15 @@ class Family:
         tied = self.tied_under(config)
         return (*self.outer.required, *(t.tensor for t in self.outer.tied if t not in tied))
 
-    def outer_allowed(self) -> tuple[str, ...]:
-        """The names outside the blocks that may be there."""
-        return (*self.outer.required, *(t.tensor for t in self.outer.tied))
+    def outer_known(self) -> tuple[str, ...]:
+        """The names outside the blocks that the family lists."""
+        return (*self.outer.required, *self.outer.optional, *(t.tensor for t in self.outer.tied))
+
+    def may_be_outer(self, name: str) -> bool:
+        """Whether a tensor of this name may be there outside the blocks."""
+        return name in self.outer_known() or any(name.startswith(f"{module}.") for module in self.outer.copied)
+
+
+def is_fp8(config: dict[str, Any]) -> bool:
+    """Whether the weights are FP8 with scales beside them: there zero bytes are zero, whatever the scale."""
+    return entry(config, "quantization_config.quant_method") == "fp8"

@@ -1,24 +1,29 @@
 """From a config to the family that serves it.
 
-In: the content of a `config.json`. Out: the `Family` whose file serves its `model_type`.
-Refused: remote code (`auto_map`), quantised weights, more than one text stack, an unknown or missing
-`model_type`, another architecture than a language model's, and per-layer entries the family does not know.
+In: the content of a `config.json`, and the files' tensor names where their spelling matters. Out: the `Family`
+whose file serves its `model_type`. Refused: remote code (`auto_map`), quantised weights in which zero bytes need
+not be zeros, an unknown or missing `model_type`, models known to have no identity (`data/refused.toml`), other
+architectures than a language model's, and per-layer entries the family does not know.
 """
 
 from __future__ import annotations
 
 import functools
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from blockexpand.errors import FamilyError, nearest
-from blockexpand.families.family import Family
+from blockexpand.families.configs import entry
+from blockexpand.families.family import Family, is_fp8
+from blockexpand.families.rules import keys_of
 from blockexpand.records import from_plain
 
 _DATA = Path(__file__).parent / "data"
 _COMMON = "common.toml"
+_REFUSED = "refused.toml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,21 @@ class Common:
     """Lists that say nothing about single blocks, whatever their length."""
     multimodal: tuple[str, ...]
     """Entries that mean more than one text stack."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """Models that are understood, and cannot be expanded."""
+
+    model_types: tuple[str, ...]
+    """The `model_type` values of config.json."""
+    why: str
+    """What in them is no identity, as the second half of a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RefusedFile:
+    refused: tuple[Refused, ...]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -43,15 +63,40 @@ def _common() -> Common:
 @functools.cache
 def known_families() -> dict[str, Family]:
     """Every family there is a file for, by name."""
-    paths = sorted(p for p in _DATA.glob("*.toml") if p.name != _COMMON)
-    families = [from_plain(Family, _read(path), where=path.name) for path in paths]
+    plain = {path.name: _read(path) for path in sorted(_DATA.glob("*.toml")) if path.name not in (_COMMON, _REFUSED)}
+    families = [from_plain(Family, _spelled_out(name, plain), where=name) for name in plain]
     served = [model_type for family in families for model_type in family.model_types]
     assert len(set(served)) == len(served), f"two family files serve one model_type: {served}"
     return {family.name: family for family in families}
 
 
-def family_for(config: dict[str, Any], where: str) -> Family:
+def _spelled_out(name: str, plain: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A family file with what it takes from the one it is `like`: entries of its own replace that one's."""
+    own = dict(plain[name])
+    other = own.pop("like", None)
+    if other is None:
+        return own
+    assert f"{other}.toml" in plain, f"{name} is like {other!r}, and there is no such family file"
+    taken = _spelled_out(f"{other}.toml", plain)
+    for key, value in own.items():
+        taken[key] = {**taken[key], **value} if isinstance(value, dict) and key in taken else value
+    return taken
+
+
+@functools.cache
+def refused_model_types() -> dict[str, str]:
+    """Every model_type that is known to have no identity, with the reason."""
+    listed = from_plain(_RefusedFile, _read(_DATA / _REFUSED), where=_REFUSED).refused
+    reasons = {model_type: item.why for item in listed for model_type in item.model_types}
+    both = reasons.keys() & {t for family in known_families().values() for t in family.model_types}
+    assert not both, f"served and refused: {both}"
+    return reasons
+
+
+def family_for(config: dict[str, Any], where: str, names: Iterable[str] = ()) -> Family:
     """The family that serves this config; `where` names the model in errors.
+
+    With the files' tensor `names`, the family's names are spelled as the files spell them.
 
     Raises:
         FamilyError: the model cannot be expanded, and why.
@@ -64,15 +109,24 @@ def family_for(config: dict[str, Any], where: str) -> Family:
             f"{where}: config.json has model_type {model_type!r}; expected one of {', '.join(sorted(by_type))}; is "
             "this a Hugging Face model folder?"
         )
+    if model_type in refused_model_types():
+        raise FamilyError(
+            f"{where}: models of type {model_type!r} cannot be expanded: {refused_model_types()[model_type]}; expected "
+            "one in which a block adds f(x) to x, whatever its index; choose another base"
+        )
     if model_type not in by_type:
+        _refuse_more_than_text(config, where)
         raise FamilyError(
             f"{where}: unknown model family {model_type!r}; {nearest(model_type, by_type)} (families served: "
             f"{', '.join(sorted(by_type))})"
         )
     family = by_type[model_type]
+    if not family.config_section:
+        _refuse_more_than_text(config, where)
     _refuse_other_architectures(family, config, where)
+    _refuse_settings(family, config, where)
     _refuse_unknown_per_layer(family, config, where)
-    return family
+    return family.spelled_as_in(names)
 
 
 def _refuse_what_no_family_takes(config: dict[str, Any], where: str) -> None:
@@ -82,17 +136,30 @@ def _refuse_what_no_family_takes(config: dict[str, Any], where: str) -> None:
             "model class of transformers; use a version of the model without remote code"
         )
     quantization = config.get("quantization_config")
-    if quantization:
+    if quantization and not is_fp8(config):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise FamilyError(
             f"{where}: the weights are quantised (quantization_config: {method!r}), where zero bytes need not mean "
             "zero; expected float weights; expand the unquantised model and quantise the result"
         )
+
+
+def _refuse_more_than_text(config: dict[str, Any], where: str) -> None:
     for key in _common().multimodal:
         if config.get(key) is not None:
             raise FamilyError(
                 f"{where}: config.json has {key!r}, so the model is more than one text stack (model_type "
                 f"{config.get('model_type')!r}); expected a text-only model; use the text-only version of it"
+            )
+
+
+def _refuse_settings(family: Family, config: dict[str, Any], where: str) -> None:
+    for rule in family.only:
+        value = entry(family.text(config), rule.key)
+        if (rule.default if value is None else value) not in rule.allowed:
+            raise FamilyError(
+                f"{where}: {rule.key} is {value!r}, and then {rule.why}; expected "
+                f"{' or '.join(repr(v) for v in rule.allowed)} in family {family.name!r}; choose another base"
             )
 
 
@@ -107,10 +174,10 @@ def _refuse_other_architectures(family: Family, config: dict[str, Any], where: s
 
 def _refuse_unknown_per_layer(family: Family, config: dict[str, Any], where: str) -> None:
     depth = family.depth(config)
-    known = {rule.key for rule in family.per_layer}
-    known |= {rule.list_key for rule in family.per_layer if rule.kind == "threshold"}
-    for key, value in _entries(config):
-        if key.partition(".")[0] in _common().not_per_layer or key in known:
+    known = {key for rule in family.per_layer for key in keys_of(rule)}
+    harmless = {*_common().not_per_layer, *family.not_per_layer}
+    for key, value in _entries(family.text(config)):
+        if key.partition(".")[0] in harmless or key in known:
             continue
         if _looks_per_layer(key, value, depth):
             raise FamilyError(

@@ -78,24 +78,43 @@ def config_entries(model: nn.Module) -> dict[str, Any]:
     return config.to_dict()
 
 
-def set_config(model: nn.Module, entries: dict[str, Any]) -> None:
-    """Give config entries new values on the loaded model; every part of it shares the one config."""
-    vars(model)["config"].update(entries)
+def set_config(model: nn.Module, family: Family, entries: dict[str, Any]) -> None:
+    """Give config entries new values on the loaded model, for every part of it that holds a copy of the config."""
+    whole = vars(model)["config"]
+    text = whole
+    for name in family.config_section.split(".") if family.config_section else ():
+        text = vars(text)[name]
+    owner = vars(model.get_submodule(family.stack.module.rpartition(".")[0])).get("config")
+    holders = {id(holder): holder for holder in (text, owner) if holder is not None}
+    prefix = f"{family.config_section}." if family.config_section else ""
+    for holder in holders.values():
+        holder.update({path.removeprefix(prefix): value for path, value in entries.items()})
 
 
-def load_model(folder: Path, *, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
-    """The language model in a folder, in eval mode: no remote code, no network, no pickle.
+def parameters_of(block: nn.Module, family: Family, tensors: Sequence[tuple[str, bool]]) -> dict[str, nn.Parameter]:
+    """A block's parameters by their names in memory, without those that are no parameters in the plan.
+
+    `tensors` are the plan's: each tail of the files, and whether it is a parameter.
+    """
+    kept = {family.block.name_in_memory(tail) for tail, parameter in tensors if parameter}
+    others = {family.block.name_in_memory(tail) for tail, parameter in tensors if not parameter}
+    return {name: p for name, p in block.named_parameters() if name in kept or name not in others}
+
+
+def load_model(folder: Path, family: Family, *, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
+    """The model in a folder, in eval mode: no remote code, no network, no pickle; FP8 weights become floats.
 
     Raises:
         LiveError: transformers cannot build it, or a tensor it needs is not in the files.
     """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    loader = AutoModelForCausalLM if family.loader == "text" else AutoModelForImageTextToText
     with _no_progress_bars():
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = loader.from_pretrained(
                 str(folder),
                 dtype=dtype,
                 local_files_only=True,

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from blockexpand.errors import LiveError
+from blockexpand.families import entry
 from blockexpand.families.modules import config_entries, put_stack, set_config, stack_of
 from blockexpand.live.state import Expanded, expanded, forget
 from blockexpand.planning import base_entries
@@ -50,14 +51,14 @@ def _as_base(model: nn.Module, known: Expanded) -> Generator[None]:
     _install_hooks(model, known)
     config, training = config_entries(model), stack_of(model, known.family).training
     entries = base_entries(known.family, known.plan, config)
-    set_config(model, entries)
+    set_config(model, known.family, entries)
     put_stack(model, known.family, known.old)
     try:
         yield
     finally:
         mode = stack_of(model, known.family).training
         put_stack(model, known.family, known.blocks)
-        set_config(model, {key: config[key] for key in entries})
+        set_config(model, known.family, {path: entry(config, path) for path in entries})
         if mode != training:
             for block in known.new.values():
                 block.train(mode)
@@ -94,7 +95,7 @@ def detach(model: nn.Module) -> dict[str, dict[str, Tensor]]:
             "expected detach outside of it; leave the context first"
         )
     tensors = {name: block.state_dict() for name, block in known.new.items()}
-    set_config(model, base_entries(known.family, known.plan, config_entries(model)))
+    set_config(model, known.family, base_entries(known.family, known.plan, config_entries(model)))
     put_stack(model, known.family, known.old)
     forget(model)
     return tensors

@@ -8,16 +8,21 @@ Refused: a model that is expanded already, and one that the plan does not fit; t
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from blockexpand.errors import LiveError
-from blockexpand.families import Family, family_for
-from blockexpand.families.modules import config_entries, load_model, put_stack, set_config, stack_of
-from blockexpand.live.state import is_expanded, remember
-from blockexpand.planning import Plan, read_expansion, rewrite
+from blockexpand.families import Family, family_for, known_families
+from blockexpand.families.modules import config_entries, load_model, parameters_of, put_stack, set_config, stack_of
+from blockexpand.live.state import is_expanded, planned, remember
+from blockexpand.planning import BlockTensor, Plan, read_expansion, rewrite
+
+
+_STARTS = {"zero": 0.0, "minus-one": -1.0}
+"""What a residual writer is filled with, by what the plan says it starts as."""
 
 
 def expand_live(model: nn.Module, plan: Plan) -> nn.Module:
@@ -29,8 +34,8 @@ def expand_live(model: nn.Module, plan: Plan) -> nn.Module:
     family = _fitting_family(model, plan, plan.base.num_blocks)
     old = list(stack_of(model, family))
     changes = rewrite(family, config_entries(model), plan.sources).changes
-    stack = [old[e.old] if e.old is not None else _new_block(old[e.source], plan) for e in plan.stack]
-    set_config(model, changes)
+    stack = [old[e.old] if e.old is not None else _new_block(old[e.source], plan, family, e.source) for e in plan.stack]
+    set_config(model, family, changes)
     put_stack(model, family, stack)
     remember(model, plan, family)
     return model
@@ -55,16 +60,17 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[nn.Mod
         LiveError: transformers cannot load it, or it does not fit its record.
     """
     plan = read_expansion(folder).plan
-    model = load_model(Path(folder), dtype=dtype)
+    model = load_model(Path(folder), known_families()[plan.base.family], dtype=dtype)
     return adopt(model, plan), plan
 
 
 @torch.no_grad()
-def _new_block(donor: nn.Module, plan: Plan) -> nn.Module:
+def _new_block(donor: nn.Module, plan: Plan, family: Family, index: int) -> nn.Module:
     block = copy.deepcopy(donor)
     parameters = dict(block.named_parameters())
-    for tail in plan.zeroed:
-        parameters[tail].zero_()
+    for tensor in plan.tensors_of(index):
+        if tensor.starts != "donor":
+            parameters[family.block.name_in_memory(tensor.tail)].fill_(_STARTS[tensor.starts])
     for parameter in parameters.values():
         parameter.grad = None
     return block
@@ -87,13 +93,21 @@ def _fitting_family(model: nn.Module, plan: Plan, num_blocks: int) -> Family:
             f"this {name} has {len(stack)} blocks (its config says {family.depth(config_entries(model))}); expected "
             f"the {num_blocks} of the plan; make a plan for this model"
         )
-    expected = {t.tail: t.shape for t in plan.block if t.parameter}
-    for index, block in enumerate(stack):
-        found = {tail: tuple(parameter.shape) for tail, parameter in block.named_parameters()}
-        wrong = [tail for tail in {**expected, **found} if expected.get(tail) != found.get(tail)]
-        if wrong:
-            raise LiveError(
-                f"block {index} of this {name} has {wrong[0]} of shape {found.get(wrong[0])}, the plan has "
-                f"{expected.get(wrong[0])}; expected the same tensors; make a plan for this model"
-            )
+    olds = range(num_blocks) if num_blocks == plan.base.num_blocks else plan.sources
+    for index, (block, old) in enumerate(zip(stack, olds, strict=True)):
+        _check_block(index, block, family, plan.tensors_of(old), name)
     return family
+
+
+def _check_block(index: int, block: nn.Module, family: Family, tensors: Sequence[BlockTensor], model_name: str) -> None:
+    """Refuse a block that does not have the plan's tensors; of several held as one, the shape is not compared."""
+    fused = {group.memory for group in family.block.in_memory}
+    found = {n: tuple(p.shape) for n, p in parameters_of(block, family, planned(tensors)).items()}
+    expected = {family.block.name_in_memory(t.tail): t.shape for t in tensors if t.parameter}
+    expected = {n: found.get(n, shape) if n in fused else shape for n, shape in expected.items()}
+    wrong = [tail for tail in {**expected, **found} if expected.get(tail) != found.get(tail)]
+    if wrong:
+        raise LiveError(
+            f"block {index} of this {model_name} has {wrong[0]} of shape {found.get(wrong[0])}, the plan has "
+            f"{expected.get(wrong[0])}; expected the same tensors; make a plan for this model"
+        )

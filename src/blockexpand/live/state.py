@@ -6,6 +6,7 @@ model forgets the rest.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -14,8 +15,8 @@ from torch import nn
 from blockexpand.checkpoint import num_elements
 from blockexpand.errors import LiveError
 from blockexpand.families import Family
-from blockexpand.families.modules import stack_of
-from blockexpand.planning import Plan
+from blockexpand.families.modules import parameters_of, stack_of
+from blockexpand.planning import BlockTensor, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,27 @@ def expanded(model: nn.Module) -> Expanded:
     return _EXPANDED[model]
 
 
+def planned(tensors: Iterable[BlockTensor]) -> list[tuple[str, bool]]:
+    """A plan's tensors of a block, as `parameters_of` takes them."""
+    return [(tensor.tail, tensor.parameter) for tensor in tensors]
+
+
+def writers(model: nn.Module) -> frozenset[str]:
+    """The full names, in memory, of the new blocks' residual writers.
+
+    Raises:
+        LiveError: the model is not known to be expanded.
+    """
+    known = expanded(model)
+    name = known.family.block.name_in_memory
+    return frozenset(
+        f"{known.family.stack.module}.{block.position}.{name(t.tail)}"
+        for block in known.plan.new_blocks
+        for t in known.plan.tensors_of(block.donor)
+        if t.starts != "donor"
+    )
+
+
 def plan_of(model: nn.Module) -> Plan:
     """The plan by which the model was expanded.
 
@@ -98,14 +120,16 @@ def freeze(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """
     known = expanded(model)
     model.requires_grad_(False)
-    path, trainable = known.family.stack.module, []
+    path, name = known.family.stack.module, known.family.block.name_in_memory
+    trainable, num_tensors, num_planned = [], 0, 0
     for block in known.plan.new_blocks:
-        for tail, parameter in known.blocks[block.position].named_parameters():
+        tensors = known.plan.tensors_of(block.donor)
+        for tail, parameter in parameters_of(known.blocks[block.position], known.family, planned(tensors)).items():
             parameter.requires_grad_(True)
             trainable.append((f"{path}.{block.position}.{tail}", parameter))
-    shapes = [t.shape for t in known.plan.block if t.parameter] * len(known.plan.new_blocks)
-    assert len(trainable) == len(shapes), f"{len(trainable)} tensors train, the plan has {len(shapes)}"
+        num_tensors += len({name(t.tail) for t in tensors if t.parameter})
+        num_planned += sum(num_elements(t.shape) for t in tensors if t.parameter)
+    assert len(trainable) == num_tensors, f"{len(trainable)} tensors train, the plan has {num_tensors}"
     num_trained = sum(parameter.numel() for _, parameter in trainable)
-    num_planned = sum(num_elements(shape) for shape in shapes)
     assert num_trained == num_planned, f"{num_trained:,} parameters train, the plan has {num_planned:,}"
     return trainable

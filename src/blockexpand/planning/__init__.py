@@ -2,11 +2,12 @@
 
 from blockexpand.planning.costing import Cost
 from blockexpand.planning.drawing import draw, draw_rich
+from blockexpand.planning.formulas import unsayable
 from blockexpand.planning.making import plan
 from blockexpand.planning.plans import BaseFacts, NewBlock, Placement, Plan, StackEntry, read_plan
 from blockexpand.planning.record import Check, ExpansionRecord, Proof, read_expansion
 from blockexpand.planning.rewriting import Rewrite, base_entries, rewrite
-from blockexpand.planning.survey import BlockTensor, Survey, layout_digest, survey
+from blockexpand.planning.survey import BlockKind, BlockTensor, Survey, layout_digest, survey
 
 __all__ = [
     "plan",
@@ -17,6 +18,7 @@ __all__ = [
     "Placement",
     "BaseFacts",
     "BlockTensor",
+    "BlockKind",
     "Cost",
     "draw",
     "draw_rich",
@@ -29,5 +31,6 @@ __all__ = [
     "layout_digest",
     "Rewrite",
     "rewrite",
+    "unsayable",
     "base_entries",
 ]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from blockexpand.checkpoint import num_bytes, num_elements
-from blockexpand.planning.survey import Survey
+from blockexpand.families import matches_any, tail_matches
+from blockexpand.planning.survey import BlockTensor, Survey
 
 DEFAULT_CONTEXT_TOKENS = 4096
 """The sequence length at which attention is counted: LLaMA Pro trains with it (PAPER.md 2)."""
@@ -48,68 +49,93 @@ class Cost:
     """One step of training the whole base, for comparison."""
 
 
-def cost(survey: Survey, config: dict[str, Any], positions: Sequence[int]) -> Cost:
-    """The cost of new blocks at these positions of the new stack."""
-    block_parameters = sum(num_elements(t.shape) for t in survey.block if t.parameter)
+def cost(survey: Survey, config: dict[str, Any], sources: Sequence[int], positions: Sequence[int]) -> Cost:
+    """The cost of a stack of copies of these old blocks, those at `positions` being new."""
+    text = survey.family.text(config)
     outer_parameters = sum(e.num_elements for name, e in survey.outer.items() if name not in survey.tied)
-    base_parameters = outer_parameters + survey.depth * block_parameters
-    block_bytes = sum(num_bytes(t.dtype, t.shape) for t in survey.block)
-    base_bytes = sum(e.num_bytes for e in survey.outer.values()) + survey.depth * block_bytes
-    new = len(positions)
-    longest = config.get("max_position_embeddings")
+    old, new = range(survey.depth), [sources[position] for position in positions]
+    base_parameters = outer_parameters + sum(_parameters(survey, block) for block in old)
+    new_parameters = sum(_parameters(survey, block) for block in new)
+    base_bytes = sum(e.num_bytes for e in survey.outer.values()) + sum(_bytes(survey, block) for block in old)
+    longest = text.get("max_position_embeddings")
     context = min(DEFAULT_CONTEXT_TOKENS, longest) if isinstance(longest, int) else DEFAULT_CONTEXT_TOKENS
-    forward_before, forward_after = (_forward(survey, survey.depth + n, context) for n in (0, new))
+    counting = _Counting(survey=survey, config=text, context=context)
+    forward_before = counting.head() + sum(counting.block(block) for block in old)
+    forward_after = counting.head() + sum(counting.block(block) for block in sources)
     return Cost(
         parameters_before=base_parameters,
-        parameters_new=new * block_parameters,
-        parameters_after=base_parameters + new * block_parameters,
+        parameters_new=new_parameters,
+        parameters_after=base_parameters + new_parameters,
         weights_bytes_before=base_bytes,
-        weights_bytes_after=base_bytes + new * block_bytes,
-        training_memory_bytes=base_bytes + new * block_parameters * TRAINED_BYTES_PER_PARAMETER,
+        weights_bytes_after=base_bytes + sum(_bytes(survey, block) for block in new),
+        training_memory_bytes=base_bytes + new_parameters * TRAINED_BYTES_PER_PARAMETER,
         context_tokens=context,
         forward_flops_per_token_before=forward_before,
         forward_flops_per_token_after=forward_after,
-        training_flops_per_token=forward_after + _backward(survey, positions, context),
+        training_flops_per_token=forward_after + counting.backward(sources, positions),
         full_training_flops_per_token=3 * forward_before,
     )
 
 
-def _head_flops(survey: Survey) -> int:
-    """2 for each element of the output head; a tied head is its source's shape."""
-    outer = survey.family.outer
-    sources = {t.tensor: t.source for t in outer.tied}
-    names = [name if name in survey.outer else sources[name] for name in outer.matrices]
-    return sum(2 * survey.outer[name].num_elements for name in names)
+def _parameters(survey: Survey, block: int) -> int:
+    return sum(num_elements(t.shape) for t in survey.tensors_of(block) if t.parameter)
 
 
-def _matrix_flops(survey: Survey) -> int:
-    """2 for each element of a block's matrices; gains and biases are too few to count."""
-    return sum(2 * num_elements(t.shape) for t in survey.block if t.parameter and len(t.shape) == 2)
+def _bytes(survey: Survey, block: int) -> int:
+    return sum(num_bytes(t.dtype, t.shape) for t in survey.tensors_of(block))
 
 
-def _attention_flops(survey: Survey, context: int) -> int:
-    """One block's scores and weighted values.
+@dataclass(frozen=True, kw_only=True)
+class _Counting:
+    """Arithmetic on one token."""
 
-    4 for each of heads * head width and each of the (T + 1) / 2 keys that a token sees on average under a
-    causal mask. A sliding window would see fewer; that is not counted.
-    """
-    tail = survey.family.block.attention_output
-    width = next(t.shape[1] for t in survey.block if t.tail == tail)
-    return 2 * width * (context + 1)
+    survey: Survey
+    config: dict[str, Any]
+    context: int
 
+    def head(self) -> int:
+        """2 for each element of the output head; a tied head is its source's shape."""
+        outer = self.survey.family.outer
+        sources = {t.tensor: t.source for t in outer.tied}
+        names = [name if name in self.survey.outer else sources[name] for name in outer.matrices]
+        return sum(2 * self.survey.outer[name].num_elements for name in names)
 
-def _forward(survey: Survey, depth: int, context: int) -> int:
-    return depth * (_matrix_flops(survey) + _attention_flops(survey, context)) + _head_flops(survey)
+    def matrices(self, block: int) -> int:
+        """2 for each element of a block's matrices that a token uses; gains and biases are too few to count."""
+        return sum(self._matrix(block, t) for t in self.survey.tensors_of(block) if t.parameter and len(t.shape) > 1)
 
+    def _matrix(self, block: int, tensor: BlockTensor) -> int:
+        elements, experts = 2 * num_elements(tensor.shape), self.survey.family.block.experts
+        if experts is None or not matches_any(experts.tensors, tensor.tail):
+            return elements
+        used = self.config.get(experts.used_key)
+        used = used if isinstance(used, int) else experts.used_default
+        if len(tensor.shape) > 2:
+            return elements * used // tensor.shape[0]
+        pattern = next(p for p in experts.tensors if tail_matches(p, tensor.tail))
+        held = sum(tail_matches(pattern, t.tail) for t in self.survey.tensors_of(block))
+        return elements * used // held
 
-def _backward(survey: Survey, positions: Sequence[int], context: int) -> int:
-    """Gradients that training only the new blocks needs.
+    def attention(self, block: int) -> int:
+        """One block's scores and weighted values.
 
-    The head and every block from the first new one on pass the gradient down: as much again as their forward
-    matrices, and twice the forward attention (four products for two). Only new blocks take weight gradients:
-    as much again as their matrices. Below the first new block nothing is differentiated.
-    """
-    depth = survey.depth + len(positions)
-    num_passing = depth - min(positions)
-    passing = num_passing * (_matrix_flops(survey) + 2 * _attention_flops(survey, context))
-    return _head_flops(survey) + passing + len(positions) * _matrix_flops(survey)
+        4 for each of heads * head width and each of the (T + 1) / 2 keys that a token sees on average under a
+        causal mask. A sliding window would see fewer, and a state-space mixer costs some; neither is counted.
+        """
+        tails = self.survey.family.block.attention_output
+        width = sum(t.shape[1] for t in self.survey.tensors_of(block) if t.tail in tails)
+        return 2 * width * (self.context + 1)
+
+    def block(self, block: int) -> int:
+        """One block's forward pass."""
+        return self.matrices(block) + self.attention(block)
+
+    def backward(self, sources: Sequence[int], positions: Sequence[int]) -> int:
+        """Gradients that training only the new blocks needs.
+
+        The head and every block from the first new one on pass the gradient down: as much again as their forward
+        matrices, and twice the forward attention (four products for two). Only new blocks take weight gradients:
+        as much again as their matrices. Below the first new block nothing is differentiated.
+        """
+        passing = sum(self.matrices(block) + 2 * self.attention(block) for block in sources[min(positions) :])
+        return self.head() + passing + sum(self.matrices(sources[position]) for position in positions)

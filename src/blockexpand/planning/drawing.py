@@ -67,7 +67,7 @@ def _lines(plan: Plan, show_all: bool, glyphs: _Glyphs) -> list[list[Segment]]:
         [(f"{'':8}{left}{rule * _WIDTH}{right}", "")],
         [(f"{'':8}{'embeddings':^{_WIDTH + 2}}", "dim")],
         [("", "")],
-        [(f"zero in each new block: {', '.join(plan.zeroed)}", "dim")],
+        [(f"zero in each new block: {', '.join(_folded(plan.zeroed))}", "dim")],
     ]
     lines += [[(text, "")] for text in _config_lines(plan)]
     lines += [[(f"note: {note}", "yellow")] for note in plan.notes]
@@ -113,6 +113,11 @@ def _config_lines(plan: Plan) -> list[str]:
         for key, value in plan.config_changes.items()
     ]
     return [f"config: {', '.join(spelled)}"]
+
+
+def _folded(tails: tuple[str, ...]) -> list[str]:
+    """Numbered tensors as one: `experts.*.down_proj.weight`."""
+    return list(dict.fromkeys(".".join("*" if part.isdigit() else part for part in t.split(".")) for t in tails))
 
 
 def _cost_lines(plan: Plan, glyphs: _Glyphs) -> list[str]:

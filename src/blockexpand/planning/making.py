@@ -11,11 +11,16 @@ from pathlib import Path
 
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.digests import digest_json
+from blockexpand.errors import PlanError
 from blockexpand.planning.costing import cost
-from blockexpand.planning.placing import place
+from blockexpand.planning.formulas import unsayable
+from blockexpand.planning.placing import Insertion, place
 from blockexpand.planning.plans import BaseFacts, NewBlock, Placement, Plan, number
 from blockexpand.planning.rewriting import rewrite
-from blockexpand.planning.survey import survey
+from blockexpand.planning.survey import Survey, survey
+
+_SUGGESTED = 3
+"""How many placements that work an error names."""
 
 
 def plan(
@@ -45,9 +50,13 @@ def plan(
     placed = place(facts.depth, blocks, placement, after, per_group)
     new_blocks = number(placed.insertions)
     positions = tuple(block.position for block in new_blocks)
-    kinds = iter(range(facts.depth))
-    donors = {block.position: block.donor for block in new_blocks}
-    sources = [donors[i] if i in donors else next(kinds) for i in range(facts.depth + len(new_blocks))]
+    sources = _sources(facts.depth, placed.insertions)
+    reason = unsayable(facts.family, checkpoint.config, sources)
+    if reason is not None:
+        raise PlanError(
+            f"{checkpoint.source}: {reason}; expected each old block to keep its kind and each new one to have its "
+            f"donor's; {_nearest_that_work(facts, checkpoint, len(new_blocks))}"
+        )
     result = rewrite(facts.family, checkpoint.config, sources)
     return Plan(
         base=BaseFacts(
@@ -61,11 +70,42 @@ def plan(
         placement=Placement(kind=placed.kind, per_group=per_group, group_sizes=placed.group_sizes),
         new_blocks=new_blocks,
         block=facts.block,
+        kinds=facts.kinds if len(facts.kinds) > 1 else (),
         config_changes=result.changes,
         config_before=result.before,
         notes=(*result.notes, *_notes(new_blocks)),
-        cost=cost(facts, checkpoint.config, positions),
+        cost=cost(facts, checkpoint.config, sources, positions),
     )
+
+
+def _sources(depth: int, insertions: Sequence[Insertion]) -> list[int]:
+    """For each block of the new stack, the old block whose kind it has."""
+    sources: list[int] = []
+    for old in range(-1, depth):
+        sources += [old] if old >= 0 else []
+        sources += [item.donor for item in insertions if item.after == old]
+    return sources
+
+
+def _nearest_that_work(facts: Survey, checkpoint: Checkpoint, wanted: int) -> str:
+    """The requests nearest in number that the config can state, in words."""
+    found: list[str] = []
+    for count in sorted(range(1, facts.depth + 1), key=lambda n: (abs(n - wanted), n)):
+        for kind, per_group in _requests(facts.depth, count):
+            placed = place(facts.depth, count, kind, None, per_group)
+            if unsayable(facts.family, checkpoint.config, _sources(facts.depth, placed.insertions)) is None:
+                of_groups = f" with per_group={per_group}" if per_group > 1 else ""
+                found.append(f"blocks={count} placement={kind}{of_groups}")
+        if len(found) >= _SUGGESTED:
+            break
+    return f"use {' or '.join(found[:_SUGGESTED])}" if found else "no placement by count can be stated; list positions"
+
+
+def _requests(depth: int, count: int) -> list[tuple[str, int]]:
+    """The placements of so many blocks that a model so deep can have."""
+    groups = [(count // p, p) for p in range(1, count + 1) if count % p == 0]
+    interleaved = [("interleaved", p) for n, p in groups if n <= depth and p <= depth // n]
+    return [*interleaved, ("suffix", 1), ("prefix", 1)]
 
 
 def _notes(new_blocks: Sequence[NewBlock]) -> tuple[str, ...]:

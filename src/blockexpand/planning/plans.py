@@ -8,15 +8,15 @@ are not the ones the positions give.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from blockexpand.families import Family
 from blockexpand.planning.costing import Cost
 from blockexpand.planning.placing import Insertion, PlacementKind
-from blockexpand.planning.survey import BlockTensor
-from blockexpand.records import check, read_record, write_record
+from blockexpand.planning.survey import BlockKind, BlockTensor
+from blockexpand.records import WRITTEN_WHEN_SET, check, read_record, write_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class Plan:
     new_blocks: tuple[NewBlock, ...]
     """The new blocks, from the bottom of the stack to its top."""
     block: tuple[BlockTensor, ...]
-    """The tensors of a block, and which of them start at zero in a new one."""
+    """The tensors of a block, and which of them start at zero in a new one; empty when blocks differ in kind."""
     config_changes: dict[str, Any]
     """The entries of config.json that get new values."""
     config_before: dict[str, Any]
@@ -122,6 +122,8 @@ class Plan:
     """What a person should know before going on."""
     cost: Cost
     """What it costs; for reading only."""
+    kinds: tuple[BlockKind, ...] = field(default=(), metadata=WRITTEN_WHEN_SET)
+    """Where blocks differ in kind: which are of which, and the tensors of each."""
 
     def __post_init__(self) -> None:
         depth, blocks = self.base.num_blocks, self.new_blocks
@@ -138,7 +140,12 @@ class Plan:
             self.config_before,
             "the same keys",
         )
-        check(len(self.zeroed) > 0, "block", [t.tail for t in self.block], "a tensor that starts at zero")
+        check(bool(self.block) != bool(self.kinds), "kinds", len(self.kinds), "kinds or block, one of the two")
+        listed = sorted(block for kind in self.kinds for block in kind.blocks)
+        check(not listed or listed == list(range(depth)), "kinds", listed, "each block of the base once")
+        for tensors in {block.donor: self.tensors_of(block.donor) for block in blocks}.values():
+            silent = any(t.starts != "donor" for t in tensors)
+            check(silent, "block", [t.tail for t in tensors], "a tensor that starts at zero")
 
     @property
     def num_blocks(self) -> int:
@@ -147,8 +154,13 @@ class Plan:
 
     @property
     def zeroed(self) -> tuple[str, ...]:
-        """The tails that start at zero in every new block."""
-        return tuple(t.tail for t in self.block if t.starts == "zero")
+        """The tails that start at zero (or -1, for a gain stored so) in new blocks, of whatever kind."""
+        tensors = (t for block in self.new_blocks for t in self.tensors_of(block.donor))
+        return tuple(dict.fromkeys(t.tail for t in tensors if t.starts != "donor"))
+
+    def tensors_of(self, old: int) -> tuple[BlockTensor, ...]:
+        """The tensors of a block of the base, and so of its copies."""
+        return next((kind.tensors for kind in self.kinds if old in kind.blocks), self.block)
 
     @property
     def new_positions(self) -> tuple[int, ...]:
@@ -185,7 +197,12 @@ class Plan:
     def new_name(self, family: Family, name: str) -> str:
         """What a tensor of the base is called in the deeper checkpoint."""
         place = family.locate(name)
-        return name if place.block is None else family.name_of(self.old_to_new[place.block], place.tail)
+        if place.block is None:
+            return name
+        if place.block >= self.base.num_blocks:
+            # Blocks that predict further tokens are numbered after the last one.
+            return family.name_of(place.block + len(self.new_blocks), place.tail)
+        return family.name_of(self.old_to_new[place.block], place.tail)
 
     def save(self, path: Path | str) -> None:
         """Write it as `plan.json`."""

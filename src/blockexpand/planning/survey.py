@@ -1,8 +1,8 @@
 """Does this checkpoint hold the model its config describes? What does one block of it consist of?
 
 In: an opened checkpoint. Out: a frozen `Survey`. Refused: tensors the family does not have, by name; a number
-of blocks in the weights that is not the config's; blocks that differ from each other; weights that are not
-floats. No tensor's bytes are read.
+of blocks in the weights that is not the config's; blocks of one kind that differ from each other; weights that
+are not floats. No tensor's bytes are read.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Literal
 from blockexpand.checkpoint import Checkpoint, TensorEntry
 from blockexpand.digests import digest_json
 from blockexpand.errors import PlanError, nearest
-from blockexpand.families import Family, family_for, tail_matches
+from blockexpand.families import Choice, Family, family_for, is_fp8, matches_any, tail_matches
 
 _SPELLED = 8
 """How many block indices an error lists."""
 _FLOATS = ("BF16", "F16", "F32", "F64")
+_FP8 = "F8_E4M3"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +33,21 @@ class BlockTensor:
     """As safetensors spells it."""
     shape: tuple[int, ...]
     """The sizes of its dimensions."""
-    starts: Literal["donor", "zero"]
-    """What it is in a new block: its donor's bytes, or zeros because it writes to the residual stream."""
+    starts: Literal["donor", "zero", "minus-one"]
+    """What it is in a new block: its donor's bytes, or what makes it write nothing to the residual stream: zeros, or
+    -1 for a gain that is stored as gain minus one."""
     parameter: bool
     """Whether it is trained and counted; a stored buffer is not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockKind:
+    """The blocks that are made alike."""
+
+    blocks: tuple[int, ...]
+    """Their indices in the base."""
+    tensors: tuple[BlockTensor, ...]
+    """What each of them has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +58,23 @@ class Survey:
     """The family that serves it."""
     depth: int
     """How many blocks it has."""
-    block: tuple[BlockTensor, ...]
-    """The tensors of a block, by tail."""
+    kinds: tuple[BlockKind, ...]
+    """The kinds of block it has, in the order in which they first occur."""
     outer: dict[str, TensorEntry]
     """The tensors outside the blocks."""
     tied: tuple[str, ...]
     """Names outside the blocks that are the same tensor as another: not counted, whether stored or not."""
     layout_digest: str
     """The digest of every tensor's name, dtype and shape."""
+
+    @property
+    def block(self) -> tuple[BlockTensor, ...]:
+        """The tensors of a block when all blocks are alike; empty when they are not."""
+        return self.kinds[0].tensors if len(self.kinds) == 1 else ()
+
+    def tensors_of(self, block: int) -> tuple[BlockTensor, ...]:
+        """The tensors of one block of the base."""
+        return next(kind.tensors for kind in self.kinds if block in kind.blocks)
 
 
 def survey(checkpoint: Checkpoint) -> Survey:
@@ -64,18 +85,24 @@ def survey(checkpoint: Checkpoint) -> Survey:
         PlanError: the weights are not the model that the config describes.
     """
     where = checkpoint.source
-    family = family_for(checkpoint.config, where)
+    family = family_for(checkpoint.config, where, checkpoint.tensors)
     depth = family.depth(checkpoint.config)
     blocks, outer = _sort(family, checkpoint)
     _check_outer(family, checkpoint, outer)
-    _check_depth(family, depth, blocks, where)
+    _check_depth(family, checkpoint, blocks)
     for index in range(depth):
+        _check_made(family, checkpoint, index, blocks[index])
         _check_tails(family, checkpoint, index, blocks[index])
-        _check_alike(family, index, blocks, where)
+    kinds = _kinds(family, depth, blocks)
+    floats = (*_FLOATS, _FP8) if is_fp8(checkpoint.config) else _FLOATS
+    for kind in kinds:
+        for index in kind:
+            _check_alike(family, (kind[0], index), blocks, where)
+            _check_floats(family, index, blocks[index], floats, where)
     return Survey(
         family=family,
         depth=depth,
-        block=tuple(_block_tensors(family, blocks[0])),
+        kinds=tuple(BlockKind(blocks=k, tensors=tuple(_block_tensors(family, blocks[k[0]]))) for k in kinds),
         outer=outer,
         tied=tuple(t.tensor for t in family.tied_under(checkpoint.config)),
         layout_digest=layout_digest(checkpoint.tensors),
@@ -100,12 +127,11 @@ def _sort(family: Family, checkpoint: Checkpoint) -> tuple[dict[int, dict[str, T
 
 
 def _check_outer(family: Family, checkpoint: Checkpoint, outer: Iterable[str]) -> None:
-    allowed = family.outer_allowed()
     for name in outer:
-        if name not in allowed:
+        if not family.may_be_outer(name):
             raise PlanError(
                 f"{checkpoint.source}: the tensor {name!r} is not one of family {family.name!r}; "
-                f"{nearest(name, allowed)}; expand a checkpoint of the plain language model"
+                f"{nearest(name, family.outer_known())}; expand a checkpoint of the plain language model"
             )
     for name in family.outer_required(checkpoint.config):
         if name not in outer:
@@ -115,17 +141,18 @@ def _check_outer(family: Family, checkpoint: Checkpoint, outer: Iterable[str]) -
             )
 
 
-def _check_depth(family: Family, depth: int, blocks: Iterable[int], where: str) -> None:
-    held = set(blocks)
-    surplus = sorted(index for index in held if index >= depth)
+def _check_depth(family: Family, checkpoint: Checkpoint, blocks: Iterable[int]) -> None:
+    depth, held = family.depth(checkpoint.config), set(blocks)
+    extra = family.num_extra_blocks(checkpoint.config)
+    surplus = sorted(index for index in held if index >= depth + extra)
     # A config may claim any depth: look only as far as can be said in a line.
     missing = list(itertools.islice((i for i in range(depth) if i not in held), _SPELLED + 1))
     if missing or surplus:
         parts = [f"blocks {_spell(missing)} are missing"] if missing else []
         parts += [f"blocks {_spell(surplus)} are too many"] if surplus else []
         raise PlanError(
-            f"{where}: config.json says {family.depth_key} {depth}, and the weights hold {len(held)} blocks: "
-            f"{' and '.join(parts)}; expected blocks 0 to {depth - 1}; use config and weights of the same model"
+            f"{checkpoint.source}: config.json says {family.depth_key} {depth}, and the weights hold {len(held)} "
+            f"blocks: {' and '.join(parts)}; expected blocks 0 to {depth - 1}; use config and weights of the same model"
         )
 
 
@@ -133,17 +160,40 @@ def _spell(indices: list[int]) -> str:
     return ", ".join(str(i) for i in indices[:_SPELLED]) + (", ..." if len(indices) > _SPELLED else "")
 
 
+def _check_made(family: Family, checkpoint: Checkpoint, index: int, tensors: dict[str, TensorEntry]) -> None:
+    for choice in family.block.choices:
+        made = choice.made(tensors)
+        if len(made) != 1:
+            found = " and ".join(option.name for option in made) or "none whole"
+            raise PlanError(
+                f"{checkpoint.source}: block {index} has of {choice.what} {found}; expected exactly one of "
+                f"{', '.join(option.name for option in choice.options)}; download the checkpoint again"
+                f"{_nearly(choice, tensors)}"
+            )
+
+
+def _nearly(choice: Choice, tensors: dict[str, TensorEntry]) -> str:
+    """Which tensor is missing from the option that is nearest to whole."""
+
+    def missing(patterns: Iterable[str]) -> list[str]:
+        return [p for p in patterns if not any(tail_matches(p, t) for t in tensors)]
+
+    begun = [o for o in choice.options if o.tensors and 0 < len(missing(o.tensors)) < len(o.tensors)]
+    nearest_one = min(begun, key=lambda option: len(missing(option.tensors)), default=None)
+    return f" ({nearest_one.name} lacks {missing(nearest_one.tensors)[0]})" if nearest_one else ""
+
+
 def _check_tails(family: Family, checkpoint: Checkpoint, index: int, tensors: dict[str, TensorEntry]) -> None:
-    allowed = family.allowed_tails(checkpoint.config)
+    allowed = family.allowed_tails(checkpoint.config, tensors)
     for tail in tensors:
-        if not any(tail_matches(pattern, tail) for pattern in allowed):
+        if not matches_any(allowed, tail):
             group = family.switch_of(tail)
             why = f"{group.switch} is off in config.json" if group else nearest(tail, allowed)
             raise PlanError(
                 f"{checkpoint.source}: the tensor {family.name_of(index, tail)!r} is not one of family {family.name!r} "
                 f"under this config; {why}; expand a checkpoint as transformers saves it"
             )
-    for pattern in family.required_tails(checkpoint.config):
+    for pattern in family.required_tails(checkpoint.config, tensors):
         if not any(tail_matches(pattern, tail) for tail in tensors):
             raise PlanError(
                 f"{checkpoint.source}: the tensor {family.name_of(index, pattern)!r} is missing; expected it in every "
@@ -151,35 +201,53 @@ def _check_tails(family: Family, checkpoint: Checkpoint, index: int, tensors: di
             )
 
 
-def _check_alike(family: Family, index: int, blocks: dict[int, dict[str, TensorEntry]], where: str) -> None:
+def _kinds(family: Family, depth: int, blocks: dict[int, dict[str, TensorEntry]]) -> list[tuple[int, ...]]:
+    """The blocks, those that are made alike together."""
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for index in range(depth):
+        made = tuple(choice.made(blocks[index])[0].name for choice in family.block.choices)
+        kinds.setdefault(made, []).append(index)
+    return [tuple(indices) for indices in kinds.values()]
+
+
+def _check_alike(family: Family, pair: tuple[int, int], blocks: dict[int, dict[str, TensorEntry]], where: str) -> None:
+    """The second block of the pair is like the first, which stands for its kind."""
+    model, index = pair
     for tail, entry in blocks[index].items():
-        first = blocks[0].get(tail)
+        first = blocks[model].get(tail)
         name = family.name_of(index, tail)
         if first is None:
-            raise PlanError(f"{where}: block {index} has {name!r} and block 0 has no such tensor; expected all alike")
+            raise PlanError(
+                f"{where}: block {index} has {name!r} and block {model} has no such tensor; expected all alike"
+            )
         if (first.dtype, first.shape) != (entry.dtype, entry.shape):
             raise PlanError(
                 f"{where}: {name!r} is {entry.dtype} {list(entry.shape)}, and {first.dtype} {list(first.shape)} in "
-                "block 0; expected all blocks alike; expand a checkpoint as transformers saves it"
+                f"block {model}; expected all blocks alike; expand a checkpoint as transformers saves it"
             )
-        if entry.dtype not in _FLOATS and not family.is_buffer(tail):
+    if len(blocks[index]) != len(blocks[model]):
+        tail = next(t for t in blocks[model] if t not in blocks[index])
+        raise PlanError(f"{where}: block {index} lacks {tail!r}, which block {model} has; expected all alike")
+
+
+def _check_floats(
+    family: Family, index: int, tensors: dict[str, TensorEntry], floats: tuple[str, ...], where: str
+) -> None:
+    for tail, entry in tensors.items():
+        if entry.dtype not in floats and not family.is_buffer(tail):
             raise PlanError(
-                f"{where}: {name!r} is stored as {entry.dtype}; expected one of {', '.join(_FLOATS)}; expand the "
-                "unquantised model and quantise the result"
+                f"{where}: {family.name_of(index, tail)!r} is stored as {entry.dtype}; expected one of "
+                f"{', '.join(floats)}; expand the unquantised model and quantise the result"
             )
-    if len(blocks[index]) != len(blocks[0]):
-        tail = next(t for t in blocks[0] if t not in blocks[index])
-        raise PlanError(f"{where}: block {index} lacks {tail!r}, which block 0 has; expected all alike")
 
 
 def _block_tensors(family: Family, tensors: dict[str, TensorEntry]) -> list[BlockTensor]:
-    writers = set(family.writers_among(tensors))
     return [
         BlockTensor(
             tail=tail,
             dtype=entry.dtype,
             shape=entry.shape,
-            starts="zero" if tail in writers else "donor",
+            starts=family.starts(tail),
             parameter=not family.is_buffer(tail),
         )
         for tail, entry in sorted(tensors.items())

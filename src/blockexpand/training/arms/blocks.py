@@ -20,14 +20,13 @@ class Blocks:
     def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool) -> Trainee:
         """Load the expanded checkpoint; the base is inside it, so a reference costs nothing."""
         del needs_reference
-        loaded, plan = live.load(folder, dtype=dtype)
+        loaded, _ = live.load(folder, dtype=dtype)
         model = cast(PreTrainedModel, loaded.eval())
         trainable = make_trainable(dict(live.freeze(model)))
-        writers = frozenset(name for name in trainable if name.endswith(tuple(f".{tail}" for tail in plan.zeroed)))
         return Trainee(
             model=model,
             trainable=trainable,
-            writers=writers,
+            writers=live.writers(loaded),
             reference=lambda: _base_of(model),
             tensors=lambda: {name: parameter.detach() for name, parameter in trainable.items()},
         )
