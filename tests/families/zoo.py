@@ -29,19 +29,47 @@ TEXT: dict[str, Any] = {
     "pad_token_id": 0,
 }
 """What most config classes call the sizes; a row takes out what its class has no such entry for."""
-NO_HEAD = {"head_dim": None}
+OUT = ...
+"""Takes a common setting out."""
+NO_HEAD = {"head_dim": OUT}
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 SHARED = EXPERTS | {"shared_expert_intermediate_size": 24}
 MLA = {
     "kv_lora_rank": 12, "q_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8,
-    "head_dim": None, "num_key_value_heads": 4,
+    "head_dim": OUT, "num_key_value_heads": 4,
 }  # fmt: skip
 DEEPSEEK = MLA | {
     "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 2, "topk_group": 1,
     "n_shared_experts": 1,
 }  # fmt: skip
-VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
+GEMMA3 = {
+    "vision_config": VISION, "mm_tokens_per_image": 4, "image_token_index": 90, "boi_token_index": 91,
+    "eoi_token_index": 92,
+}  # fmt: skip
+MISTRAL3 = {
+    "vision_config": VISION | {"model_type": "pixtral", "head_dim": 8}, "image_token_index": 90,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+QWEN_VL = {
+    "vision_config": {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32,
+        "patch_size": 14, "fullatt_block_indexes": [0],
+    },
+    "image_token_id": 92, "video_token_id": 93, "vision_start_token_id": 94, "vision_end_token_id": 95,
+}  # fmt: skip
+MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+LLAMA4 = {
+    "vision_config": VISION | {
+        "vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16, "intermediate_size": 64,
+    },
+    "image_token_index": 90, "boi_token_index": 91, "eoi_token_index": 92,
+}  # fmt: skip
+LLAMA4_TEXT = {"intermediate_size_mlp": 40, "num_local_experts": 4, "interleave_moe_layer_step": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +81,7 @@ class Case:
     model_type: str
     """Its config class."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Beside, or instead of, the common ones; None takes an entry out."""
+    """Beside, or instead of, the common ones; OUT takes an entry out."""
     request: dict[str, Any] = field(default_factory=lambda: {"blocks": 2})
     """Where new blocks go."""
     text: dict[str, Any] | None = None
@@ -76,10 +104,10 @@ FIVE = {"num_hidden_layers": 5}
 SIX = {"num_hidden_layers": 6}
 EIGHT = {"num_hidden_layers": 8}
 GPT2 = {
-    "hidden_size": None, "intermediate_size": None, "num_hidden_layers": None, "num_attention_heads": None,
-    "num_key_value_heads": None, "head_dim": None, "max_position_embeddings": None,
+    "hidden_size": OUT, "intermediate_size": OUT, "num_hidden_layers": OUT, "num_attention_heads": OUT,
+    "num_key_value_heads": OUT, "head_dim": OUT, "max_position_embeddings": OUT,
 }  # fmt: skip
-NO_GROUPS = {"num_key_value_heads": None, "head_dim": None}
+NO_GROUPS = {"num_key_value_heads": OUT, "head_dim": OUT}
 MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_chunk_size": 8}
 
 ZOO: tuple[Case, ...] = (
@@ -115,7 +143,14 @@ ZOO: tuple[Case, ...] = (
     case("phi3", NO_HEAD | {"sliding_window": 8}),
     case(
         "phimoe",
-        NO_HEAD | {"num_local_experts": 4, "num_experts_per_tok": 2, "attention_bias": True, "lm_head_bias": True},
+        NO_HEAD
+        | {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "attention_bias": True,
+            "lm_head_bias": True,
+            "router_jitter_noise": 0.5,
+        },
     ),
     case("olmo", NO_HEAD),
     case("olmo", NO_HEAD | {"attention_bias": True, "clip_qkv": 0.5}),
@@ -152,8 +187,8 @@ ZOO: tuple[Case, ...] = (
         "gpt_neo",
         NO_GROUPS
         | {
-            "num_hidden_layers": None,
-            "num_attention_heads": None,
+            "num_hidden_layers": OUT,
+            "num_attention_heads": OUT,
             "num_layers": 4,
             "num_heads": 4,
             "attention_types": [[["global", "local"], 2]],
@@ -163,18 +198,14 @@ ZOO: tuple[Case, ...] = (
     case("gpt_neox", NO_GROUPS),
     case("gpt_neox", NO_GROUPS | {"use_parallel_residual": False, "attention_bias": False}),
     case("gptj", GPT2 | {"n_embd": 32, "n_head": 4, "n_layer": 4, "n_positions": 128, "rotary_dim": 4}),
-    case("falcon", NO_GROUPS | {"intermediate_size": None}),
+    case("falcon", NO_GROUPS | {"intermediate_size": OUT}),
     case(
         "falcon",
-        NO_GROUPS | {"intermediate_size": None, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
+        NO_GROUPS | {"intermediate_size": OUT, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
     ),
-    case(
-        "falcon", NO_GROUPS | {"intermediate_size": None, "parallel_attn": False, "alibi": True, "multi_query": False}
-    ),
-    case("opt", NO_GROUPS | {"intermediate_size": None, "ffn_dim": 48, "word_embed_proj_dim": 32}),
-    case(
-        "opt", NO_GROUPS | {"intermediate_size": None, "ffn_dim": 48, "word_embed_proj_dim": 16, "enable_bias": False}
-    ),
+    case("falcon", NO_GROUPS | {"intermediate_size": OUT, "parallel_attn": False, "alibi": True, "multi_query": False}),
+    case("opt", NO_GROUPS | {"intermediate_size": OUT, "ffn_dim": 48, "word_embed_proj_dim": 32}),
+    case("opt", NO_GROUPS | {"intermediate_size": OUT, "ffn_dim": 48, "word_embed_proj_dim": 16, "enable_bias": False}),
     case("bloom", GPT2 | {"hidden_size": 32, "n_head": 4, "n_layer": 4}),
     case("mpt", GPT2 | {"d_model": 32, "n_heads": 4, "n_layers": 4, "max_seq_len": 128}),
     case("exaone4", EIGHT | {"sliding_window": 8, "sliding_window_pattern": 4}),
@@ -224,7 +255,6 @@ ZOO: tuple[Case, ...] = (
             "expert_layer_offset": 1,
             "mamba_d_state": 8,
             "mamba_dt_rank": 4,
-            "use_mamba_kernels": False,
         },
         request={"blocks": 4, "placement": "suffix"},
     ),
@@ -255,9 +285,9 @@ ZOO: tuple[Case, ...] = (
         "mamba2",
         NO_GROUPS
         | {
-            "intermediate_size": None,
-            "num_attention_heads": None,
-            "max_position_embeddings": None,
+            "intermediate_size": OUT,
+            "num_attention_heads": OUT,
+            "max_position_embeddings": OUT,
             "num_heads": 8,
             "head_dim": 8,
             "state_size": 8,
@@ -269,13 +299,19 @@ ZOO: tuple[Case, ...] = (
     case("hunyuan_v1_dense", {"attention_bias": True}),
     case("seed_oss", {"attention_out_bias": True}),
     case("arcee", NO_HEAD | {"mlp_bias": True}),
+    case("gemma3", GEMMA3, text={"sliding_window": 8, "query_pre_attn_scalar": 8, "num_hidden_layers": 8}),
+    case("mistral3", MISTRAL3, text={"model_type": "mistral"}),
+    case("qwen2_5_vl", QWEN_VL, text={"rope_parameters": MROPE, "head_dim": OUT}),
+    case("llama4", LLAMA4, text=LLAMA4_TEXT),
 )
 
 
 def config_of(row: Case) -> Any:
     """The row's config."""
-    values = {**TEXT, **row.settings}
-    return CONFIG_MAPPING[row.model_type](**{k: v for k, v in values.items() if v is not None})
+    values = {**(TEXT if row.text is None else {}), **row.settings}
+    if row.text is not None:
+        values["text_config"] = {k: v for k, v in {**TEXT, **row.text}.items() if v is not OUT}
+    return CONFIG_MAPPING[row.model_type](**{k: v for k, v in values.items() if v is not OUT})
 
 
 def build(row: Case, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

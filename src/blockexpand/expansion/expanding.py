@@ -36,7 +36,6 @@ from blockexpand.progress import say
 from blockexpand.records import write_json, write_record
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 
-
 _MAKE = {"donor": renamed, "zero": zeros, "minus-one": minus_ones}
 """What a plan's tensor starts as, to what is written."""
 

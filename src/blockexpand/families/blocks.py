@@ -128,7 +128,8 @@ class BlockFacts:
             ("in_memory", tuple(t for group in self.in_memory for t in group.files)),
         ):
             for tail in listed:
-                check(tail in tails, field, tail, "one of the block's own tails")
+                own = (*tails, *self.buffers) if field == "in_memory" else tails
+                check(tail in own, field, tail, "one of the block's own tails")
         for tail in self.minus_one:
             check(tail in self.writers, "minus_one", tail, "one of the writers")
         for group in self.in_memory:

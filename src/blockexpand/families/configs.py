@@ -12,19 +12,20 @@ from blockexpand.errors import FamilyError
 
 
 def section(config: dict[str, Any], path: str) -> dict[str, Any]:
-    """The part of the config at `path`; the whole config for an empty path.
+    """The part of the config at `path`; the whole config for an empty path, or when there is no such part.
+
+    Models of more than text once had their text settings at the top, and classes still read them there.
 
     Raises:
-        FamilyError: there is no such part.
+        FamilyError: the part is something else than settings.
     """
-    part = config
-    for name in path.split(".") if path else ():
-        inner = part.get(name)
-        if not isinstance(inner, dict):
-            raise FamilyError(
-                f"config.json: {path} is {inner!r}; expected the text model's settings there; mend the base's config.json"
-            )
-        part = inner
+    part = config.get(path) if path else None
+    if part is None:
+        return config
+    if not isinstance(part, dict):
+        raise FamilyError(
+            f"config.json: {path} is {part!r}; expected the text model's settings there; mend the base's config.json"
+        )
     return part
 
 

@@ -22,7 +22,7 @@ from blockexpand.families.rules import Only, PerLayer
 from blockexpand.records import check
 
 SCALE = "_scale_inv"
-"""What an FP8 checkpoint appends to a weight's name for its scales (transformers 5.24, quantizer_finegrained_fp8.py)."""
+"""What FP8 files append to a weight's name for its scales (transformers 5.24, integrations/finegrained_fp8.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +125,13 @@ class Family:
         """The part of the config that speaks of the text stack.
 
         Raises:
-            FamilyError: the config has no such part.
+            FamilyError: the part is something else than settings.
         """
         return section(config, self.config_section)
+
+    def path_of(self, config: dict[str, Any]) -> str:
+        """Where that part is; empty when the text settings are at the top."""
+        return self.config_section if config.get(self.config_section) is not None else ""
 
     def depth(self, config: dict[str, Any]) -> int:
         """The number of blocks the config states.

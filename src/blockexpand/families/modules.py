@@ -79,16 +79,13 @@ def config_entries(model: nn.Module) -> dict[str, Any]:
 
 
 def set_config(model: nn.Module, family: Family, entries: dict[str, Any]) -> None:
-    """Give config entries new values on the loaded model, for every part of it that holds a copy of the config."""
+    """Give text settings new values on the loaded model, for every part of it that holds a copy of them."""
     whole = vars(model)["config"]
-    text = whole
-    for name in family.config_section.split(".") if family.config_section else ():
-        text = vars(text)[name]
+    text = vars(whole).get(family.config_section, whole) if family.config_section else whole
     owner = vars(model.get_submodule(family.stack.module.rpartition(".")[0])).get("config")
     holders = {id(holder): holder for holder in (text, owner) if holder is not None}
-    prefix = f"{family.config_section}." if family.config_section else ""
     for holder in holders.values():
-        holder.update({path.removeprefix(prefix): value for path, value in entries.items()})
+        holder.update(entries)
 
 
 def parameters_of(block: nn.Module, family: Family, tensors: Sequence[tuple[str, bool]]) -> dict[str, nn.Parameter]:

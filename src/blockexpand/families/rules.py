@@ -63,10 +63,16 @@ class Pattern:
     """The config entry with the period, if there is one."""
     period_default: int
     """The period when the entry is missing."""
-    last: str | int
+    last: Any
     """The item of each period's last block."""
-    others: str | int
+    others: Any
     """The item of the other blocks."""
+    switch: str | None = None
+    """A config entry (off when missing) without which every block is like the last of a period."""
+    below_key: str | None = None
+    """A config entry with an index from which on every block is like the last of a period."""
+    below_default: int = 0
+    """What that entry is when missing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,6 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from blockexpand.errors import LiveError
-from blockexpand.families import entry
 from blockexpand.families.modules import config_entries, put_stack, set_config, stack_of
 from blockexpand.live.state import Expanded, expanded, forget
 from blockexpand.planning import base_entries
@@ -58,7 +57,7 @@ def _as_base(model: nn.Module, known: Expanded) -> Generator[None]:
     finally:
         mode = stack_of(model, known.family).training
         put_stack(model, known.family, known.blocks)
-        set_config(model, known.family, {path: entry(config, path) for path in entries})
+        set_config(model, known.family, {key: known.family.text(config)[key] for key in entries})
         if mode != training:
             for block in known.new.values():
                 block.train(mode)

@@ -18,8 +18,7 @@ from blockexpand.errors import LiveError
 from blockexpand.families import Family, family_for, known_families
 from blockexpand.families.modules import config_entries, load_model, parameters_of, put_stack, set_config, stack_of
 from blockexpand.live.state import is_expanded, planned, remember
-from blockexpand.planning import BlockTensor, Plan, read_expansion, rewrite
-
+from blockexpand.planning import BlockTensor, Plan, live_entries, read_expansion
 
 _STARTS = {"zero": 0.0, "minus-one": -1.0}
 """What a residual writer is filled with, by what the plan says it starts as."""
@@ -33,7 +32,7 @@ def expand_live(model: nn.Module, plan: Plan) -> nn.Module:
     """
     family = _fitting_family(model, plan, plan.base.num_blocks)
     old = list(stack_of(model, family))
-    changes = rewrite(family, config_entries(model), plan.sources).changes
+    changes = live_entries(family, plan, config_entries(model))
     stack = [old[e.old] if e.old is not None else _new_block(old[e.source], plan, family, e.source) for e in plan.stack]
     set_config(model, family, changes)
     put_stack(model, family, stack)

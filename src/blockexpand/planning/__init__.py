@@ -6,7 +6,7 @@ from blockexpand.planning.formulas import unsayable
 from blockexpand.planning.making import plan
 from blockexpand.planning.plans import BaseFacts, NewBlock, Placement, Plan, StackEntry, read_plan
 from blockexpand.planning.record import Check, ExpansionRecord, Proof, read_expansion
-from blockexpand.planning.rewriting import Rewrite, base_entries, rewrite
+from blockexpand.planning.rewriting import Rewrite, base_entries, live_entries, rewrite
 from blockexpand.planning.survey import BlockKind, BlockTensor, Survey, layout_digest, survey
 
 __all__ = [
@@ -33,4 +33,5 @@ __all__ = [
     "rewrite",
     "unsayable",
     "base_entries",
+    "live_entries",
 ]

@@ -20,7 +20,6 @@ from blockexpand.families import (
     PerLayer,
     Repeats,
     Threshold,
-    entry,
     prefixed,
     switched_on,
 )
@@ -63,7 +62,7 @@ def rewrite(family: Family, config: dict[str, Any], sources: Sequence[int]) -> R
         changes |= result.changes
         before |= result.before
         notes += result.notes
-    where = family.config_section
+    where = family.path_of(config)
     return Rewrite(changes=prefixed(where, changes), before=prefixed(where, before), notes=notes)
 
 
@@ -134,6 +133,9 @@ def _rewrite_pattern(rule: Pattern, config: dict[str, Any], depth: int, sources:
     explicit = _list_of(config, rule.key, depth) if config.get(rule.key) else None
     if explicit is not None:
         return _copied(rule.key, explicit, sources)
+    if rule.switch and not switched_on(config, rule.switch, False):
+        return _NOTHING
+    below = whole(config, rule.below_key, rule.below_default) if rule.below_key else max(depth, len(sources))
     period = whole(config, rule.period_key, rule.period_default) if rule.period_key else rule.period_default
     if period < 1:
         raise PlanError(
@@ -142,7 +144,7 @@ def _rewrite_pattern(rule: Pattern, config: dict[str, Any], depth: int, sources:
         )
 
     def derived(length: int) -> list[Any]:
-        return [rule.others if (i + 1) % period else rule.last for i in range(length)]
+        return [rule.others if (i + 1) % period and i < below else rule.last for i in range(length)]
 
     result = _copied(rule.key, derived(depth), sources)
     if result.changes[rule.key] == derived(len(sources)):
@@ -162,10 +164,8 @@ def _rewrite_indices(rule: Indices, config: dict[str, Any], depth: int, sources:
     if step < 1 or every < 0 or (rule.every_key and every < 1):
         key, value = (rule.every_key, every) if rule.every_key else (rule.step_key, step)
         raise PlanError(f"config.json: {key} is {value}; expected 1 or more; mend the base's config.json")
-    if stated is None and every:
-        before = [i for i in range(depth) if (i + 1) % every == 0]
-    else:
-        before = list(stated or [])
+    derived = [i for i in range(depth) if (i + 1) % every == 0] if every else []
+    before = derived if stated is None else list(stated)
     members = {i for i in range(depth) if i in before or (i + 1) % step}
     after = [position for position, source in enumerate(sources) if source in members]
     if stated is None and not members:
@@ -198,21 +198,33 @@ def _rewrite_repeats(rule: Repeats, config: dict[str, Any], depth: int, sources:
     )
 
 
+def live_entries(family: Family, plan: Plan, config: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a base in memory that change when it becomes deeper, by their names among the text settings.
+
+    Raises:
+        PlanError: the config speaks of another number of blocks than it has, or cannot state such a stack.
+    """
+    return _bare(family, rewrite(family, config, plan.sources).changes)
+
+
 def base_entries(family: Family, plan: Plan, config: dict[str, Any]) -> dict[str, Any]:
     """The way back: what the entries of a deeper model's config are for its old blocks alone.
 
     `config` is the deeper model's as it is in memory, where classes also spell out lists that the file left
-    to them; such a list is cut down to the old blocks' items.
+    to them; such a list is cut down to the old blocks' items. Names are those among the text settings.
     """
-    where = f"{family.config_section}." if family.config_section else ""
-    cut = [f"{where}{key}" for rule in family.per_layer for key in _by_block(rule)]
-    entries = {key: value for key, value in plan.config_before.items() if key not in cut}
     text = family.text(config)
-    for path in cut:
-        kinds = _list_of(text, path.removeprefix(where), plan.num_blocks) if entry(config, path) else None
+    cut = [key for rule in family.per_layer for key in _by_block(rule)]
+    entries = {key: value for key, value in _bare(family, plan.config_before).items() if key not in cut}
+    for key in cut:
+        kinds = _list_of(text, key, plan.num_blocks) if text.get(key) else None
         if kinds is not None:
-            entries[path] = [kinds[position] for position in plan.old_to_new]
+            entries[key] = [kinds[position] for position in plan.old_to_new]
     return entries
+
+
+def _bare(family: Family, entries: dict[str, Any]) -> dict[str, Any]:
+    return {path.removeprefix(f"{family.config_section}."): value for path, value in entries.items()}
 
 
 def _by_block(rule: PerLayer) -> tuple[str, ...]:

@@ -1,0 +1,66 @@
+"""Every family that is served, on tiny models made by transformers: proved on disk and in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from zoo import ZOO, Case, write
+
+from blockexpand.checkpoint import open_checkpoint
+from blockexpand.expansion import expand, verify
+from blockexpand.families import known_families
+from blockexpand.families.modules import load_model
+from blockexpand.live import bypass, detach, expand_live, freeze, writers
+from blockexpand.planning import Plan, plan, survey
+
+PRE_NORM_DRIFT = 1e-5
+TOKENS = torch.tensor([[5, 17, 3, 60, 41, 8, 22, 90, 11, 2, 33]])
+
+
+@pytest.mark.parametrize("row", ZOO, ids=[f"{i}-{row.id}" for i, row in enumerate(ZOO)])
+def test_every_family_is_proved_on_disk_and_in_memory(row: Case, tmp_path: Path):
+    base = write(row, tmp_path / "base", torch.float32)
+    made = plan(base, **row.request)
+    assert made.base.family == row.family
+    expand(base, tmp_path / "out", made)
+    proof = verify(base, tmp_path / "out")
+    assert proof.passed, proof.lines
+    drift = float(next(c.figure for c in proof.checks if "moves" in c.name).split()[1])
+    assert 0 <= drift < PRE_NORM_DRIFT
+    old_blocks_keep_their_kind(base, tmp_path / "out", made)
+    model = load_model(base, known_families()[row.family], dtype=torch.float32)
+    lives_in_memory(model, made)
+
+
+def old_blocks_keep_their_kind(base: Path, out: Path, made: Plan) -> None:
+    """And new ones have their donor's: as the tensors and every list of the config say."""
+    before, after = survey(open_checkpoint(base)), survey(open_checkpoint(out))
+    for position, source in enumerate(made.sources):
+        assert [t.tail for t in after.tensors_of(position)] == [t.tail for t in before.tensors_of(source)]
+
+
+@torch.no_grad()
+def lives_in_memory(model: nn.Module, made: Plan) -> None:
+    """The same on a loaded model: deeper, bypassed, and without the blocks again, always the same logits."""
+    # torch may take another kernel, with other last bits, where weights take gradients (seen on Jamba's scan).
+    model.requires_grad_(False)
+    expected = model(TOKENS, use_cache=False).logits
+    expand_live(model, made)
+    assert torch.equal(model(TOKENS, use_cache=False).logits, expected)
+    names = {name for name, _ in freeze(model)}
+    assert writers(model) <= names
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.add_(0.1)
+    assert not torch.equal(model(TOKENS, use_cache=False).logits, expected)
+    with bypass(model):
+        assert torch.equal(model(TOKENS, use_cache=False).logits, expected)
+    detach(model)
+    assert torch.equal(model(TOKENS, use_cache=False).logits, expected)
+
+
+def test_the_zoo_has_every_family():
+    assert {row.family for row in ZOO} == set(known_families())
