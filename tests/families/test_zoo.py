@@ -11,7 +11,7 @@ from zoo import ZOO, Case, write
 
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.expansion import expand, verify
-from blockexpand.families import known_families
+from blockexpand.families import known_families, refused_model_types
 from blockexpand.families.modules import load_model
 from blockexpand.live import bypass, detach, expand_live, freeze, writers
 from blockexpand.planning import Plan, plan, survey
@@ -64,3 +64,13 @@ def lives_in_memory(model: nn.Module, made: Plan) -> None:
 
 def test_the_zoo_has_every_family():
     assert {row.family for row in ZOO} == set(known_families())
+
+
+def test_the_table_in_the_docs_names_the_families_that_are_served_and_refused():
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+    served, proof, refused = page.split("\n## ")[1:4]
+    assert [line.split(" | ")[0][2:] for line in served.splitlines()[6:] if line] == list(known_families())
+    assert [line.split(" | ")[0][2:] for line in proof.splitlines()[8:] if line] == [row.family for row in ZOO]
+    assert "FAILED" not in proof
+    for model_type, why in refused_model_types().items():
+        assert f"| {model_type} | {why} |" in refused

@@ -29,6 +29,9 @@ _EXPONENT = {
     "BF16": ("<u2", 0x7F80),
     "F32": ("<u4", 0x7F80_0000),
     "F64": ("<u8", 0x7FF0_0000_0000_0000),
+    # E4M3 has no infinities, and its NaN has the mantissa's bits set too (OCP 8-bit floating point 1.0, section 5.2).
+    "F8_E4M3": ("u1", 0x7F),
+    "F8_E5M2": ("u1", 0x7C),
 }
 
 

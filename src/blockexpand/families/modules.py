@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockexpand.errors import LiveError
-from blockexpand.families.family import Family
+from blockexpand.families.family import Family, is_fp8
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +106,7 @@ def load_model(folder: Path, family: Family, *, dtype: torch.dtype, device: str 
     """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
     loader = AutoModelForCausalLM if family.loader == "text" else AutoModelForImageTextToText
     with _no_progress_bars():
@@ -118,6 +118,7 @@ def load_model(folder: Path, family: Family, *, dtype: torch.dtype, device: str 
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
+                **_as_floats(PreTrainedConfig.get_config_dict(str(folder), local_files_only=True)[0]),
             )
         except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -134,6 +135,16 @@ def load_model(folder: Path, family: Family, *, dtype: torch.dtype, device: str 
             "for; expected every tensor; write or download the folder again"
         )
     return _in_memory_of_its_own(model.eval().to(device))
+
+
+def _as_floats(config: dict[str, Any]) -> dict[str, Any]:
+    """What to ask for so that FP8 weights are loaded as the numbers they stand for, on every device."""
+    if not is_fp8(config):
+        return {}
+    from transformers import FineGrainedFP8Config
+
+    kept = config["quantization_config"].get("modules_to_not_convert")
+    return {"quantization_config": FineGrainedFP8Config(dequantize=True, modules_to_not_convert=kept)}
 
 
 def _in_memory_of_its_own(model: nn.Module) -> nn.Module:
