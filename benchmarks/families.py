@@ -54,56 +54,70 @@ def main() -> None:
     sys.exit(1 if failed else 0)
 
 
+HEAD = """\
+# Families
+
+Written by `python benchmarks/families.py`; do not edit. Each family is a file in
+`src/blockexpand/families/data/`. What the parts of the proof are: [proof.md](proof.md).
+
+{proved} of {served} families proved on {models} tiny models (random weights, hidden 32, stored in bfloat16).
+transformers {transformers}, torch {torch}, {machine}, one thread.
+
+## What is served
+
+`*` stands for a number. A writer marked -1 is a gain stored as gain minus one; the other writers start at 0.
+
+| family | classes | residual writers | config entries that speak of single blocks |
+| --- | --- | --- | --- |
+"""
+PROOF = """
+## The proof
+
+Part 1: logits, logits through the cache and greedy words, bit for bit in bfloat16 and float32. Part 2: the smallest
+gradient norm over the new blocks' writers at step 0 and over all their tensors at step 1. Part 3: how far one AdamW
+step at lr 1e-5 moves the model (KL, nats a token).
+
+| family | settings | old + new | kinds of block | part 1 | part 2: step 0, step 1 | part 3 |
+| --- | --- | --- | --- | --- | --- | --- |
+"""
+REFUSED = """
+## What is refused
+
+| model_type | why |
+| --- | --- |
+"""
+ALWAYS = """
+Refused in every family: models that run code of their own (`auto_map`); quantised weights (GPTQ, AWQ, bitsandbytes,
+MXFP4, compressed-tensors and others), in which zero bytes need not be zeros, except FP8 with a scale beside each
+weight (`quant_method` fp8), which is expanded exactly; any tensor that the family does not name; and lists in
+config.json with one item a block that it does not know.
+"""
+
+
 def render(rows: list[tuple[Case, Plan, Proof]]) -> str:
     """The page."""
     proved = {row.family for row, _, _ in rows if all(p.passed for r, _, p in rows if r.family == row.family)}
-    return "\n".join(
-        [
-            "# Families",
-            "",
-            "Written by `python benchmarks/families.py`; do not edit. Each family is a file in",
-            "`src/blockexpand/families/data/`. What the parts of the proof are: [proof.md](proof.md).",
-            "",
-            f"{len(proved)} of {len(known_families())} families proved on {len(rows)} tiny models (random weights, hidden "
-            f"32, stored in bfloat16). transformers {transformers.__version__}, torch {torch.__version__}, "
-            f"{platform.machine()}, one thread.",
-            "",
-            "## What is served",
-            "",
-            "`*` stands for a number. A writer marked -1 is a gain stored as gain minus one; the other writers start at 0.",
-            "",
-            "| family | classes | residual writers | config entries that speak of single blocks |",
-            "| --- | --- | --- | --- |",
-            *(facts(family) for family in known_families().values()),
-            "",
-            "## The proof",
-            "",
-            "Part 1: logits, logits through the cache and greedy words, bit for bit in bfloat16 and float32. Part 2: the",
-            "smallest gradient norm over the new blocks' writers at step 0 and over all their tensors at step 1. Part 3: how",
-            "far one AdamW step at lr 1e-5 moves the model (KL, nats a token).",
-            "",
-            "| family | settings | old + new | kinds of block | part 1 | part 2: step 0, step 1 | part 3 |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-            *(figures(row, made, proof) for row, made, proof in rows),
-            "",
-            "## What is refused",
-            "",
-            "| model_type | why |",
-            "| --- | --- |",
-            *(f"| {name} | {why} |" for name, why in refused_model_types().items()),
-            *(
-                f"| {family.name} with {rule.key} other than {' or '.join(map(repr, rule.allowed))} | {rule.why} |"
-                for family in known_families().values()
-                for rule in family.only
-            ),
-            "",
-            "Refused in every family: models that run code of their own (`auto_map`); quantised weights (GPTQ, AWQ,",
-            "bitsandbytes, MXFP4, compressed-tensors and others), in which zero bytes need not be zeros, except FP8 with a",
-            "scale beside each weight (`quant_method` fp8), which is expanded exactly; any tensor that the family does not",
-            "name; and lists in config.json with one item a block that it does not know.",
-            "",
-        ]
+    families = known_families().values()
+    head = HEAD.format(
+        proved=len(proved),
+        served=len(families),
+        models=len(rows),
+        transformers=transformers.__version__,
+        torch=torch.__version__,
+        machine=platform.machine(),
     )
+    settings = [
+        f"| {family.name} with {rule.key} other than {' or '.join(map(repr, rule.allowed))} | {rule.why} |"
+        for family in families
+        for rule in family.only
+    ]
+    refused = [f"| {name} | {why} |" for name, why in refused_model_types().items()]
+    tables = (
+        (head, [facts(family) for family in families]),
+        (PROOF, [figures(*row) for row in rows]),
+        (REFUSED, [*refused, *settings]),
+    )
+    return "".join(words + "".join(f"{line}\n" for line in lines) for words, lines in tables) + ALWAYS
 
 
 def facts(family: Family) -> str:

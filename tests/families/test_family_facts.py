@@ -220,6 +220,16 @@ def test_a_block_that_is_half_dense_and_half_experts_is_refused(tmp_path: Path):
         survey(open_checkpoint(base))
 
 
+def test_a_missing_expert_is_named(tmp_path: Path):
+    base = write(ROWS["mixtral"], tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    for name in [n for n in tensors if ".experts.1.w2." in n]:
+        del tensors[name]
+    save_file(tensors, base / "model.safetensors")
+    with pytest.raises(PlanError, match=r"'model\.layers\.0\..*experts\.1\.w2\.weight' is missing, and higher"):
+        survey(open_checkpoint(base))
+
+
 def test_a_plan_of_several_kinds_is_read_as_it_was_written(tmp_path: Path):
     made = plan(write(ROWS["qwen3_next"], tmp_path / "base"), 3)
     assert [kind.blocks for kind in made.kinds] == [(0, 2, 4, 5, 6), (1,), (3, 7)]

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from zoo import ZOO, Case, write
 
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.expansion import expand, verify
-from blockexpand.families import known_families, refused_model_types
+from blockexpand.families import family_for, known_families, refused_model_types
 from blockexpand.families.modules import load_model
-from blockexpand.live import bypass, detach, expand_live, freeze, writers
+from blockexpand.live import bypass, detach, expand_live, freeze, load, tensors_on_disk, writers
 from blockexpand.planning import Plan, plan, survey
 
 PRE_NORM_DRIFT = 1e-5
@@ -74,3 +75,17 @@ def test_the_table_in_the_docs_names_the_families_that_are_served_and_refused():
     assert "FAILED" not in proof
     for model_type, why in refused_model_types().items():
         assert f"| {model_type} | {why} |" in refused
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "granitemoe", "ernie4_5_moe", "gpt_neox", "qwen2_5_vl"])
+def test_new_blocks_in_memory_are_the_tensors_of_the_files_again(name: str, tmp_path: Path):
+    base = write(next(row for row in ZOO if row.family == name), tmp_path / "base", torch.float32)
+    made = plan(base, 2)
+    expand(base, tmp_path / "out", made)
+    model, _ = load(tmp_path / "out")
+    files = load_file(tmp_path / "out" / "model.safetensors")
+    family = family_for(open_checkpoint(tmp_path / "out").config, name, files)
+    found = tensors_on_disk(model, family)
+    planned = [t for b in made.new_blocks for t in made.tensors_of(b.donor) if t.parameter]
+    assert len(found) == len(planned)
+    assert all(torch.equal(tensor, files[key]) for key, tensor in found.items())

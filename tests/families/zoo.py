@@ -110,6 +110,11 @@ GPT2 = {
 NO_GROUPS = {"num_key_value_heads": OUT, "head_dim": OUT}
 MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_chunk_size": 8}
 
+MAMBA1 = NO_GROUPS | {
+    "intermediate_size": OUT, "num_attention_heads": OUT, "max_position_embeddings": OUT, "state_size": 8,
+    "time_step_rank": 4,
+}  # fmt: skip
+
 ZOO: tuple[Case, ...] = (
     case("llama", NO_HEAD),
     case("llama", NO_HEAD | {"attention_bias": True, "mlp_bias": True} | TIED),
@@ -299,6 +304,30 @@ ZOO: tuple[Case, ...] = (
     case("hunyuan_v1_dense", {"attention_bias": True}),
     case("seed_oss", {"attention_out_bias": True}),
     case("arcee", NO_HEAD | {"mlp_bias": True}),
+    case("gpt_bigcode", GPT2 | {"n_embd": 32, "n_head": 4, "n_layer": 4, "n_positions": 128}),
+    case("codegen", GPT2 | {"n_embd": 32, "n_head": 4, "n_layer": 4, "n_positions": 128, "rotary_dim": 4}),
+    case("mamba", MAMBA1),
+    case("falcon_mamba", MAMBA1),
+    case("falcon_h1", NO_HEAD | MAMBA2 | {"mamba_d_ssm": 64, "mamba_rms_norm": True}),
+    case("ministral3", {"sliding_window": 8}),
+    case("hunyuan_v1_moe", {"num_experts": 4, "moe_topk": 2}),
+    case(
+        "lfm2_moe",
+        NO_HEAD
+        | SIX
+        | EXPERTS
+        | {
+            "num_dense_layers": 2,
+            "layer_types": ["conv", "conv", "full_attention", "conv", "full_attention", "conv"],
+        },
+    ),
+    case("helium"),
+    case("minimax_m2", {"num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 4}),
+    case(
+        "granitemoeshared",
+        NO_HEAD | {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 24},
+    ),
+    case("apertus", NO_HEAD),
     case("gemma3", GEMMA3, text={"sliding_window": 8, "query_pre_attn_scalar": 8, "num_hidden_layers": 8}),
     case("mistral3", MISTRAL3, text={"model_type": "mistral"}),
     case("qwen2_5_vl", QWEN_VL, text={"rope_parameters": MROPE, "head_dim": OUT}),

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from blockexpand.checkpoint import Checkpoint, TensorEntry
 from blockexpand.errors import TrainingError
+from blockexpand.training.arms.blocks import _check_shippable
 from blockexpand.training.arms.build import arm_of
 from blockexpand.training.arms.lora import nearest_rank
 from blockexpand.training.arms.trainee import Trainee, load_model
@@ -127,3 +129,18 @@ def test_tensors_that_are_not_in_the_checkpoint_are_refused(ground: Ground, tmp_
     with pytest.raises(TrainingError, match=r"has BF16\[32\] for model.norm.weight; expected shape \[3\]"):
         export_model(ground.base, tmp_path / "o", {"model.norm.weight": torch.zeros(3)}, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_blocks_that_could_not_be_written_back_are_refused_before_the_first_step():
+    checkpoint = Checkpoint(
+        source="my/model",
+        folder=Path("nowhere"),
+        config={},
+        tensors={"a": TensorEntry(file="f", dtype="F8_E4M3", shape=(2,), start=0, end=2)},
+        metadata={},
+        sharded=False,
+    )
+    with pytest.raises(TrainingError, match=r"my/model has F8_E4M3 \[2\] for the new block's a, .*float weights"):
+        _check_shippable(checkpoint, {"a": torch.zeros(2)})
+    with pytest.raises(TrainingError, match="my/model has no such tensor for the new block's b"):
+        _check_shippable(checkpoint, {"b": torch.zeros(2)})

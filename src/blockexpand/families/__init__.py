@@ -1,6 +1,6 @@
 """Facts about model families, as data files, and the only place where tensor names are parsed."""
 
-from blockexpand.families.blocks import BlockFacts, Choice, Switched, matches_any, tail_matches
+from blockexpand.families.blocks import BlockFacts, Choice, Switched, matches_any, missing_number, tail_matches
 from blockexpand.families.configs import entry, prefixed, switched_on, with_entries
 from blockexpand.families.family import Family, Place, Tied, is_fp8
 from blockexpand.families.known import family_for, known_families, refused_model_types
@@ -39,6 +39,7 @@ __all__ = [
     "refused_model_types",
     "tail_matches",
     "matches_any",
+    "missing_number",
     "switched_on",
     "is_fp8",
     "entry",

@@ -32,6 +32,16 @@ def matches_any(patterns: Iterable[str], tail: str) -> bool:
     return any(tail_matches(pattern, tail) for pattern in patterns)
 
 
+def missing_number(pattern: str, tails: Iterable[str]) -> str | None:
+    """The first tail that a numbered pattern leaves out below the highest number that is there."""
+    if NUMBER not in pattern.split("."):
+        return None
+    matches = (_pattern(pattern).fullmatch(tail) for tail in tails)
+    held = {int(match.group(1)) for match in matches if match}
+    gap = next((n for n in range(len(held)) if n not in held), None)
+    return None if gap is None else pattern.replace(NUMBER, str(gap))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Switched:
     """Tensors a block has exactly when a config entry is on."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockexpand.errors import LiveError
+from blockexpand.families.blocks import NUMBER
 from blockexpand.families.family import Family, is_fp8
 
 if TYPE_CHECKING:
@@ -96,6 +97,24 @@ def parameters_of(block: nn.Module, family: Family, tensors: Sequence[tuple[str,
     kept = {family.block.name_in_memory(tail) for tail, parameter in tensors if parameter}
     others = {family.block.name_in_memory(tail) for tail, parameter in tensors if not parameter}
     return {name: p for name, p in block.named_parameters() if name in kept or name not in others}
+
+
+def as_in_files(family: Family, block: int, tail: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A block's tensor in memory as the tensors that the files hold, by their names there; views where it can be.
+
+    What transformers holds as one for all experts is taken apart again: first by expert, then (gate and up) by rows.
+    """
+    group = next((g for g in family.block.in_memory if g.memory == tail), None)
+    if group is None:
+        return {family.name_of(block, tail): tensor}
+    if NUMBER not in group.files[0].split("."):
+        assert len(group.files) == 1, f"{tail}: several files' tensors as one, and none is numbered"
+        return {family.name_of(block, group.files[0]): tensor}
+    return {
+        family.name_of(block, pattern.replace(NUMBER, str(expert))): part
+        for expert, whole in enumerate(tensor)
+        for pattern, part in zip(group.files, whole.chunk(len(group.files)), strict=True)
+    }
 
 
 def load_model(folder: Path, family: Family, *, dtype: torch.dtype, device: str = "cpu") -> nn.Module:

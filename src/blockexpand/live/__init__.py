@@ -2,6 +2,17 @@
 
 from blockexpand.live.bypassing import bypass, detach
 from blockexpand.live.inserting import adopt, expand_live, load
-from blockexpand.live.state import freeze, new_blocks, plan_of, writers
+from blockexpand.live.state import freeze, new_blocks, plan_of, tensors_on_disk, writers
 
-__all__ = ["expand_live", "adopt", "load", "bypass", "detach", "freeze", "new_blocks", "plan_of", "writers"]
+__all__ = [
+    "expand_live",
+    "adopt",
+    "load",
+    "bypass",
+    "detach",
+    "freeze",
+    "new_blocks",
+    "plan_of",
+    "writers",
+    "tensors_on_disk",
+]

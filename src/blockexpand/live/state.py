@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from blockexpand.checkpoint import num_elements
 from blockexpand.errors import LiveError
 from blockexpand.families import Family
-from blockexpand.families.modules import parameters_of, stack_of
+from blockexpand.families.modules import as_in_files, parameters_of, stack_of
 from blockexpand.planning import BlockTensor, Plan
 
 
@@ -92,6 +92,21 @@ def writers(model: nn.Module) -> frozenset[str]:
         for t in known.plan.tensors_of(block.donor)
         if t.starts != "donor"
     )
+
+
+def tensors_on_disk(model: nn.Module, family: Family) -> dict[str, Tensor]:
+    """The new blocks' parameters by the names that the files have; `family` is spelled as the files are.
+
+    Raises:
+        LiveError: the model is not known to be expanded.
+    """
+    known = expanded(model)
+    tensors: dict[str, Tensor] = {}
+    for block in known.plan.new_blocks:
+        parameters = planned(known.plan.tensors_of(block.donor))
+        for tail, parameter in parameters_of(known.blocks[block.position], known.family, parameters).items():
+            tensors |= as_in_files(family, block.position, tail, parameter.detach())
+    return tensors
 
 
 def plan_of(model: nn.Module) -> Plan:

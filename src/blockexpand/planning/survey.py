@@ -15,7 +15,7 @@ from typing import Literal
 from blockexpand.checkpoint import Checkpoint, TensorEntry
 from blockexpand.digests import digest_json
 from blockexpand.errors import PlanError, nearest
-from blockexpand.families import Choice, Family, family_for, is_fp8, matches_any, tail_matches
+from blockexpand.families import Choice, Family, family_for, is_fp8, matches_any, missing_number, tail_matches
 
 _SPELLED = 8
 """How many block indices an error lists."""
@@ -198,6 +198,12 @@ def _check_tails(family: Family, checkpoint: Checkpoint, index: int, tensors: di
             raise PlanError(
                 f"{checkpoint.source}: the tensor {family.name_of(index, pattern)!r} is missing; expected it in every "
                 "block under this config.json; download the checkpoint again"
+            )
+        missing = missing_number(pattern, tensors)
+        if missing is not None:
+            raise PlanError(
+                f"{checkpoint.source}: the tensor {family.name_of(index, missing)!r} is missing, and higher numbers "
+                "are there; expected them numbered from 0 without a gap; download the checkpoint again"
             )
 
 

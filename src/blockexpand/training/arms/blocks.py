@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import cast
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from blockexpand import live
+from blockexpand.checkpoint import Checkpoint, open_checkpoint
+from blockexpand.errors import TrainingError
+from blockexpand.families import family_for
 from blockexpand.training.arms.trainee import Trainee, make_trainable
+
+FLOATS = ("BF16", "F16", "F32", "F64")
+"""The dtypes that trained weights can be written in."""
 
 
 class Blocks:
@@ -21,6 +28,9 @@ class Blocks:
         """Load the expanded checkpoint; the base is inside it, so a reference costs nothing."""
         del needs_reference
         loaded, _ = live.load(folder, dtype=dtype)
+        checkpoint = open_checkpoint(folder)
+        family = family_for(checkpoint.config, str(folder), checkpoint.tensors)
+        _check_shippable(checkpoint, live.tensors_on_disk(loaded, family))
         model = cast(PreTrainedModel, loaded.eval())
         trainable = make_trainable(dict(live.freeze(model)))
         return Trainee(
@@ -28,8 +38,20 @@ class Blocks:
             trainable=trainable,
             writers=live.writers(loaded),
             reference=lambda: _base_of(model),
-            tensors=lambda: {name: parameter.detach() for name, parameter in trainable.items()},
+            tensors=lambda: live.tensors_on_disk(model, family),
         )
+
+
+def _check_shippable(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse, before the first step, blocks that could not be written back into the checkpoint afterwards."""
+    for name, tensor in tensors.items():
+        entry = checkpoint.tensors.get(name)
+        if entry is None or entry.shape != tuple(tensor.shape) or entry.dtype not in FLOATS:
+            found = f"{entry.dtype} {list(entry.shape)}" if entry else "no such tensor"
+            raise TrainingError(
+                f"{checkpoint.source} has {found} for the new block's {name}, so training could not be kept; "
+                f"expected {list(tensor.shape)} in {', '.join(FLOATS)}; expand a base with float weights"
+            )
 
 
 @contextlib.contextmanager
