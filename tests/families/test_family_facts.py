@@ -334,6 +334,24 @@ def test_formats_in_which_zero_bytes_need_not_be_zeros_are_refused(method: str):
         family_for(plain("llama", quantization_config={"quant_method": method}), "m")
 
 
+def test_code_that_transformers_has_adopted_is_not_run_and_not_in_the_way(tmp_path: Path):
+    base = write(ROWS["phi3"], tmp_path / "base")
+    published = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    edit_config(base, auto_map=published)
+    (base / "modeling_phi3.py").write_text("raise SystemExit('this must not run')")
+    made = plan(base, 1)
+    assert "never run here" in made.notes[-1]
+    expand(base, tmp_path / "out", made)
+    assert verify(base, tmp_path / "out").passed
+    config = open_checkpoint(base).config
+    assert family_for(config | {"auto_map": {"AutoConfig": f"org/copy--{published['AutoConfig']}"}}, "m").name == "phi3"
+    for other in ({"AutoModel": "modeling_phi3.Phi3Model2"}, {"AutoModel": ["modeling_phi3.Phi3ForCausalLM"]}, "all"):
+        with pytest.raises(FamilyError, match="auto_map .*without remote code"):
+            family_for(config | {"auto_map": other}, "m")
+    with pytest.raises(FamilyError, match="auto_map"):
+        family_for(config | {"auto_map": published, "model_type": "llama"}, "m")
+
+
 # --- strictness of the files ----------------------------------------------------------------------------
 
 BLOCK: dict[str, Any] = {"required": ["a.weight", "b.weight"], "writers": ["b.weight"]}

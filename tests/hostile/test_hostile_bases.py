@@ -123,7 +123,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "config has a key twice": (write("config.json", '{"a": 1, "a": 2}'), ["'a' appears twice"]),
     "config is endless": (write("config.json", "[" * 50_000), ["config.json is not a record of ours: nested"]),
     "empty config": (write("config.json", "{}"), ["model_type None"]),
-    "unknown family": (lambda f: edit_config(f, model_type="gpt_neox"), ["'gpt_neox'", "llama, mistral, qwen2"]),
+    "unknown family": (
+        lambda f: edit_config(f, model_type="xlstm"),
+        ["unknown", "'xlstm'", "llama", "qwen2"],
+    ),
     "misspelt family": (lambda f: edit_config(f, model_type="llama2"), ["'llama2'", "did you mean 'llama'"]),
     "remote code": (lambda f: edit_config(f, auto_map={"AutoModel": "evil.py"}), ["auto_map", "evil.py"]),
     "deeper config": (lambda f: edit_config(f, num_hidden_layers=5), ["num_hidden_layers 5", "hold 4", "blocks 4"]),

@@ -95,6 +95,9 @@ class Family:
     """The `model_type` values of config.json that it serves."""
     architectures: tuple[str, ...]
     """The model classes it serves; a classifier's extra head, for one, is not a language model's."""
+    published_code: tuple[str, ...] = ()
+    """Classes that the family's models were published with (`auto_map`) before transformers had its own, which is the
+    one that is used: a config that names these and no others is taken."""
     loader: Literal["text", "image-text"] = "text"
     """Which of transformers' automatic classes loads it."""
     config_section: str = ""

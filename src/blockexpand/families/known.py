@@ -101,9 +101,11 @@ def family_for(config: dict[str, Any], where: str, names: Iterable[str] = ()) ->
     Raises:
         FamilyError: the model cannot be expanded, and why.
     """
-    _refuse_what_no_family_takes(config, where)
     model_type = config.get("model_type")
     by_type = {t: family for family in known_families().values() for t in family.model_types}
+    served = by_type.get(model_type) if isinstance(model_type, str) else None
+    _refuse_own_code(served, config, where)
+    _refuse_quantised(config, where)
     if not isinstance(model_type, str):
         raise FamilyError(
             f"{where}: config.json has model_type {model_type!r}; expected one of {', '.join(sorted(by_type))}; is "
@@ -129,12 +131,21 @@ def family_for(config: dict[str, Any], where: str, names: Iterable[str] = ()) ->
     return family.spelled_as_in(names)
 
 
-def _refuse_what_no_family_takes(config: dict[str, Any], where: str) -> None:
-    if config.get("auto_map"):
+def _refuse_own_code(family: Family | None, config: dict[str, Any], where: str) -> None:
+    named = config.get("auto_map")
+    classes = list(named.values()) if isinstance(named, dict) else [named]
+    # A copy of a published model may name the code as `org/name--module.Class`.
+    known = [
+        isinstance(c, str) and family is not None and c.rpartition("--")[2] in family.published_code for c in classes
+    ]
+    if named and not all(known):
         raise FamilyError(
             f"{where}: config.json has auto_map {config['auto_map']!r}, so the model runs code of its own; expected a "
             "model class of transformers; use a version of the model without remote code"
         )
+
+
+def _refuse_quantised(config: dict[str, Any], where: str) -> None:
     quantization = config.get("quantization_config")
     if quantization and not is_fp8(config):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization

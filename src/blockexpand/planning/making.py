@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.digests import digest_json
@@ -73,7 +74,7 @@ def plan(
         kinds=facts.kinds if len(facts.kinds) > 1 else (),
         config_changes=result.changes,
         config_before=result.before,
-        notes=(*result.notes, *_notes(new_blocks)),
+        notes=(*result.notes, *_notes(new_blocks), *_about_code(checkpoint.config)),
         cost=cost(facts, checkpoint.config, sources, positions),
     )
 
@@ -118,4 +119,14 @@ def _notes(new_blocks: Sequence[NewBlock]) -> tuple[str, ...]:
         f"{', '.join(lowest)} below the first block, where a trained model's residual stream is small: one AdamW step "
         "at lr 1e-5 moved a trained 8-block model by 0.2 nats a token from there, and by 1e-7 from anywhere else; "
         "train such blocks with a far smaller learning rate",
+    )
+
+
+def _about_code(config: dict[str, Any]) -> tuple[str, ...]:
+    """What is to be said of a model that names code of its own."""
+    if not config.get("auto_map"):
+        return ()
+    return (
+        "config.json names the code the model was published with (auto_map), which is never run here: plan and proof "
+        "are about transformers' own class",
     )
