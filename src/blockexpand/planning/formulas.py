@@ -121,10 +121,9 @@ def _candidates(rule: Formula, numbers: dict[str, int], depth: int, wanted: list
     if isinstance(rule, Every):
         return [numbers, {rule.period_key: gap, rule.offset_key: on[0]}]
     last = len(wanted) - 1 if numbers[rule.end_key] >= depth - 1 else on[-1]
-    interval = numbers[rule.interval_key]
     ends = {rule.start_key: on[0], rule.end_key: on[-1]}
     return [
         {**numbers, rule.end_key: last},
         {**numbers, **ends},
-        {**ends, rule.interval_key: gap if len(on) > 1 else interval},
+        {**ends, rule.interval_key: gap if len(on) > 1 else 1},
     ]
