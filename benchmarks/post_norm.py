@@ -132,11 +132,12 @@ def groups_of(model: nn.Module, gain_scale: float) -> list[dict[str, Any]]:
 @torch.no_grad()
 def started(base: Olmo2ForCausalLM, made: Plan, way: Way) -> nn.Module:
     """A copy of the base, deeper, started in this way."""
-    gain = float(torch.stack([b.post_feedforward_layernorm.weight.mean() for b in base.model.layers]).mean())
+    gains = [p.mean() for n, p in base.named_parameters() if n.endswith("post_feedforward_layernorm.weight")]
+    gain = float(torch.stack(gains).mean())
     model = expand_live(copy.deepcopy(base), made)
-    for block in made.new_blocks if way.start else ():
-        assert way.start
-        way.start(model.get_submodule(f"model.layers.{block.position}"), gain)
+    if way.start is not None:
+        for block in made.new_blocks:
+            way.start(model.get_submodule(f"model.layers.{block.position}"), gain)
     return model
 
 

@@ -129,7 +129,7 @@ WRONG: list[tuple[Any, str]] = [
     (lambda d: d["new_blocks"].reverse(), r"which the order of the list gives"),
     (lambda d: d["new_blocks"].clear(), r"at least one new block, got \[\]"),
     (lambda d: [t.update(starts="donor") for t in d["block"]], r"a tensor that starts at zero"),
-    (lambda d: d["block"][0].update(starts="random"), r"'random'"),
+    (lambda d: d["block"][0].update(starts="noise"), r"'noise'"),
     (lambda d: d["config_before"].clear(), r"config_before: expected the same keys, got \{\}"),
     (lambda d: d.update(blocks=8), r"unknown key 'blocks'; did you mean 'block'"),
     (lambda d: d["placement"].update(kind="interleave"), r"did you mean 'interleaved'"),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,8 @@ class OutputTensor:
     """The tensor of the base whose bytes it takes, or None for zeros or a constant."""
     element: bytes = b""
     """The bytes of every element of a constant that is not zero; written out, so for small tensors."""
+    spread: float | None = None
+    """For a tensor drawn anew: the standard deviation of its normal distribution, by a seed that its name gives."""
 
     @property
     def num_bytes(self) -> int:
@@ -67,6 +69,8 @@ def zeros(name: str, entry: TensorEntry) -> OutputTensor:
     return OutputTensor(name=name, dtype=entry.dtype, shape=entry.shape, source=None)
 
 
+_DRAWN_AT_ONCE = 1 << 20
+"""Numbers drawn in one piece: memory stays constant."""
 _MINUS_ONE = {
     "BF16": b"\x80\xbf",
     "F16": b"\x00\xbc",
@@ -84,6 +88,29 @@ def minus_ones(name: str, entry: TensorEntry) -> OutputTensor:
 def digest_of_minus_ones(entry: TensorEntry) -> str:
     """The digest that such a tensor's bytes have."""
     return f"sha256:{hashlib.sha256(_MINUS_ONE[entry.dtype] * entry.num_elements).hexdigest()}"
+
+
+def drawn(name: str, entry: TensorEntry, spread: float) -> OutputTensor:
+    """A tensor like one of the base's, drawn anew from a normal distribution."""
+    return OutputTensor(name=name, dtype=entry.dtype, shape=entry.shape, source=None, spread=spread)
+
+
+def _draw(tensor: OutputTensor) -> Iterator[bytes]:
+    """The tensor's bytes, a piece at a time; the same each time for the same name."""
+    import numpy as np  # 80 ms: only for an ablation
+
+    assert tensor.spread is not None
+    seed = int.from_bytes(hashlib.sha256(tensor.name.encode()).digest()[:8], "little")
+    generator, left = np.random.default_rng(seed), num_elements(tensor.shape)
+    kinds = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+    while left:
+        count = min(left, _DRAWN_AT_ONCE)
+        values = generator.standard_normal(count, dtype=np.float32) * np.float32(tensor.spread)
+        if tensor.dtype == "BF16":
+            yield ((values.view(np.uint32) + np.uint32(0x8000)) >> np.uint32(16)).astype("<u2").tobytes()
+        else:
+            yield values.astype(kinds[tensor.dtype]).tobytes()
+        left -= count
 
 
 def lay_out(base: Checkpoint, kept: dict[str, str], added: Sequence[OutputTensor]) -> tuple[OutputFile, ...]:
@@ -105,7 +132,7 @@ def lay_out(base: Checkpoint, kept: dict[str, str], added: Sequence[OutputTensor
 
 
 def _holes_last(tensors: Iterable[OutputTensor]) -> list[OutputTensor]:
-    return sorted(tensors, key=lambda tensor: tensor.source is None and not tensor.element)
+    return sorted(tensors, key=lambda tensor: tensor.source is None and not _is_made(tensor))
 
 
 def _pack(tensors: Iterable[OutputTensor], limit: int) -> list[list[OutputTensor]]:
@@ -145,9 +172,10 @@ def write_weights(base: Checkpoint, files: Sequence[OutputFile], folder: Path) -
                 stream.write(header)
                 for piece in ranges:
                     move(handles[piece.file], stream.fileno(), piece, progress.advance)
-                for offset, tensor in _constants(file, len(header)):
+                for offset, tensor in _made(file, len(header)):
                     stream.seek(offset)
-                    stream.write(tensor.element * num_elements(tensor.shape))
+                    for part in _draw(tensor) if tensor.spread else [tensor.element * num_elements(tensor.shape)]:
+                        stream.write(part)
     if base.sharded:
         _write_index(files, folder)
 
@@ -171,11 +199,15 @@ def _plan_file(file: OutputFile, metadata: dict[str, str]) -> tuple[bytes, list[
     return header, merge(ranges), position
 
 
-def _constants(file: OutputFile, position: int) -> list[tuple[int, OutputTensor]]:
-    """Where the constants go that are not zero; `position` is where the tensors begin."""
+def _is_made(tensor: OutputTensor) -> bool:
+    return bool(tensor.element) or tensor.spread is not None
+
+
+def _made(file: OutputFile, position: int) -> list[tuple[int, OutputTensor]]:
+    """Where the tensors go that are neither copied nor zero; `position` is where the tensors begin."""
     found = []
     for tensor in file.tensors:
-        if tensor.element:
+        if _is_made(tensor):
             found.append((position, tensor))
         position += tensor.num_bytes
     return found

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from blockexpand.planning import Plan, Proof
 
 Placement = Literal["interleaved", "prefix", "suffix"]
+Init = Literal["identity", "copy", "random"]
 
 
 def _positions(text: str | None) -> tuple[int, ...] | None:
@@ -32,6 +33,7 @@ def plan(
     placement: Placement = "interleaved",
     per_group: int = 1,
     after: str | None = None,
+    init: Init = "identity",
     out: Path | None = None,
     all_blocks: Annotated[bool, Parameter(name="--all", negative="")] = False,
     common: Shared = DEFAULTS,
@@ -50,6 +52,9 @@ def plan(
         New blocks in one place, when interleaved: copies of each group's top blocks.
     after
         Instead of --blocks: a new block on top of each of these, e.g. 3,7,11; -1 is below block 0.
+    init
+        identity: new blocks start silent, so that nothing changes; copy and random are ablations: nothing is silenced,
+        or matrices are drawn anew.
     out
         Save the plan here, e.g. plan.json.
     all_blocks
@@ -57,7 +62,8 @@ def plan(
     """
     from blockexpand import planning
 
-    made = planning.plan(base, blocks, placement=placement, after=_positions(after), per_group=per_group)
+    where = _positions(after)
+    made = planning.plan(base, blocks, placement=placement, after=where, per_group=per_group, init=init)
     if out is not None:
         made.save(out)
     show(common, made, lambda: planning.draw_rich(made, show_all=all_blocks))
@@ -73,6 +79,7 @@ def expand(
     placement: Placement = "interleaved",
     per_group: int = 1,
     after: str | None = None,
+    init: Init = "identity",
     overwrite: bool = False,
     prove: bool = False,
     digest: bool = True,
@@ -96,6 +103,8 @@ def expand(
         New blocks in one place, when interleaved.
     after
         Instead of --blocks: a new block on top of each of these, e.g. 3,7,11.
+    init
+        identity, copy or random; see `blockexpand plan --help`.
     overwrite
         Replace the folder, if blockexpand made it.
     prove
@@ -105,7 +114,7 @@ def expand(
     """
     from blockexpand import expansion
 
-    chosen = plan if plan is not None else _plan_from_options(base, (blocks, placement, per_group, after))
+    chosen = plan if plan is not None else _plan_from_options(base, (blocks, placement, per_group, after), init)
     if plan is not None and (blocks is not None or after is not None):
         raise UsageError(f"--plan {plan} already says where the new blocks go; drop --blocks and --after")
     record = expansion.expand(base, out, chosen, overwrite=overwrite, prove=prove, digest=digest)
@@ -115,11 +124,12 @@ def expand(
     return DONE
 
 
-def _plan_from_options(base: str, options: tuple[int | None, Placement, int, str | None]) -> Plan:
+def _plan_from_options(base: str, options: tuple[int | None, Placement, int, str | None], init: Init) -> Plan:
     from blockexpand import planning
 
     blocks, placement, per_group, after = options
-    return planning.plan(base, blocks, placement=placement, after=_positions(after), per_group=per_group)
+    where = _positions(after)
+    return planning.plan(base, blocks, placement=placement, after=where, per_group=per_group, init=init)
 
 
 def _list(made: Plan) -> str:

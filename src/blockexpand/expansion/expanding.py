@@ -9,6 +9,7 @@ the proof.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from blockexpand.checkpoint import (
     OutputTensor,
     copy_files,
     digest_tensors,
+    drawn,
     lay_out,
     minus_ones,
     open_checkpoint,
@@ -31,12 +33,19 @@ from blockexpand.digests import digest_json
 from blockexpand.errors import ExpansionError
 from blockexpand.expansion.proof import prove_checkpoints
 from blockexpand.families import Family, family_for, with_entries
-from blockexpand.planning import ExpansionRecord, Plan, Proof, read_plan, rewrite, survey
+from blockexpand.planning import ExpansionRecord, Plan, Proof, read_plan, rewrite, started, survey
 from blockexpand.progress import say
 from blockexpand.records import write_json, write_record
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 
-_MAKE = {"donor": renamed, "zero": zeros, "minus-one": minus_ones}
+SPREAD = 0.02
+"""Of random matrices: what transformers' config classes default to (initializer_range)."""
+_MAKE = {
+    "donor": renamed,
+    "zero": zeros,
+    "minus-one": minus_ones,
+    "random": functools.partial(drawn, spread=SPREAD),
+}
 """What a plan's tensor starts as, to what is written."""
 
 
@@ -93,14 +102,14 @@ def check_fit(plan: Plan, checkpoint: Checkpoint) -> None:
     """
     facts = survey(checkpoint)
     base = plan.base
-    kinds = facts.kinds if len(facts.kinds) > 1 else ()
+    kinds = started(facts.kinds, plan.init)
     pairs = [
         ("family", base.family, facts.family.name),
         ("number of blocks", base.num_blocks, facts.depth),
         ("digest of config.json", base.config_digest, digest_json(checkpoint.config)),
         ("digest of tensor names, shapes and dtypes", base.layout_digest, facts.layout_digest),
-        ("list of a block's tensors", plan.block, facts.block),
-        ("kinds of block", plan.kinds, kinds),
+        ("list of a block's tensors", plan.block, kinds[0].tensors if len(kinds) == 1 else ()),
+        ("kinds of block", plan.kinds, kinds if len(kinds) > 1 else ()),
     ]
     _refuse_unequal(plan, checkpoint, pairs)
     rewritten = rewrite(facts.family, checkpoint.config, plan.sources)

@@ -76,7 +76,7 @@ def measure(base: Checkpoint, out: Checkpoint, plan: Plan, *, trained: bool, dev
 def _dtypes_of(plan: Plan) -> tuple[str, ...]:
     """The dtype the checkpoint is stored in (bfloat16 for FP8), and float32, last because the step is taken in it."""
     tensors = plan.tensors_of(plan.new_blocks[0].donor)
-    stored = next(t.dtype for t in tensors if t.starts != "donor")
+    stored = next(t.dtype for t in tensors if t.parameter and len(t.shape) > 1)
     return tuple(dict.fromkeys((stored if stored in _DTYPES else "BF16", "F32")))
 
 

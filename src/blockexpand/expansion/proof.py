@@ -12,7 +12,8 @@ In: the base and the expanded folder. Out: a frozen `Proof`: one line a check, w
 4. Drift: how far one small optimiser step moves the model, in nats (KL), against a bound.
 
 For new blocks that were trained ("trained"), the writers are no longer zero: then it is the model with the
-new blocks bypassed that must be the base bit for bit, and parts 3 and 4 say nothing and are left out.
+new blocks bypassed that must be the base bit for bit, and parts 3 and 4 say nothing and are left out. The same
+holds for new blocks that were not started as identities (an ablation).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from blockexpand.checkpoint import (
 )
 from blockexpand.digests import digest_json
 from blockexpand.families import Family, family_for, with_entries
-from blockexpand.planning import Check, Plan, Proof
+from blockexpand.planning import SILENT, Check, Plan, Proof
 from blockexpand.records import with_format
 
 
@@ -50,7 +51,8 @@ def prove_checkpoints(
         # The only import of torch in this room.
         from blockexpand.expansion.measuring import measure
 
-        measured = measure(base, out, plan, trained=trained, device=device)
+        bypassed = trained or plan.init != "identity"
+        measured = measure(base, out, plan, trained=bypassed, device=device)
         dtypes = measured.dtypes
         checks += measured.checks
     return Proof(
@@ -118,22 +120,23 @@ def _check_new_blocks(
     family: Family, base: Checkpoint, digests: tuple[dict[str, TensorDigest], dict[str, TensorDigest]], plan: Plan
 ) -> list[Check]:
     of_base, of_out = digests
-    not_silent, not_donor, counts = [], [], {"donor": 0, "zero": 0, "minus-one": 0}
+    not_silent, not_donor, counts = [], [], dict.fromkeys(("donor", "zero", "minus-one", "random"), 0)
     for block in plan.new_blocks:
         for tensor in plan.tensors_of(block.donor):
             name, donor = family.name_of(block.position, tensor.tail), family.name_of(block.donor, tensor.tail)
             counts[tensor.starts] += 1
             if tensor.starts == "donor":
                 not_donor += [name] if of_out[name].digest != of_base[donor].digest else []
-            elif not _is_silent(tensor.starts, of_out[name], base.tensors[donor]):
+            elif tensor.starts in SILENT and not _is_silent(tensor.starts, of_out[name], base.tensors[donor]):
                 not_silent.append(name)
     num_silent = f"{counts['zero']} residual writers"
     if counts["minus-one"]:
         num_silent = (
             f"{counts['zero'] + counts['minus-one']} residual writers, {counts['minus-one']} of them gains of -1"
         )
+    silent = [_all(num_silent, "the new blocks' residual writers are zero", not_silent)]
     return [
-        _all(num_silent, "the new blocks' residual writers are zero", not_silent),
+        *(silent if plan.init == "identity" else []),
         _all(f"{counts['donor']} tensors", "the new blocks' other tensors are their donors'", not_donor),
     ]
 

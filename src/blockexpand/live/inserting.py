@@ -30,6 +30,11 @@ def expand_live(model: nn.Module, plan: Plan) -> nn.Module:
     Raises:
         LiveError: the plan does not fit the model.
     """
+    if plan.init == "random":
+        raise LiveError(
+            "the plan starts new blocks with init 'random', and those numbers are drawn by expand; expected init "
+            "'identity' or 'copy' for a model in memory; expand the checkpoint on disk and load it"
+        )
     family = _fitting_family(model, plan, plan.base.num_blocks)
     old = list(stack_of(model, family))
     changes = live_entries(family, plan, config_entries(model))

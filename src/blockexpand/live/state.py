@@ -16,7 +16,7 @@ from blockexpand.checkpoint import num_elements
 from blockexpand.errors import LiveError
 from blockexpand.families import Family
 from blockexpand.families.modules import as_in_files, parameters_of, stack_of
-from blockexpand.planning import BlockTensor, Plan
+from blockexpand.planning import SILENT, BlockTensor, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def writers(model: nn.Module) -> frozenset[str]:
         f"{known.family.stack.module}.{block.position}.{name(t.tail)}"
         for block in known.plan.new_blocks
         for t in known.plan.tensors_of(block.donor)
-        if t.starts != "donor"
+        if t.starts in SILENT
     )
 
 

@@ -4,10 +4,10 @@ from blockexpand.planning.costing import Cost
 from blockexpand.planning.drawing import draw, draw_rich
 from blockexpand.planning.formulas import unsayable
 from blockexpand.planning.making import plan
-from blockexpand.planning.plans import BaseFacts, NewBlock, Placement, Plan, StackEntry, read_plan
+from blockexpand.planning.plans import SILENT, BaseFacts, NewBlock, Placement, Plan, StackEntry, read_plan
 from blockexpand.planning.record import Check, ExpansionRecord, Proof, read_expansion
 from blockexpand.planning.rewriting import Rewrite, base_entries, live_entries, rewrite
-from blockexpand.planning.survey import BlockKind, BlockTensor, Survey, layout_digest, survey
+from blockexpand.planning.survey import BlockKind, BlockTensor, Init, Survey, layout_digest, started, survey
 
 __all__ = [
     "plan",
@@ -15,10 +15,13 @@ __all__ = [
     "read_plan",
     "NewBlock",
     "StackEntry",
+    "SILENT",
     "Placement",
     "BaseFacts",
     "BlockTensor",
     "BlockKind",
+    "Init",
+    "started",
     "Cost",
     "draw",
     "draw_rich",

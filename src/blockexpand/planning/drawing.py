@@ -67,7 +67,7 @@ def _lines(plan: Plan, show_all: bool, glyphs: _Glyphs) -> list[list[Segment]]:
         [(f"{'':8}{left}{rule * _WIDTH}{right}", "")],
         [(f"{'':8}{'embeddings':^{_WIDTH + 2}}", "dim")],
         [("", "")],
-        [(f"zero in each new block: {', '.join(_folded(plan.zeroed))}", "dim")],
+        [(_start(plan), "dim")],
     ]
     lines += [[(text, "")] for text in _config_lines(plan)]
     lines += [[(f"note: {note}", "yellow")] for note in plan.notes]
@@ -115,9 +115,11 @@ def _config_lines(plan: Plan) -> list[str]:
     return [f"config: {', '.join(spelled)}"]
 
 
-def _folded(tails: tuple[str, ...]) -> list[str]:
-    """Numbered tensors as one: `experts.*.down_proj.weight`."""
-    return list(dict.fromkeys(".".join("*" if part.isdigit() else part for part in t.split(".")) for t in tails))
+def _start(plan: Plan) -> str:
+    if plan.init == "identity":
+        return f"zero in each new block: {', '.join(plan.silent_words)}"
+    what = "plain copies" if plan.init == "copy" else "copies with random matrices"
+    return f"new blocks start as {what}: an ablation, the deeper model is another function from the start"
 
 
 def _cost_lines(plan: Plan, glyphs: _Glyphs) -> list[str]:

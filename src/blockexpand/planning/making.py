@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.digests import digest_json
-from blockexpand.errors import PlanError
+from blockexpand.errors import PlanError, nearest
 from blockexpand.planning.costing import cost
 from blockexpand.planning.formulas import unsayable
 from blockexpand.planning.placing import Insertion, place
 from blockexpand.planning.plans import BaseFacts, NewBlock, Placement, Plan, number
 from blockexpand.planning.rewriting import rewrite
-from blockexpand.planning.survey import Survey, survey
+from blockexpand.planning.survey import Init, Survey, started, survey
 
 _SUGGESTED = 3
 """How many placements that work an error names."""
@@ -31,6 +31,7 @@ def plan(
     placement: str = "interleaved",
     after: Sequence[int] | None = None,
     per_group: int = 1,
+    init: Init = "identity",
 ) -> Plan:
     """Decide where new blocks go.
 
@@ -42,12 +43,19 @@ def plan(
         after: instead of `blocks`: a new block on top of each listed old block, a copy of it; -1 for below
             block 0.
         per_group: new blocks for each group when interleaved.
+        init: how new blocks start: "identity" (silent, so that nothing changes), or for an ablation "copy" (nothing
+            is silenced) or "random" (matrices drawn anew).
 
     Raises:
         CheckpointError, FamilyError, PlanError: the base cannot be expanded, or not like this.
     """
     checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base)
     facts = survey(checkpoint)
+    if init not in get_args(Init):
+        raise PlanError(
+            f"unknown init {init!r}; expected one of {', '.join(get_args(Init))}; {nearest(str(init), get_args(Init))}"
+        )
+    kinds = started(facts.kinds, init)
     placed = place(facts.depth, blocks, placement, after, per_group)
     new_blocks = number(placed.insertions)
     positions = tuple(block.position for block in new_blocks)
@@ -70,8 +78,9 @@ def plan(
         ),
         placement=Placement(kind=placed.kind, per_group=per_group, group_sizes=placed.group_sizes),
         new_blocks=new_blocks,
-        block=facts.block,
-        kinds=facts.kinds if len(facts.kinds) > 1 else (),
+        block=kinds[0].tensors if len(kinds) == 1 else (),
+        kinds=kinds if len(kinds) > 1 else (),
+        init=init,
         config_changes=result.changes,
         config_before=result.before,
         notes=(*result.notes, *_notes(new_blocks), *_about_code(checkpoint.config)),

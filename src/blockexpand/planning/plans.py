@@ -15,8 +15,11 @@ from typing import Any, ClassVar
 from blockexpand.families import Family
 from blockexpand.planning.costing import Cost
 from blockexpand.planning.placing import Insertion, PlacementKind
-from blockexpand.planning.survey import BlockKind, BlockTensor
+from blockexpand.planning.survey import BlockKind, BlockTensor, Init
 from blockexpand.records import WRITTEN_WHEN_SET, check, read_record, write_record
+
+SILENT = ("zero", "minus-one")
+"""What a residual writer starts as so that its block adds nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +127,8 @@ class Plan:
     """What it costs; for reading only."""
     kinds: tuple[BlockKind, ...] = field(default=(), metadata=WRITTEN_WHEN_SET)
     """Where blocks differ in kind: which are of which, and the tensors of each."""
+    init: Init = field(default="identity", metadata=WRITTEN_WHEN_SET)
+    """How the new blocks start: silent, or, for an ablation, not."""
 
     def __post_init__(self) -> None:
         depth, blocks = self.base.num_blocks, self.new_blocks
@@ -144,8 +149,9 @@ class Plan:
         listed = sorted(block for kind in self.kinds for block in kind.blocks)
         check(not listed or listed == list(range(depth)), "kinds", listed, "each block of the base once")
         for tensors in {block.donor: self.tensors_of(block.donor) for block in blocks}.values():
-            silent = any(t.starts != "donor" for t in tensors)
-            check(silent, "block", [t.tail for t in tensors], "a tensor that starts at zero")
+            silent = any(t.starts in SILENT for t in tensors)
+            expected = "a tensor that starts at zero" if self.init == "identity" else f"none at zero with {self.init}"
+            check(silent == (self.init == "identity"), "block", [t.tail for t in tensors], expected)
 
     @property
     def num_blocks(self) -> int:
@@ -156,7 +162,12 @@ class Plan:
     def zeroed(self) -> tuple[str, ...]:
         """The tails that start at zero (or -1, for a gain stored so) in new blocks, of whatever kind."""
         tensors = (t for block in self.new_blocks for t in self.tensors_of(block.donor))
-        return tuple(dict.fromkeys(t.tail for t in tensors if t.starts != "donor"))
+        return tuple(dict.fromkeys(t.tail for t in tensors if t.starts in SILENT))
+
+    @property
+    def silent_words(self) -> tuple[str, ...]:
+        """The same with numbered tensors as one: `experts.*.down_proj.weight`."""
+        return tuple(dict.fromkeys(".".join("*" if p.isdigit() else p for p in t.split(".")) for t in self.zeroed))
 
     def tensors_of(self, old: int) -> tuple[BlockTensor, ...]:
         """The tensors of a block of the base, and so of its copies."""

@@ -7,8 +7,9 @@ are not floats. No tensor's bytes are read.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,11 @@ from blockexpand.checkpoint import Checkpoint, TensorEntry
 from blockexpand.digests import digest_json
 from blockexpand.errors import PlanError, nearest
 from blockexpand.families import Choice, Family, family_for, is_fp8, matches_any, missing_number, tail_matches
+
+Init = Literal["identity", "copy", "random"]
+"""How new blocks start: silent, so that nothing changes; as plain copies; or with random matrices. The latter two are
+ablations: the deeper model is another function from the start."""
+Starts = Literal["donor", "zero", "minus-one", "random"]
 
 _SPELLED = 8
 """How many block indices an error lists."""
@@ -33,9 +39,9 @@ class BlockTensor:
     """As safetensors spells it."""
     shape: tuple[int, ...]
     """The sizes of its dimensions."""
-    starts: Literal["donor", "zero", "minus-one"]
+    starts: Starts
     """What it is in a new block: its donor's bytes, or what makes it write nothing to the residual stream: zeros, or
-    -1 for a gain that is stored as gain minus one."""
+    -1 for a gain that is stored as gain minus one. For an ablation, random numbers."""
     parameter: bool
     """Whether it is trained and counted; a stored buffer is not."""
 
@@ -48,6 +54,18 @@ class BlockKind:
     """Their indices in the base."""
     tensors: tuple[BlockTensor, ...]
     """What each of them has."""
+
+
+def started(kinds: Sequence[BlockKind], init: Init) -> tuple[BlockKind, ...]:
+    """The kinds of block with what their tensors start as when new blocks start in this way."""
+    if init == "identity":
+        return tuple(kinds)
+
+    def start(tensor: BlockTensor) -> BlockTensor:
+        drawn = init == "random" and tensor.parameter and len(tensor.shape) > 1
+        return dataclasses.replace(tensor, starts="random" if drawn else "donor")
+
+    return tuple(dataclasses.replace(kind, tensors=tuple(map(start, kind.tensors))) for kind in kinds)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,13 +32,21 @@ def stack_figure(found: Found[ExpansionRecord], number: int) -> Figure:
         name="stack" if number == 0 else f"stack-{number + 1}",
         title=f"The stack: {plan.base.num_blocks} old blocks + {len(plan.new_blocks)} new = {plan.num_blocks}",
         caption=f"Data flow upwards. Placement: {plan.placement.words}. Each new block starts as a copy of the old "
-        f"block at its arrow\u2019s tail, with zeros in {_and(plan.zeroed)}: what it adds is exactly zero, so the "
-        "deeper model begins as the very same function. Only the new blocks are trained.",
+        f"block at its arrow\u2019s tail{_start(plan)} Only the new blocks are trained.",
         alt=f"A column of {plan.num_blocks} blocks from the embeddings at the bottom to the output head at the top. "
         f"New: {new}. The other blocks are old and frozen.",
     )
     height = (len(rows) + 2.6) * _ROW
     return make_figure(words, functools.partial(_draw, rows), (height, height), column=_WIDTH)
+
+
+def _start(plan: Plan) -> str:
+    if plan.init != "identity":
+        return f", started with init {plan.init}, which is no identity (an ablation)."
+    return (
+        f", with zeros in {_and(plan.silent_words)}: what it adds is exactly zero, so the deeper model begins as the "
+        "very same function."
+    )
 
 
 def _and(names: tuple[str, ...]) -> str:
