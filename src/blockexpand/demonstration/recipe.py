@@ -9,12 +9,9 @@ from typing import Any
 from blockexpand.comparison import ArmRecipe
 from blockexpand.corpus import PrepareRecipe, SplitRecipe
 from blockexpand.corpus.sources import ChatSource
+from blockexpand.demonstration.paths import recipe_path
 from blockexpand.records import check, from_plain, read_yaml
 from blockexpand.training.settings import ArmSettings, OptimizerSettings, RetentionSettings, ScheduleSettings
-
-_HERE = Path(__file__).parent
-BASE = _HERE / "base"
-"""The tiny base that ships with us."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,5 +69,5 @@ class DemoRecipe:
 
 def load_demo(full: bool) -> DemoRecipe:
     """The demo's recipe, short or full."""
-    path = _HERE / ("demo-full.yaml" if full else "demo.yaml")
+    path = recipe_path(full)
     return from_plain(DemoRecipe, read_yaml(path), str(path))
