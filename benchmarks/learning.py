@@ -39,7 +39,7 @@ def load_study(name: str) -> CompareRecipe:
     """A study as a comparison of the tiny base on the demo's texts."""
     path = STUDIES / f"{name}.yaml"
     settings = read_yaml(path)
-    data = {**make_texts(), "validation_rows": 32}
+    data = {**make_texts(), "validation_rows": 16}
     return from_plain(CompareRecipe, {"base": str(BASE), "out": str(WORK / name), "data": data, **settings}, str(path))
 
 

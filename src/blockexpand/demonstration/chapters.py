@@ -121,12 +121,18 @@ class Chapters:
         return CompareRecipe(
             base=str(BASE),
             out=str(folder / "comparison"),
-            data=DataSettings(domain=str(folder / "domain"), general=str(folder / "general"), validation_rows=32),
+            data=DataSettings(
+                domain=str(folder / "domain"),
+                general=str(folder / "general"),
+                validation_rows=recipe.validation_rows,
+            ),
             arms=tuple(
                 dataclasses.replace(arm, plan=PlanRecipe(blocks=recipe.new_blocks)) if arm.plan else arm
                 for arm in recipe.arms
             ),
             domain_tokens=recipe.domain_tokens,
+            rows_per_step=recipe.rows_per_step,
+            rows_per_pass=recipe.rows_per_step,
             retention=recipe.retention,
             measure_every_steps=recipe.measure_every_steps,
             seeds=recipe.seeds,

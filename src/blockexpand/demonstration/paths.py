@@ -6,9 +6,6 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 BASE = _HERE / "base"
-"""The tiny base that ships with us."""
-
-
-def recipe_path(full: bool) -> Path:
-    """The demo's recipe, short or full."""
-    return _HERE / ("demo-full.yaml" if full else "demo.yaml")
+"""The tiny base."""
+RECIPE = _HERE / "demo.yaml"
+"""The demo's settings."""

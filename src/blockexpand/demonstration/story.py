@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockexpand import __version__
-from blockexpand.demonstration.paths import BASE, recipe_path
+from blockexpand.demonstration.paths import BASE, RECIPE
 from blockexpand.digests import digest_file
 from blockexpand.errors import DemonstrationError
 from blockexpand.expansion import expand
@@ -84,10 +84,10 @@ def demo(out: str | Path = "demo-out", *, full: bool = False, workers: int = 1, 
     Raises:
         DemonstrationError: `out` holds a finished demo, another one, or somebody else's files.
     """
-    folder, path = Path(out), recipe_path(full)
-    _claim(folder, path, overwrite)
+    folder = Path(out)
+    _claim(folder, full, overwrite)
     stages = _Stages(folder)
-    stages.run("Plan: where the new blocks go", folder / "plan.json", lambda: _plan(folder, path))
+    stages.run("Plan: where the new blocks go", folder / "plan.json", lambda: _plan(folder))
     stages.run("Expand: write the deeper checkpoint", folder / "expanded", lambda: _expand(folder))
 
     # Here, so that a person sees the plan at once: torch and transformers take seconds.
@@ -107,8 +107,8 @@ def demo(out: str | Path = "demo-out", *, full: bool = False, workers: int = 1, 
     return _finished(folder, stages, chapter.comparison())
 
 
-def _plan(folder: Path, recipe: Path) -> str:
-    made = plan(BASE, read_yaml(recipe)["new_blocks"])
+def _plan(folder: Path) -> str:
+    made = plan(BASE, read_yaml(RECIPE)["new_blocks"])
     made.save(folder / "plan.json")
     for line in draw(made).splitlines():
         say(f"   {line}")
@@ -120,9 +120,9 @@ def _expand(folder: Path) -> str:
     return f"{folder / 'expanded'}: a plain Hugging Face folder"
 
 
-def _claim(folder: Path, recipe: Path, overwrite: bool) -> None:
-    """Take the folder for this demo: new, unfinished and of the same recipe, or to be replaced."""
-    mark = {"demo": digest_file(recipe), "blockexpand_version": __version__}
+def _claim(folder: Path, full: bool, overwrite: bool) -> None:
+    """Take the folder for this demo: new, unfinished and of the same recipe and length, or to be replaced."""
+    mark = {"demo": digest_file(RECIPE), "full": full, "blockexpand_version": __version__}
     if (folder / _MARK).is_file():
         finished = (folder / "report" / "index.html").exists()
         same = read_json(folder / _MARK) == mark
