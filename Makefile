@@ -42,11 +42,13 @@ format: $(READY)
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
+# What each compares stands at its head; benchmarks/RESULTS.md has what they gave here. benchmarks/learning.py (what
+# learns more and forgets less, an hour or more) and benchmarks/ngram.py (the tiny base, after make tiny-base) are apart.
 bench: $(READY)
 	@$(BIN)/python benchmarks/startup.py
-	@$(BIN)/python benchmarks/expand.py
 	@$(BIN)/python benchmarks/loss.py
-	@$(BIN)/python benchmarks/retention.py
+	@$(BIN)/python benchmarks/step.py
+	@$(BIN)/python benchmarks/expand.py
 
 # EXTRA: a folder of further text (see src/blockexpand/demonstration/general_text.py); WORK: where it is made.
 WORK ?= runs/tiny-base
@@ -54,4 +56,4 @@ tiny-base: $(READY)
 	@$(BIN)/python -m blockexpand.demonstration.tiny_base $(WORK) $(if $(EXTRA),--extra $(EXTRA))
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache demo-out
+	rm -rf $(VENV) .pytest_cache .ruff_cache demo-out demo-full-out

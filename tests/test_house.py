@@ -208,6 +208,7 @@ def test_functions_are_functions_whatever_was_imported_first(first: str) -> None
         ("blockexpand", ("numpy", "torch", "rich", "yaml", "cyclopts")),
         ("blockexpand.planning", ("numpy", "torch", "transformers", "rich", "yaml", "huggingface_hub")),
         ("blockexpand.expansion", ("numpy", "torch", "transformers", "rich", "huggingface_hub")),
+        ("blockexpand.demonstration", ("torch", "transformers", "matplotlib")),
         ("blockexpand.cli.main", ("numpy", "torch", "transformers", "yaml", "blockexpand.planning")),
     ],
 )

@@ -79,7 +79,11 @@ def _describe(kind: Any) -> str:
     if origin is dict or dataclasses.is_dataclass(kind):
         return "a mapping"
     if origin in (Union, types.UnionType):
-        return " or ".join(_describe(a) if a is not types.NoneType else "null" for a in typing.get_args(kind))
+        options = typing.get_args(kind)
+        tags = [_kind_of(option) for option in options if dataclasses.is_dataclass(option)]
+        if len(tags) == len(options) and None not in tags:
+            return "a mapping whose 'kind' is one of " + ", ".join(repr(tag) for tag in tags)
+        return " or ".join(_describe(a) if a is not types.NoneType else "null" for a in options)
     return str(kind)
 
 
@@ -307,6 +311,11 @@ def read_record(cls: type[T], path: Path | str) -> T:
             "of blockexpand that wrote it, or make the file again"
         )
     return from_plain(cls, {k: v for k, v in data.items() if k not in ("format", "format_version")}, where=str(path))
+
+
+def has_format(value: Any) -> bool:
+    """Whether the value's class can be saved on its own."""
+    return "FORMAT" in vars(type(value))
 
 
 def with_format(value: Any) -> dict[str, Any]:

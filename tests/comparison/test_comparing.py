@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,8 @@ from blockexpand.comparison.recipe import trial_plans
 from blockexpand.comparison.results import pareto
 from blockexpand.errors import ComparisonError, RecordError
 from blockexpand.evaluation import read_evaluation
+from blockexpand.records import dump_json
+from blockexpand.training.checkpoints import newest_checkpoint
 from blockexpand.training.retention import Measurement
 from blockexpand.training.settings import (
     BlocksArm,
@@ -24,6 +30,7 @@ from blockexpand.training.settings import (
     OldBlocksArm,
     RetentionSettings,
 )
+from blockexpand.training.tracker import read_metrics
 from lm_helpers import make_corpus, make_lm
 
 
@@ -183,3 +190,29 @@ def test_a_failed_run_names_itself_and_leaves_the_others(ground: Ground, tmp_pat
     assert (tmp_path / "out" / "runs" / "full-lr0.001-seed0" / "eval" / "blockexpand.json").exists()
     assert not (tmp_path / "out" / "comparison.json").exists()
     assert "old-lr0.001-seed0" in os.listdir(tmp_path / "out" / "runs")
+
+
+def test_a_killed_comparison_takes_its_runs_with_it(ground: Ground, tmp_path: Path) -> None:
+    """The run would go on for hours; it stops and saves instead, so that the next compare can go on with it."""
+    recipe = ground.recipe(tmp_path / "out", domain_tokens=10**7, arms=(ground.recipe(tmp_path).arms[1],))
+    (tmp_path / "recipe.yaml").write_text(dump_json(recipe))
+    words = [sys.executable, "-m", "blockexpand", "compare", str(tmp_path / "recipe.yaml"), "--quiet"]
+    parent = subprocess.Popen(words)
+    run = tmp_path / "out" / "runs" / "full-lr0.001-seed0"
+    try:
+        _wait_for(lambda: len(read_metrics(run / "metrics.jsonl")) > 5)
+    finally:
+        parent.kill()
+        parent.wait()
+    _wait_for(lambda: newest_checkpoint(run) is not None)
+    checkpoint = newest_checkpoint(run)
+    assert checkpoint is not None
+    time.sleep(0.5)
+    assert max(row["step"] for row in read_metrics(run / "metrics.jsonl")) == checkpoint.progress.step
+
+
+def _wait_for(holds: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"it did not come about in {seconds:.0f} s"
+        time.sleep(0.1)

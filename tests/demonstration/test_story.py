@@ -11,9 +11,12 @@ import pytest
 from blockexpand.cli.main import run
 from blockexpand.comparison import read_comparison
 from blockexpand.corpus.sources import JsonSource
+from blockexpand.demonstration import chapters as chapters_module
 from blockexpand.demonstration import demo
+from blockexpand.demonstration import recipe as recipe_module
 from blockexpand.demonstration import story as story_module
-from blockexpand.demonstration.recipe import BASE, DemoRecipe, InstructionCounts, load_demo
+from blockexpand.demonstration.paths import BASE
+from blockexpand.demonstration.recipe import DemoRecipe, InstructionCounts, load_demo
 from blockexpand.errors import DemonstrationError
 from blockexpand.evaluation import read_evaluation
 from blockexpand.expansion import verify
@@ -53,7 +56,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> DemoRecipe:
 def finished(recipe: DemoRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("story") / "demo-out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(story_module, "load_demo", lambda _: recipe)
+        patch.setattr(recipe_module, "load_demo", lambda _: recipe)
         told = demo(out)
     assert Path(told.report).is_file()
     assert "block expansion" in told.text
@@ -104,19 +107,19 @@ def test_it_goes_on_where_it_stopped(
 ) -> None:
     """Ctrl-C in the fourth stage; the second call does not expand again."""
     out = tmp_path / "demo-out"
-    monkeypatch.setattr(story_module, "load_demo", lambda _: recipe)
+    monkeypatch.setattr(recipe_module, "load_demo", lambda _: recipe)
 
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(story_module, "prepare", interrupted)
+        patch.setattr(chapters_module, "prepare", interrupted)
         assert run(["demo", "--out", str(out)]) == 130
     written = (out / "expanded" / "model.safetensors").stat().st_mtime_ns
     told: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(story_module, "say", told.append)
-        patch.setattr(story_module, "prepare", interrupted)
+        patch.setattr(chapters_module, "prepare", interrupted)
         with pytest.raises(KeyboardInterrupt):
             demo(out)
     assert (out / "expanded" / "model.safetensors").stat().st_mtime_ns == written

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.corpus.tokens import load_tokenizer, tokenizer_digest
-from blockexpand.demonstration.recipe import BASE
+from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.tiny_base import RECORD, TinyBaseRecord, TinyBaseShape, make
 from blockexpand.errors import CorpusError
 from blockexpand.evaluation.evaluating import model_digest

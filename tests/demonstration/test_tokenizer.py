@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from blockexpand.corpus.tokens import load_tokenizer
-from blockexpand.demonstration.recipe import BASE
+from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.tokenizer import SPECIAL_TOKENS, save_tokenizer, train_tokenizer
 
 TEXTS = ["the cat sees the dog. the dog sees 12 cats.", "    indented = text\n\n\nwith lines"] * 20

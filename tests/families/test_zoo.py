@@ -32,7 +32,7 @@ def test_every_family_is_proved_on_disk_and_in_memory(row: Case, tmp_path: Path)
     drift = float(next(c.figure for c in proof.checks if "moves" in c.name).split()[1])
     assert 0 <= drift < PRE_NORM_DRIFT
     old_blocks_keep_their_kind(base, tmp_path / "out", made)
-    model = load_model(base, known_families()[row.family], dtype=torch.float32)
+    model = load_model(base, dtype=torch.float32, loader=known_families()[row.family].loader)
     lives_in_memory(model, made)
 
 

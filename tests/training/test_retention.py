@@ -30,7 +30,14 @@ def test_a_loss_that_is_not_a_number_is_never_better() -> None:
 
 @pytest.mark.parametrize(
     ("weight", "rise", "expected"),
-    [(1.0, 0.011, 2.0), (1.0, 0.01, 1.0), (1.0, 0.006, 1.0), (1.0, 0.004, 0.8), (16.0, 0.5, 16.0), (0.25, -1.0, 0.25)],
+    [
+        (1.0, 0.0075, 1.0),  # at three quarters of the budget, where it should be
+        (1.0, 0.0125, 2.0),
+        (1.0, 0.1, 4.0),
+        (1.0, -0.1, 2**-0.5),
+        (60.0, 0.1, 64.0),
+        (0.26, -0.1, 0.25),
+    ],
 )
 def test_the_weight_tightens_outside_and_eases_well_inside(weight: float, rise: float, expected: float) -> None:
     assert adapted_weight(weight, rise, 0.01) == pytest.approx(expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,25 @@ def test_the_trained_checkpoint_still_holds_the_base(ground: Ground, tmp_path: P
     changed = {name for name in before if before[name] != after[name]}
     assert {int(name.split(".")[2]) for name in changed} == {2, 5}
     assert len(changed) == 2 * 9
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_give_the_same_course(ground: Ground, tmp_path: Path) -> None:
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    plain, compiled = (
+        ground.settings(tmp_path / name, retention=KEEPING, compile_blocks=name == "compiled")
+        for name in ("plain", "compiled")
+    )
+    train(plain)
+    assert counters["stats"]["unique_graphs"] == 0
+    train(compiled)
+    assert counters["stats"]["unique_graphs"] > 0
+    for name in ("domain_loss", "domain"):
+        ours, theirs = ([row[name] for row in losses(tmp_path / run) if name in row] for run in ("plain", "compiled"))
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    assert verify(ground.base, tmp_path / "compiled" / "model").passed
 
 
 def test_nothing_below_the_first_new_block_is_differentiated(ground: Ground, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def _counts(out: Path, record: CorpusRecord) -> str:
 
 
 def train(recipe: Path, /, *settings: str, resume: bool = False, common: Shared = DEFAULTS) -> int:
-    """Post-pretrain the new blocks, or any other arm, by a recipe.
+    """Post-pretrain the new blocks, or the arm that the recipe names.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def train(recipe: Path, /, *settings: str, resume: bool = False, common: Shared 
     """
     from blockexpand import training
 
-    chosen = training.load_settings(recipe, settings)
+    chosen = training.load_settings(recipe, settings, default_arm="blocks")
     record = training.train(chosen, resume)
     show(common, record, _outcome(record))
     return DONE

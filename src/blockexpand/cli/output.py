@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from blockexpand.records import dump_json
+from blockexpand.records import dump_json, has_format, with_format
 
 _COMMON = Group("Common options", sort_key=99)
 
@@ -35,9 +35,9 @@ Shared = Annotated[Common, Parameter(name="*")]
 
 
 def show(common: Common, value: Any, text: str | Callable[[], Any]) -> None:
-    """Print the result: the value as JSON with --json, else the text (or what `text()` gives rich)."""
+    """Print the result: with --json the value as its file has it, else the text (or what `text()` gives rich)."""
     if common.json:
-        sys.stdout.write(dump_json(value))
+        sys.stdout.write(dump_json(with_format(value) if has_format(value) else value))
     elif isinstance(text, str):
         sys.stdout.write(text.rstrip("\n") + "\n")
     else:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -126,13 +128,25 @@ def _run_all(plans: Sequence[TrialPlan], data: dict[str, str], split: str, worke
         except BaseException:
             for job in jobs:
                 job.cancel()
+            # A signal may have reached this process alone: its runs save and stop, too, before their end.
+            for child in multiprocessing.active_children():
+                child.terminate()
             raise
+
+
+def _stop_with_parent() -> None:
+    """Stop this run when the comparison is gone: killed, it cannot say so, and its runs would go on unwatched."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a run is a child of its comparison"
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)  # which the run takes as Ctrl-C: it saves first
 
 
 def _run_one(plan: TrialPlan, data: dict[str, str], split: str, process: tuple[int, Mode]) -> None:
     """In a process of its own, with so many threads and progress shown so: train, then measure."""
     import torch
 
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     threads, mode = process
     torch.set_num_threads(threads)
     with progress_in(mode):

@@ -155,17 +155,17 @@ class TokenRows:
             raise CorpusError(f"{path} is damaged: {error}; prepare the folder again") from None
         if tuple(table.column_names) != _SCHEMA_NAMES:
             raise CorpusError(f"{path} has the columns {table.column_names}; expected {', '.join(_SCHEMA_NAMES)}")
-        self._table = table.combine_chunks()
+        self._table = table
         self.row_tokens: int = table.schema.field("tokens").type.list_size
         self.num_rows: int = table.num_rows
 
     def tokens_NT(self, indices_N: np.ndarray) -> np.ndarray:
         """The tokens of some rows, int64 [N, T]."""
-        return self._flat("tokens").reshape(-1, self.row_tokens)[indices_N].astype(np.int64)
+        return self._rows_NT("tokens", indices_N).astype(np.int64)
 
     def trained_NT(self, indices_N: np.ndarray) -> np.ndarray:
         """Whether each token of some rows is trained, bool [N, T]."""
-        return self._flat("trained").reshape(-1, self.row_tokens)[indices_N]
+        return self._rows_NT("trained", indices_N)
 
     def positions_NT(self, indices_N: np.ndarray) -> np.ndarray:
         """The position of each token within its segment, int64 [N, T]; padding counts as one more segment."""
@@ -179,16 +179,19 @@ class TokenRows:
 
     def lengths(self, indices_N: np.ndarray) -> list[list[int]]:
         """The segments' lengths of some rows."""
-        return self._table.column("lengths").take(pa.array(indices_N)).to_pylist()
+        return self._taken("lengths", indices_N).to_pylist()
 
     def documents(self, indices_N: np.ndarray) -> list[list[int]]:
         """The segments' document numbers of some rows."""
-        return self._table.column("documents").take(pa.array(indices_N)).to_pylist()
+        return self._taken("documents", indices_N).to_pylist()
 
-    def _flat(self, name: str) -> np.ndarray:
-        column = self._table.column(name)
-        values = column.chunk(0).flatten() if column.num_chunks else column.combine_chunks().flatten()
-        return values.to_numpy(zero_copy_only=False)
+    def _taken(self, name: str, indices_N: np.ndarray) -> pa.ChunkedArray:
+        # Only these rows are copied out of the mapped file, however long it is.
+        return self._table.column(name).take(pa.array(indices_N, pa.int64()))
+
+    def _rows_NT(self, name: str, indices_N: np.ndarray) -> np.ndarray:
+        values = self._taken(name, indices_N).combine_chunks().flatten()
+        return values.to_numpy(zero_copy_only=False).reshape(len(indices_N), self.row_tokens)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

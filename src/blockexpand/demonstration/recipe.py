@@ -1,4 +1,4 @@
-"""The demo's settings: `demo.yaml` and `demo-full.yaml` beside this file, strictly read."""
+"""The demo's settings: `demo.yaml` beside this file, strictly read."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from typing import Any
 from blockexpand.comparison import ArmRecipe
 from blockexpand.corpus import PrepareRecipe, SplitRecipe
 from blockexpand.corpus.sources import ChatSource
+from blockexpand.demonstration.paths import RECIPE
 from blockexpand.records import check, from_plain, read_yaml
 from blockexpand.training.settings import ArmSettings, OptimizerSettings, RetentionSettings, ScheduleSettings
-
-_HERE = Path(__file__).parent
-BASE = _HERE / "base"
-"""The tiny base that ships with us."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +43,15 @@ class InstructRecipe:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FullDemo:
+    """What `--full` does more of."""
+
+    seeds: tuple[int, ...]
+    lrs: dict[str, tuple[float, ...]]
+    """The learning rates tried, by the arm's name."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoRecipe:
     """The whole demo."""
 
@@ -55,11 +61,25 @@ class DemoRecipe:
     instructions: InstructionCounts
     domain_tokens: int
     """For every arm of the comparison."""
+    rows_per_step: int
+    validation_rows: int
+    """Rows of each text that a run steers by."""
     retention: RetentionSettings
     measure_every_steps: int
     seeds: tuple[int, ...]
     arms: tuple[ArmRecipe, ...]
     instruct: InstructRecipe
+    full: FullDemo
+
+    def __post_init__(self) -> None:
+        """Check that `--full` speaks of these arms."""
+        names = [arm.name for arm in self.arms]
+        check(sorted(self.full.lrs) == sorted(names), "full.lrs", list(self.full.lrs), f"an entry for each of {names}")
+
+    def at_length(self) -> DemoRecipe:
+        """The recipe of `--full`."""
+        arms = tuple(dataclasses.replace(arm, lrs=self.full.lrs[arm.name]) for arm in self.arms)
+        return dataclasses.replace(self, seeds=self.full.seeds, arms=arms)
 
     def chats(self, path: Path) -> PrepareRecipe:
         """How the instructions are packed."""
@@ -72,5 +92,5 @@ class DemoRecipe:
 
 def load_demo(full: bool) -> DemoRecipe:
     """The demo's recipe, short or full."""
-    path = _HERE / ("demo-full.yaml" if full else "demo.yaml")
-    return from_plain(DemoRecipe, read_yaml(path), str(path))
+    recipe = from_plain(DemoRecipe, read_yaml(RECIPE), str(RECIPE))
+    return recipe.at_length() if full else recipe

@@ -13,25 +13,22 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blockexpand import __version__
-from blockexpand.comparison import CompareRecipe, Comparison, PlanRecipe, compare
-from blockexpand.corpus import prepare
-from blockexpand.demonstration.instructions import write_instructions
-from blockexpand.demonstration.recipe import BASE, DemoRecipe, load_demo
-from blockexpand.digests import digest_json
+from blockexpand.demonstration.paths import BASE, RECIPE
+from blockexpand.digests import digest_file
 from blockexpand.errors import DemonstrationError
-from blockexpand.evaluation import evaluate, load_tasks
-from blockexpand.expansion import expand, verify
+from blockexpand.expansion import expand
 from blockexpand.planning import draw, plan
 from blockexpand.progress import say
-from blockexpand.records import read_json, write_json, write_record
-from blockexpand.reporting import Stage, Stages, comparison_text, report, verdict
-from blockexpand.training import sft
-from blockexpand.training.settings import DataSettings, TrainSettings
+from blockexpand.records import read_json, read_yaml, write_json
+from blockexpand.staging import RECORD_NAME
 
-PROOF_NAME = "proof.json"
+if TYPE_CHECKING:
+    from blockexpand.comparison import Comparison
+    from blockexpand.reporting import Stage
+
 _MARK = "demo.json"
 """Which demo a folder holds, written first: what tells an unfinished demo from somebody's folder."""
 
@@ -70,6 +67,8 @@ class _Stages:
         say(f"   {note}  ({self._known[name]['seconds']:.1f} s)")
 
     def all(self) -> tuple[Stage, ...]:
+        from blockexpand.reporting import Stage
+
         return tuple(Stage(name=n, seconds=s["seconds"], note=s["note"]) for n, s in self._known.items())
 
 
@@ -85,17 +84,21 @@ def demo(out: str | Path = "demo-out", *, full: bool = False, workers: int = 1, 
     Raises:
         DemonstrationError: `out` holds a finished demo, another one, or somebody else's files.
     """
-    recipe = load_demo(full)
     folder = Path(out)
-    _claim(folder, recipe, overwrite)
+    _claim(folder, full, overwrite)
     stages = _Stages(folder)
-    chapter = _Chapters(folder, recipe, workers)
-    stages.run("Plan: where the new blocks go", folder / "plan.json", chapter.plan)
-    stages.run("Expand: write the deeper checkpoint", folder / "expanded", chapter.expand)
+    stages.run("Plan: where the new blocks go", folder / "plan.json", lambda: _plan(folder))
+    stages.run("Expand: write the deeper checkpoint", folder / "expanded", lambda: _expand(folder))
+
+    # Here, so that a person sees the plan at once: torch and transformers take seconds.
+    from blockexpand.demonstration.chapters import PROOF_NAME, Chapters
+    from blockexpand.demonstration.recipe import load_demo
+
+    chapter = Chapters(folder, load_demo(full), workers)
     stages.run("Prove that it is still the same model", folder / PROOF_NAME, chapter.prove)
-    stages.run("Prepare the corpora and the instructions", folder / "chats", chapter.prepare)
+    stages.run("Prepare the corpora and the instructions", folder / "chats" / RECORD_NAME, chapter.prepare)
     stages.run("Post-pretrain the new blocks, and nothing else", None, chapter.post_pretrain)
-    stages.run("Instruct: teach it to answer", folder / "instruct" / "model", chapter.instruct)
+    stages.run("Instruct: teach it to answer", folder / "instruct" / RECORD_NAME, chapter.instruct)
     stages.run("Evaluate before and after the instructions", folder / "answers-after", chapter.evaluate)
     stages.run("The same budget for the other methods", folder / "comparison" / "comparison.json", chapter.compare)
     # The page shows how long everything before it took.
@@ -104,121 +107,22 @@ def demo(out: str | Path = "demo-out", *, full: bool = False, workers: int = 1, 
     return _finished(folder, stages, chapter.comparison())
 
 
-class _Chapters:
-    """What each stage does; each gives back a line that says what came of it."""
-
-    def __init__(self, folder: Path, recipe: DemoRecipe, workers: int) -> None:
-        self._folder, self._recipe, self._workers = folder, recipe, workers
-
-    def plan(self) -> str:
-        made = plan(BASE, self._recipe.new_blocks)
-        made.save(self._folder / "plan.json")
-        for line in draw(made).splitlines():
-            say(f"   {line}")
-        return f"{made.base.num_blocks} blocks become {made.num_blocks}"
-
-    def expand(self) -> str:
-        shutil.rmtree(self._folder / "expanded", ignore_errors=True)
-        expand(BASE, self._folder / "expanded", self._folder / "plan.json")
-        return f"{self._folder / 'expanded'}: a plain Hugging Face folder"
-
-    def prove(self) -> str:
-        proof = verify(BASE, self._folder / "expanded")
-        for line in proof.lines:
-            say(f"   {line}")
-        if not proof.passed:
-            raise DemonstrationError(f"{self._folder / 'expanded'} is not the base: see the lines marked FAIL above")
-        write_record(self._folder / PROOF_NAME, proof)
-        return f"all {len(proof.checks)} checks hold"
-
-    def prepare(self) -> str:
-        folder, recipe = self._folder, self._recipe
-        domain = prepare(recipe.domain, BASE, folder / "domain", overwrite=True)
-        general = prepare(recipe.general, BASE, folder / "general", overwrite=True)
-        write_instructions(folder / "instructions", recipe.instructions.num_train, recipe.instructions.num_test)
-        prepare(recipe.chats(folder / "instructions" / "chats.jsonl"), BASE, folder / "chats", overwrite=True)
-        return (
-            f"{domain.splits['train'].num_tokens:,} tokens of Python, {general.splits['replay'].num_tokens:,} of "
-            f"English to rehearse, {recipe.instructions.num_train:,} instructions"
-        )
-
-    def post_pretrain(self) -> str:
-        recipe = self._compare_recipe()
-        first = dataclasses.replace(recipe, arms=recipe.arms[:1])
-        (arm,) = compare(first, self._workers).arms
-        proof = verify(BASE, self._trained(), trained=True)
-        if not proof.passed:
-            failed = next(line for line in proof.lines if line.startswith("FAIL"))
-            raise DemonstrationError(f"the base is not inside {self._trained()} any more: {failed}")
-        say("   without its new blocks, the trained model still is the base, bit for bit")
-        return (
-            f"loss on Python {arm.domain_loss + arm.gain.mean:.3f} -> {arm.domain_loss:.3f}, on English "
-            f"{arm.forgetting.mean:+.2%}"
-        )
-
-    def _trained(self) -> Path:
-        """The post-pretrained model."""
-        return self._folder / "comparison" / self.comparison().arms[0].trials[0].run / "model"
-
-    def instruct(self) -> str:
-        folder, recipe = self._folder, self._recipe
-        settings = TrainSettings(
-            model=str(self._trained()),
-            out=str(folder / "instruct"),
-            data=DataSettings(domain=str(folder / "chats"), general=str(folder / "general"), validation_rows=8),
-            **recipe.instruct.settings(),
-        )
-        record = sft(settings, resume=True)
-        return f"{record.num_steps} steps on {recipe.instructions.num_train:,} conversations"
-
-    def evaluate(self) -> str:
-        folder = self._folder
-        tasks = load_tasks(folder / "instructions" / "tasks.jsonl")
-        data = {"domain": folder / "domain", "general": folder / "general"}
-        before = evaluate(self._trained(), data, folder / "answers-before", tasks=tasks, overwrite=True)
-        after = evaluate(folder / "instruct" / "model", data, folder / "answers-after", tasks=tasks, overwrite=True)
-        assert before.answers is not None
-        assert after.answers is not None
-        return (
-            f"{before.answers.right:.0%} -> {after.answers.right:.0%} of {after.answers.num_samples} held-out "
-            "questions answered right"
-        )
-
-    def compare(self) -> str:
-        result = compare(self._compare_recipe(), self._workers)
-        return f"{len(result.trials)} runs of {len(result.arms)} methods"
-
-    def report(self) -> str:
-        folder = self._folder
-        parts = ("expanded", "comparison", "answers-before", "answers-after", "domain", "general", "instruct")
-        page = report([folder, *(folder / part for part in parts)], folder / "report", overwrite=True)
-        return f"{page} ({page.stat().st_size / 1e3:.0f} kB)"
-
-    def comparison(self) -> Comparison:
-        from blockexpand.comparison import read_comparison
-
-        return read_comparison(self._folder / "comparison")
-
-    def _compare_recipe(self) -> CompareRecipe:
-        folder, recipe = self._folder, self._recipe
-        return CompareRecipe(
-            base=str(BASE),
-            out=str(folder / "comparison"),
-            data=DataSettings(domain=str(folder / "domain"), general=str(folder / "general"), validation_rows=32),
-            arms=tuple(
-                dataclasses.replace(arm, plan=PlanRecipe(blocks=recipe.new_blocks)) if arm.plan else arm
-                for arm in recipe.arms
-            ),
-            domain_tokens=recipe.domain_tokens,
-            retention=recipe.retention,
-            measure_every_steps=recipe.measure_every_steps,
-            seeds=recipe.seeds,
-        )
+def _plan(folder: Path) -> str:
+    made = plan(BASE, read_yaml(RECIPE)["new_blocks"])
+    made.save(folder / "plan.json")
+    for line in draw(made).splitlines():
+        say(f"   {line}")
+    return f"{made.base.num_blocks} blocks become {made.num_blocks}"
 
 
-def _claim(folder: Path, recipe: DemoRecipe, overwrite: bool) -> None:
-    """Take the folder for this demo: new, unfinished and of the same recipe, or to be replaced."""
-    mark = {"demo": digest_json(recipe), "blockexpand_version": __version__}
+def _expand(folder: Path) -> str:
+    expand(BASE, folder / "expanded", folder / "plan.json", overwrite=True)
+    return f"{folder / 'expanded'}: a plain Hugging Face folder"
+
+
+def _claim(folder: Path, full: bool, overwrite: bool) -> None:
+    """Take the folder for this demo: new, unfinished and of the same recipe and length, or to be replaced."""
+    mark = {"demo": digest_file(RECIPE), "full": full, "blockexpand_version": __version__}
     if (folder / _MARK).is_file():
         finished = (folder / "report" / "index.html").exists()
         same = read_json(folder / _MARK) == mark
@@ -246,6 +150,8 @@ def _save_stages(folder: Path, stages: _Stages, full: bool) -> None:
     import torch
     import transformers
 
+    from blockexpand.reporting import Stages
+
     Stages(
         title="blockexpand demo" + (" (three seeds)" if full else ""),
         date=time.strftime("%Y-%m-%d"),
@@ -261,6 +167,8 @@ def _save_stages(folder: Path, stages: _Stages, full: bool) -> None:
 
 
 def _finished(folder: Path, stages: _Stages, comparison: Comparison) -> Story:
+    from blockexpand.reporting import comparison_text, verdict
+
     page = folder / "report" / "index.html"
     text = f"\n{comparison_text(comparison)}\n\n{verdict(comparison).sentence}\n\nThe report: {page.resolve()}\n"
     seconds = sum(stage.seconds for stage in stages.all())

@@ -10,12 +10,11 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from blockexpand import __version__
 from blockexpand.checkpoint import open_checkpoint
@@ -26,6 +25,7 @@ from blockexpand.errors import EvaluationError
 from blockexpand.evaluation.answers import Answered, AnswerTask, Scores, answer, score
 from blockexpand.evaluation.losses import DocumentLosses, HeldOut, document_losses
 from blockexpand.evaluation.paired import Interval, mean_difference, ratio_difference
+from blockexpand.families.modules import load_model
 from blockexpand.records import read_record, to_plain, write_record
 from blockexpand.staging import RECORD_NAME, staged_folder
 
@@ -81,6 +81,7 @@ def evaluate(
 
     Raises:
         EvaluationError: nothing to measure, or the model and the data do not fit together.
+        LiveError: the model cannot be loaded.
     """
     if not data and not tasks:
         raise EvaluationError("nothing to measure: give at least one corpus (--data name=folder) or tasks")
@@ -121,12 +122,8 @@ def _check_tokenizer(folder: Path, name: str, corpus: Corpus) -> None:
 
 
 def _load(folder: Path) -> PreTrainedModel:
-    model = AutoModelForCausalLM.from_pretrained(
-        str(folder), dtype=torch.float32, local_files_only=True, trust_remote_code=False
-    )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    nn.Module.to(model, device)
-    return model.eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return cast(PreTrainedModel, load_model(folder, dtype=torch.float32, device=device))
 
 
 def model_digest(folder: Path) -> str:

@@ -64,7 +64,7 @@ def measure(base: Checkpoint, out: Checkpoint, plan: Plan, *, trained: bool, dev
     checks: list[Check] = []
     for name in names:
         expected = _answers_of(base, family, _DTYPES[name], device)
-        model = load_model(out.folder, family, dtype=_DTYPES[name], device=device)
+        model = load_model(out.folder, dtype=_DTYPES[name], device=device, loader=family.loader)
         if trained:
             _bypass_for_good(model, family, plan)
         checks += compare(expected, answers(model, sequences(model)), name, bypassed=trained)
@@ -81,7 +81,7 @@ def _dtypes_of(plan: Plan) -> tuple[str, ...]:
 
 
 def _answers_of(checkpoint: Checkpoint, family: Family, dtype: torch.dtype, device: str) -> Answers:
-    model = load_model(checkpoint.folder, family, dtype=dtype, device=device)
+    model = load_model(checkpoint.folder, dtype=dtype, device=device, loader=family.loader)
     return answers(model, sequences(model))
 
 

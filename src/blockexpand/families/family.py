@@ -21,6 +21,8 @@ from blockexpand.families.configs import entry, section, switched_on
 from blockexpand.families.rules import Only, PerLayer
 from blockexpand.records import check
 
+Loader = Literal["text", "image-text"]
+"""Which of transformers' automatic classes loads a model: a causal language model's, or an image-text-to-text one's."""
 SCALE = "_scale_inv"
 """What FP8 files append to a weight's name for its scales (transformers 5.24, integrations/finegrained_fp8.py)."""
 
@@ -98,7 +100,7 @@ class Family:
     published_code: tuple[str, ...] = ()
     """Classes that the family's models were published with (`auto_map`) before transformers had its own, which is the
     one that is used: a config that names these and no others is taken."""
-    loader: Literal["text", "image-text"] = "text"
+    loader: Loader = "text"
     """Which of transformers' automatic classes loads it."""
     config_section: str = ""
     """The part of config.json that speaks of the text stack, e.g. `text_config`; empty for the whole."""

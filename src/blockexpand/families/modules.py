@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from blockexpand.errors import LiveError
 from blockexpand.families.blocks import NUMBER
-from blockexpand.families.family import Family, is_fp8
+from blockexpand.families.family import Family, Loader, is_fp8
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +117,7 @@ def as_in_files(family: Family, block: int, tail: str, tensor: torch.Tensor) -> 
     }
 
 
-def load_model(folder: Path, family: Family, *, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
+def load_model(folder: Path, *, dtype: torch.dtype, device: str = "cpu", loader: Loader = "text") -> nn.Module:
     """The model in a folder, in eval mode: no remote code, no network, no pickle; FP8 weights become floats.
 
     Raises:
@@ -127,10 +127,10 @@ def load_model(folder: Path, family: Family, *, dtype: torch.dtype, device: str 
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
-    loader = AutoModelForCausalLM if family.loader == "text" else AutoModelForImageTextToText
+    loading_class = AutoModelForCausalLM if loader == "text" else AutoModelForImageTextToText
     with _no_progress_bars():
         try:
-            loaded: Any = loader.from_pretrained(
+            loaded: Any = loading_class.from_pretrained(
                 str(folder),
                 dtype=dtype,
                 local_files_only=True,

@@ -64,7 +64,7 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[nn.Mod
         LiveError: transformers cannot load it, or it does not fit its record.
     """
     plan = read_expansion(folder).plan
-    model = load_model(Path(folder), known_families()[plan.base.family], dtype=dtype)
+    model = load_model(Path(folder), dtype=dtype, loader=known_families()[plan.base.family].loader)
     return adopt(model, plan), plan
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import dataclasses
 
 # Chosen by trial on the tiny base (docs/log.md): quick to tighten, slow to loosen, never off.
-_TIGHTEN, _LOOSEN = 2.0, 0.8
-_COMFORT = 0.5
-"""Below this share of the budget the weight is loosened."""
-_SMALLEST, _LARGEST = 0.25, 16.0
+_AIM = 0.75
+"""The share of the budget that the controller steers towards."""
+_RESPONSE = 2.0
+"""Doublings of the weight for each budget's worth of rise above the aim."""
+_MOST_LOOSER, _MOST_TIGHTER = -0.5, 2.0
+"""Doublings at one measurement."""
+_SMALLEST, _LARGEST = 0.25, 64.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,11 +30,9 @@ class Measurement:
 
 
 def adapted_weight(weight: float, rise: float, budget: float) -> float:
-    """The weight of general rows after a measurement: doubled outside the budget, eased well inside it."""
-    if rise > budget:
-        weight *= _TIGHTEN
-    elif rise < _COMFORT * budget:
-        weight *= _LOOSEN
+    """The weight of general rows after a measurement: more the further the rise is above the aim, less below it."""
+    doublings = _RESPONSE * (rise / budget - _AIM)
+    weight *= 2 ** min(max(doublings, _MOST_LOOSER), _MOST_TIGHTER)
     return min(max(weight, _SMALLEST), _LARGEST)
 
 

@@ -180,7 +180,8 @@ def _compile_blocks(model: PreTrainedModel) -> None:
     """Compile block by block: all blocks of one kind share the compiled code, and bypassing leaves it valid."""
     blocks = list(model.get_decoder().layers)
     # One entry for each of: training, measuring, a last pass of fewer rows, the reference; and for old and new blocks.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(blocks))
+    limits = vars(torch._dynamo)["config"]  # typed as the literals of its defaults
+    limits.recompile_limit = max(limits.recompile_limit, 8 * len(blocks))
     for block in blocks:
         block.compile()
 

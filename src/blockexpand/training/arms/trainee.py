@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from blockexpand.errors import TrainingError
+from blockexpand.families import modules
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,16 +47,11 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The causal language model in `folder`, frozen, in eval mode, without remote code or network.
 
     Raises:
-        TrainingError: transformers cannot load it.
+        LiveError: transformers cannot load it, or a tensor is missing.
     """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=dtype, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise TrainingError(f"cannot load the model in {folder}: {str(error).splitlines()[0]}") from None
+    model = cast(PreTrainedModel, modules.load_model(folder, dtype=dtype))
     model.requires_grad_(False)
-    return model.eval()
+    return model
 
 
 def make_trainable(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
