@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,11 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from helpers import make_base
+from helpers import MakeBase, make_base
 
 torch.set_num_threads(1)
 logging.set_verbosity_error()
 logging.disable_progress_bar()
-
-MakeBase = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ from transformers import (
 from blockexpand.checkpoint import Checkpoint, TensorEntry
 
 CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+MakeBase = Callable[..., Path]
 VOCABULARY = 96
 HIDDEN = 32
 CHAT_TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"

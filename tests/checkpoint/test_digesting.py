@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from blockexpand.checkpoint import digest_tensors, digesting, open_checkpoint, refuse_not_finite
 from blockexpand.errors import CheckpointError
-from conftest import MakeBase
+from helpers import MakeBase
 
 TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

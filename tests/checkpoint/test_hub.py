@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from blockexpand.checkpoint import hub as hub_module
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import CheckpointError
-from conftest import MakeBase
+from helpers import MakeBase
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

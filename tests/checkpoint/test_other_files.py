@@ -9,7 +9,7 @@ import pytest
 
 from blockexpand.checkpoint import copy_files, open_checkpoint, other_files
 from blockexpand.errors import CheckpointError
-from conftest import MakeBase
+from helpers import MakeBase
 
 TRAVEL = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from safetensors import safe_open
 
 from blockexpand.checkpoint import open_checkpoint
-from conftest import MakeBase
+from helpers import MakeBase
 
 
 def test_a_single_file_is_opened_with_every_tensor_where_its_bytes_are(tiny_base: MakeBase):

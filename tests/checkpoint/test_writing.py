@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from blockexpand.checkpoint import OutputTensor, lay_out, open_checkpoint, renamed, write_weights, zeros
 from blockexpand.errors import StagingError
-from conftest import MakeBase
+from helpers import MakeBase
 
 UP = "model.layers.1.mlp.up_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"

@@ -17,8 +17,7 @@ from blockexpand.expansion import expand, expanding
 from blockexpand.families import known_families
 from blockexpand.planning import Check, ExpansionRecord, Plan, Proof, plan, read_expansion
 from blockexpand.progress import progress_on_stderr
-from conftest import MakeBase
-from helpers import CHAT_TEMPLATE, edit_config, load, tree
+from helpers import CHAT_TEMPLATE, MakeBase, edit_config, load, tree
 
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

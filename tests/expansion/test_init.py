@@ -13,8 +13,7 @@ from blockexpand.errors import LiveError, PlanError, RecordError
 from blockexpand.expansion import expand, verify
 from blockexpand.live import bypass, expand_live, writers
 from blockexpand.planning import draw, plan, read_plan
-from conftest import MakeBase
-from helpers import edit_json, load, tree
+from helpers import MakeBase, edit_json, load, tree
 
 TOKENS = torch.arange(5, 25)[None]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]

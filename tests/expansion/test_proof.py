@@ -17,8 +17,7 @@ from blockexpand.expansion import expand, measuring, verify
 from blockexpand.expansion.measuring import Measured, answers, compare, kl_nats, measure, sequences
 from blockexpand.live import expand_live
 from blockexpand.planning import Proof, plan, read_expansion
-from conftest import MakeBase
-from helpers import edit_config, edit_json, load, tiny_model
+from helpers import MakeBase, edit_config, edit_json, load, tiny_model
 
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}
 PROVED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [

@@ -18,8 +18,7 @@ from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import BlockexpandError
 from blockexpand.expansion import expand
 from blockexpand.planning import Plan, plan, read_plan
-from conftest import MakeBase
-from helpers import edit_config, edit_json
+from helpers import MakeBase, edit_config, edit_json
 
 INDEX = "model.safetensors.index.json"
 

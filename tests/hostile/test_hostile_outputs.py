@@ -19,8 +19,7 @@ import pytest
 from blockexpand.errors import ExpansionError, StagingError
 from blockexpand.expansion import expand
 from blockexpand.planning import plan
-from conftest import MakeBase
-from helpers import tree
+from helpers import MakeBase, tree
 
 Usage = namedtuple("Usage", "total used free")
 

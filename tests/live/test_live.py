@@ -16,8 +16,7 @@ from blockexpand import live
 from blockexpand.errors import LiveError
 from blockexpand.expansion import expand
 from blockexpand.planning import Plan, plan
-from conftest import MakeBase
-from helpers import load
+from helpers import MakeBase, load
 
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -14,8 +14,7 @@ from blockexpand import live
 from blockexpand.errors import FamilyError, LiveError, PlanError
 from blockexpand.expansion import expand
 from blockexpand.planning import plan
-from conftest import MakeBase
-from helpers import edit_config, load, tiny_model
+from helpers import MakeBase, edit_config, load, tiny_model
 
 
 @pytest.fixture

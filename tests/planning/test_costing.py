@@ -9,8 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.live import expand_live, freeze
 from blockexpand.planning import plan
-from conftest import MakeBase
-from helpers import KNOWN_SHAPES, shape_only, tiny_model
+from helpers import KNOWN_SHAPES, MakeBase, shape_only, tiny_model
 
 # The tiny Llama by hand: hidden 32, 4 heads of 8, 2 key-value heads, 48 inside the MLP, 96 words, 128 tokens.
 MATRICES = 32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 32 * 48

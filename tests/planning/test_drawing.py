@@ -6,8 +6,7 @@ import subprocess
 import sys
 
 from blockexpand.planning import draw, draw_rich, plan
-from conftest import MakeBase
-from helpers import KNOWN_SHAPES, shape_only
+from helpers import KNOWN_SHAPES, MakeBase, shape_only
 
 TIMES = "\u00d7"
 EXPECTED = f"""\

@@ -13,8 +13,7 @@ import pytest
 from blockexpand.errors import BlockexpandError, RecordError
 from blockexpand.planning import Plan, plan, read_plan
 from blockexpand.records import dump_json, from_plain, to_plain, with_format
-from conftest import MakeBase
-from helpers import KNOWN_SHAPES, shape_only
+from helpers import KNOWN_SHAPES, MakeBase, shape_only
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "plans"
 sys.path.insert(0, str(GOLDEN))

@@ -12,7 +12,7 @@ import pytest
 from blockexpand.checkpoint import Checkpoint, TensorEntry, open_checkpoint
 from blockexpand.errors import PlanError
 from blockexpand.planning import survey
-from conftest import MakeBase
+from helpers import MakeBase
 
 UP2 = "model.layers.2.mlp.up_proj.weight"
 Tensors = dict[str, TensorEntry]

@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from blockexpand.training import train
 from blockexpand.training.settings import (
-    BlocksArm,
     DataSettings,
     FullArm,
     OptimizerSettings,
     TrainSettings,
 )
 from lm_helpers import make_chats, make_corpus, make_expanded, make_lm
-
-
-@dataclasses.dataclass(frozen=True)
-class Ground:
-    """Folders that tests read and never change."""
-
-    base: Path
-    expanded: Path
-    domain: Path
-    general: Path
-    chats: Path
-
-    def settings(self, out: Path, **changes: Any) -> TrainSettings:
-        """A short run of the arm `blocks`."""
-        values: dict[str, Any] = {
-            "model": str(self.expanded),
-            "out": str(out),
-            "arm": BlocksArm(),
-            "data": DataSettings(domain=str(self.domain), general=str(self.general), validation_rows=4),
-            "domain_tokens": 8 * 4 * 32,
-            "rows_per_step": 4,
-            "rows_per_pass": 4,
-            "optimizer": OptimizerSettings(lr=3e-3),
-            "measure_every_steps": 4,
-            "checkpoint_every_steps": 3,
-        }
-        return TrainSettings(**(values | changes))
+from training_ground import Ground
 
 
 @pytest.fixture(scope="session")

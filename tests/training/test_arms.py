@@ -15,7 +15,7 @@ from blockexpand.training.arms.lora import nearest_rank
 from blockexpand.training.arms.trainee import Trainee, load_model
 from blockexpand.training.export import export_model
 from blockexpand.training.settings import ArmSettings, BlocksArm, FullArm, LoraArm, OldBlocksArm
-from conftest import Ground
+from training_ground import Ground
 
 ARMS: dict[str, ArmSettings] = {
     "blocks": BlocksArm(),

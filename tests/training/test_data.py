@@ -12,8 +12,8 @@ import torch
 from blockexpand.errors import CorpusError, TrainingError
 from blockexpand.training.data import open_data, shuffled
 from blockexpand.training.settings import DataSettings, RetentionSettings
-from conftest import Ground
 from lm_helpers import make_corpus, make_lm
+from training_ground import Ground
 
 CPU = torch.device("cpu")
 

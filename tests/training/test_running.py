@@ -32,8 +32,8 @@ from blockexpand.training.settings import (
     TrainSettings,
 )
 from blockexpand.training.tracker import read_metrics
-from conftest import Ground
 from helpers import tree
+from training_ground import Ground
 
 KEEPING = RetentionSettings(replay=0.5, kl_weight=0.5, forgetting_budget=0.05)
 

@@ -147,7 +147,7 @@ def demo(
     out
         The folder for everything it makes.
     full
-        Three seeds and a sweep of learning rates, with intervals; takes hours.
+        Three seeds and three learning rates for each method, with intervals; takes about an hour.
     workers
         Runs at a time, in the comparison.
     overwrite

@@ -77,7 +77,7 @@ def demo(out: str | Path = "demo-out", *, full: bool = False, workers: int = 1, 
 
     Args:
         out: The folder for everything.
-        full: Three seeds and a sweep of learning rates.
+        full: Three seeds and three learning rates for each method.
         workers: Runs at a time, in the comparison.
         overwrite: Start over when `out` holds a finished demo.
 

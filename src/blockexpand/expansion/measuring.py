@@ -9,12 +9,13 @@ Shapes: B = 1 sequence, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from blockexpand.checkpoint import Checkpoint
 from blockexpand.families import Family, family_for
@@ -32,6 +33,8 @@ STEP_LEARNING_RATE = 1e-5
 """A small step of post-pretraining (the paper trains at 2e-4); see docs/proof.md for the drift it makes."""
 MAX_DRIFT_NATS = 1e-2
 """The most that one such step may move the model. Measured: docs/proof.md."""
+_CACHE = next(f.name for f in fields(CausalLMOutputWithPast) if f.name in ("cache", "past_key_values"))
+"""What this version of transformers calls the KV cache, in a model's arguments and in its output."""
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -115,7 +118,7 @@ def _through_the_cache(model: nn.Module, tokens_BT: Tensor) -> Tensor:
     output = model(tokens_BT[:, :first], use_cache=True)
     pieces = [output.logits]
     for i in range(first, tokens_BT.shape[1]):
-        output = model(tokens_BT[:, i : i + 1], past_key_values=output.past_key_values, use_cache=True)
+        output = model(tokens_BT[:, i : i + 1], **{_CACHE: output[_CACHE]}, use_cache=True)
         pieces.append(output.logits)
     return torch.cat(pieces, dim=1)
 
