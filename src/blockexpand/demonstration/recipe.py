@@ -33,6 +33,7 @@ class InstructRecipe:
 
     arm: ArmSettings
     domain_tokens: int
+    rows_per_step: int
     optimizer: OptimizerSettings
     retention: RetentionSettings
     schedule: ScheduleSettings = dataclasses.field(default_factory=ScheduleSettings)
