@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Generator
 from pathlib import Path
 from typing import cast
@@ -33,7 +34,10 @@ class Lora:
         rank = self._rank or nearest_rank(layers, cast(int, self._trainable_parameters))
         # alpha = 2 r: the common choice; the learning rate is swept, which makes its value immaterial.
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=sorted(linears), task_type="CAUSAL_LM")
-        wrapped = cast(PeftModel, get_peft_model(base, config)).eval()
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers by a name that 5.24 has renamed; nobody here can do anything about it.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            wrapped = cast(PeftModel, get_peft_model(base, config)).eval()
         model = cast(PreTrainedModel, wrapped.get_base_model())
         trainable = make_trainable({n: p for n, p in model.named_parameters() if p.requires_grad})
         if not trainable:
