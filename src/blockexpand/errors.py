@@ -73,10 +73,16 @@ class DemonstrationError(BlockexpandError):
     """The demo cannot run where it was asked to."""
 
 
+_MOST_NAMES = 30
+"""More would not be a line that anybody reads."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The words to append when `name` is unknown: the nearest known names, or all of them."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
+    if len(names) > _MOST_NAMES:
+        return f"known are {len(names)}, from {names[0]} to {names[-1]}"
     return "known: " + ", ".join(names)

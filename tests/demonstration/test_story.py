@@ -40,10 +40,11 @@ def small(folder: Path) -> DemoRecipe:
         domain=dataclasses.replace(recipe.domain, sources=sources["domain"]),
         general=dataclasses.replace(recipe.general, sources=sources["general"]),
         instructions=InstructionCounts(num_train=60, num_test=16),
-        domain_tokens=2 * 8 * 256,
+        domain_tokens=2 * 6 * 256,
         measure_every_steps=1,
         arms=tuple(dataclasses.replace(arm, lrs=arm.lrs[:1]) for arm in arms),
-        instruct=dataclasses.replace(recipe.instruct, domain_tokens=2 * 12 * 256),
+        instruct=dataclasses.replace(recipe.instruct, domain_tokens=2 * 3 * 256),
+        full=dataclasses.replace(recipe.full, lrs={arm.name: arm.lrs for arm in arms}),
     )
 
 
@@ -59,7 +60,7 @@ def finished(recipe: DemoRecipe, tmp_path_factory: pytest.TempPathFactory) -> Pa
         patch.setattr(recipe_module, "load_demo", lambda _: recipe)
         told = demo(out)
     assert Path(told.report).is_file()
-    assert "block expansion" in told.text
+    assert "Block expansion" in told.text
     assert len(told.stages) == 9
     return out
 

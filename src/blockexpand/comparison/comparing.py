@@ -128,9 +128,6 @@ def _run_all(plans: Sequence[TrialPlan], data: dict[str, str], split: str, worke
         except BaseException:
             for job in jobs:
                 job.cancel()
-            # A signal may have reached this process alone: its runs save and stop, too, before their end.
-            for child in multiprocessing.active_children():
-                child.terminate()
             raise
 
 

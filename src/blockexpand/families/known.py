@@ -108,8 +108,8 @@ def family_for(config: dict[str, Any], where: str, names: Iterable[str] = ()) ->
     _refuse_quantised(config, where)
     if not isinstance(model_type, str):
         raise FamilyError(
-            f"{where}: config.json has model_type {model_type!r}; expected one of {', '.join(sorted(by_type))}; is "
-            "this a Hugging Face model folder?"
+            f"{where}: config.json has model_type {model_type!r}; expected one of the {len(by_type)} in "
+            "docs/families.md, e.g. llama; is this a Hugging Face model folder?"
         )
     if model_type in refused_model_types():
         raise FamilyError(
@@ -119,8 +119,8 @@ def family_for(config: dict[str, Any], where: str, names: Iterable[str] = ()) ->
     if model_type not in by_type:
         _refuse_more_than_text(config, where)
         raise FamilyError(
-            f"{where}: unknown model family {model_type!r}; {nearest(model_type, by_type)} (families served: "
-            f"{', '.join(sorted(by_type))})"
+            f"{where}: unknown model family {model_type!r}; {nearest(model_type, by_type)}; expected one of the "
+            f"{len(by_type)} types of docs/families.md; choose another base, or write a family file for it"
         )
     family = by_type[model_type]
     if not family.config_section:
