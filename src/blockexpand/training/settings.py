@@ -167,7 +167,7 @@ class TrainSettings:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic and the frozen weights; what trains is always held in float32."""
     compile_blocks: bool = False
-    """Compile each block once (torch.compile): about a minute at the start, then faster steps. Needs a C++ compiler."""
+    """Compile each block once (torch.compile): a slow start, then faster steps. Needs a C++ compiler."""
     measure_every_steps: int = 50
     checkpoint_every_steps: int = 500
     keep_checkpoints: int = 2
