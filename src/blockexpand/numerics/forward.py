@@ -16,7 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from blockexpand.errors import TrainingError
+from blockexpand.numerics.head import head_of
 from blockexpand.numerics.loss import linear_losses
+from blockexpand.numerics.parts import decoder_of
 
 # B = rows of a batch, T = tokens of a row, R = positions that count, D = hidden size, V = vocabulary.
 
@@ -54,34 +56,34 @@ class RowBatch:
 
 def hidden_states(model: PreTrainedModel, batch: RowBatch) -> Tensor:
     """The final hidden states [B, T, D] of a transformers causal language model, after its last norm."""
-    decoder = model.get_decoder()
-    output = decoder(input_ids=batch.tokens_BT, position_ids=batch.positions_BT, use_cache=False)
+    output = decoder_of(model)(input_ids=batch.tokens_BT, position_ids=batch.positions_BT, use_cache=False)
     return output.last_hidden_state
 
 
-def head_weight(model: PreTrainedModel) -> Tensor:
-    """The output projection's weight [V, D]."""
-    return model.get_output_embeddings().weight
+_CHECKED_TOKENS = 64
+"""Tokens on which the head is checked: all that a wrong factor needs."""
 
 
 def check_head(model: PreTrainedModel, batch: RowBatch) -> None:
-    """Refuse a model whose logits are more than its head's product with the hidden states.
+    """Refuse a model whose logits are not what its head, as we know it, makes of the hidden states.
 
-    The lean loss computes that product itself; a scale or a soft cap after it (Cohere, Granite, Gemma2)
-    would be left out without a word.
+    The lean loss computes logits itself; what else a model does to them would be left out without a word.
+    One row is looked at, or the beginning of it.
 
     Raises:
         TrainingError: the logits differ, with the figure.
     """
+    tokens_1T, positions_1T = batch.tokens_BT[:1, :_CHECKED_TOKENS], batch.positions_BT[:1, :_CHECKED_TOKENS]
+    row = RowBatch(tokens_BT=tokens_1T, positions_BT=positions_1T, trained_BT=torch.ones_like(tokens_1T).bool())
     with torch.no_grad():
-        hidden_D = hidden_states(model, batch)[0, -1]
-        logits = model(input_ids=batch.tokens_BT, position_ids=batch.positions_BT, use_cache=False).logits[0, -1]
-        ours = hidden_D @ head_weight(model).to(hidden_D.dtype).T
-        difference = (ours.float() - logits.float()).abs().max().item()
-    if not difference <= 1e-2 * max(1.0, logits.float().abs().max().item()):
+        ours_TV = head_of(model).logits_CV(hidden_states(model, row)[0])
+        logits_TV = model(input_ids=tokens_1T, position_ids=positions_1T, use_cache=False).logits[0].float()
+        difference = (ours_TV - logits_TV).abs().max().item()
+    if not difference <= 1e-2 * max(1.0, logits_TV.abs().max().item()):
         raise TrainingError(
-            f"the logits of {type(model).__name__} are not the plain product of its head: largest difference "
-            f"{difference:.3g}, expected about 0; this family's head is not supported for training yet"
+            f"the logits of {type(model).__name__} are not what its head gives: largest difference {difference:.3g}, "
+            "expected about 0; this family does something to its logits that its family file does not say; add the "
+            "config entry under [head] there, or train another base"
         )
 
 
@@ -90,4 +92,4 @@ def cross_entropies(model: PreTrainedModel, batch: RowBatch) -> Tensor:
     with torch.no_grad():
         hidden_RD = hidden_states(model, batch)[batch.predicted_BT()]
         weight_R = torch.ones(len(hidden_RD), device=hidden_RD.device)
-        return linear_losses(hidden_RD, head_weight(model), batch.targets_R(), weight_R)[1]
+        return linear_losses(hidden_RD, head_of(model), batch.targets_R(), weight_R)[1]

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from blockexpand.errors import TrainingError
-from blockexpand.numerics.forward import check_head, cross_entropies, head_weight, hidden_states
+from blockexpand.numerics.forward import check_head, cross_entropies, hidden_states
+from blockexpand.numerics.head import head_of
 from blockexpand.numerics.loss import Reference, linear_losses
 from blockexpand.progress import Bar
 from blockexpand.training.arms.trainee import Trainee
@@ -174,9 +175,7 @@ class Loop:
         reference = None
         if retention.kl_weight > 0 and one.num_domain_rows < len(batch.tokens_BT):
             reference = self._reference(one, predicted_BT, is_domain_R, general_weight / total)
-        loss, ce_R, kl_R = linear_losses(
-            hidden_BTD[predicted_BT], head_weight(model), targets_R, share / total, reference
-        )
+        loss, ce_R, kl_R = linear_losses(hidden_BTD[predicted_BT], head_of(model), targets_R, share / total, reference)
         loss.backward()
         sums.domain_ce += ce_R[is_domain_R].sum().item()
         sums.domain_tokens += int(is_domain_R.sum())
@@ -191,11 +190,11 @@ class Loop:
         )
         with torch.no_grad(), self._autocast, self.trainee.reference() as base:
             hidden = hidden_states(base, general)[predicted_BT[one.num_domain_rows :]]
-            head = head_weight(base)
+            head = head_of(base)
         whole = hidden.new_zeros(len(is_domain_R), hidden.shape[-1])
         whole[~is_domain_R] = hidden
         kl_weight = torch.where(is_domain_R, 0.0, weight * self.settings.retention.kl_weight)
-        return Reference(hidden_RD=whole, head_VD=head, weight_R=kl_weight)
+        return Reference(hidden_RD=whole, head=head, weight_R=kl_weight)
 
     # --- measuring -----------------------------------------------------------------------------------
 
