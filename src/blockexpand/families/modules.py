@@ -117,8 +117,12 @@ def as_in_files(family: Family, block: int, tail: str, tensor: torch.Tensor) -> 
     }
 
 
-def load_model(folder: Path, *, dtype: torch.dtype, device: str = "cpu", loader: Loader = "text") -> nn.Module:
+def load_model(
+    folder: Path, *, dtype: torch.dtype, device: str = "cpu", loader: Loader = "text", quantization: Any = None
+) -> nn.Module:
     """The model in a folder, in eval mode: no remote code, no network, no pickle; FP8 weights become floats.
+
+    With `quantization`, one of transformers' configs, its weights are quantised as they are loaded.
 
     Raises:
         LiveError: transformers cannot build it, or a tensor it needs is not in the files.
@@ -127,6 +131,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: str = "cpu", loader:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
+    how = {"quantization_config": quantization, "device_map": {"": device}} if quantization is not None else None
     loading_class = AutoModelForCausalLM if loader == "text" else AutoModelForImageTextToText
     with _no_progress_bars():
         try:
@@ -137,7 +142,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: str = "cpu", loader:
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
-                **_as_floats(PreTrainedConfig.get_config_dict(str(folder), local_files_only=True)[0]),
+                **(how or _as_floats(PreTrainedConfig.get_config_dict(str(folder), local_files_only=True)[0])),
             )
         except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -153,6 +158,10 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: str = "cpu", loader:
             f"{folder} lacks the tensor {sorted(absent)[0]!r} ({len(absent)} in all) in the shape its config.json asks "
             "for; expected every tensor; write or download the folder again"
         )
+    if quantization is not None:
+        # It describes the loading, not the checkpoint, which stays what it is.
+        vars(model.config).pop("quantization_config", None)
+        return model.eval()
     return _in_memory_of_its_own(model.eval().to(device))
 
 

@@ -1,9 +1,8 @@
 """Batches as tensors, and the forward pass to the final hidden states.
 
 In: rows of tokens with their positions (which start anew at each document) and which tokens are trained.
-Out: hidden states at the positions whose next token is trained, and those tokens. Document borders hold:
-no attention mask is passed and the cache is off, since either would make transformers ignore the
-positions that tell documents apart (measured, see docs/log.md).
+Out: hidden states at the positions whose next token is trained, and those tokens. Document borders hold
+(isolation.py).
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from transformers import PreTrainedModel
 
 from blockexpand.errors import TrainingError
 from blockexpand.numerics.head import head_of
+from blockexpand.numerics.isolation import packed_states, states
 from blockexpand.numerics.loss import linear_losses
-from blockexpand.numerics.parts import decoder_of
 
 # B = rows of a batch, T = tokens of a row, R = positions that count, D = hidden size, V = vocabulary.
 
@@ -56,8 +55,7 @@ class RowBatch:
 
 def hidden_states(model: PreTrainedModel, batch: RowBatch) -> Tensor:
     """The final hidden states [B, T, D] of a transformers causal language model, after its last norm."""
-    output = decoder_of(model)(input_ids=batch.tokens_BT, position_ids=batch.positions_BT, use_cache=False)
-    return output.last_hidden_state
+    return states(model, batch.tokens_BT, batch.positions_BT)
 
 
 _CHECKED_TOKENS = 64
@@ -73,10 +71,10 @@ def check_head(model: PreTrainedModel, batch: RowBatch) -> None:
     Raises:
         TrainingError: the logits differ, with the figure.
     """
-    tokens_1T, positions_1T = batch.tokens_BT[:1, :_CHECKED_TOKENS], batch.positions_BT[:1, :_CHECKED_TOKENS]
-    row = RowBatch(tokens_BT=tokens_1T, positions_BT=positions_1T, trained_BT=torch.ones_like(tokens_1T).bool())
-    with torch.no_grad():
-        ours_TV = head_of(model).logits_CV(hidden_states(model, row)[0])
+    tokens_1T = batch.tokens_BT[:1, :_CHECKED_TOKENS]
+    positions_1T = torch.arange(tokens_1T.shape[1], device=tokens_1T.device)[None]  # as one document
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        ours_TV = head_of(model).logits_CV(packed_states(model, tokens_1T, positions_1T)[0])
         logits_TV = model(input_ids=tokens_1T, position_ids=positions_1T, use_cache=False).logits[0].float()
         difference = (ours_TV - logits_TV).abs().max().item()
     if not difference <= 1e-2 * max(1.0, logits_TV.abs().max().item()):

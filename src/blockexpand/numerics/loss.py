@@ -62,16 +62,8 @@ class _LinearLosses(torch.autograd.Function):
     """Forward computes the gradients too, while a chunk's logits are at hand; backward only scales them."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_RD: Tensor,
-        weight_VD: Tensor,
-        bias_V: Tensor | None,
-        head: Head,
-        targets_R: Tensor,
-        weight_R: Tensor,
-        reference: Reference | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        hidden_RD, weight_VD, bias_V, head, targets_R, weight_R, reference = inputs
         # The head in the hidden states' type: fp32 masters of a trained head under bf16 compute.
         head = dataclasses.replace(head, weight_VD=weight_VD.to(hidden_RD.dtype))
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]

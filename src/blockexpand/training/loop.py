@@ -18,6 +18,7 @@ from torch import Tensor
 from blockexpand.errors import TrainingError
 from blockexpand.numerics.forward import check_head, cross_entropies, hidden_states
 from blockexpand.numerics.head import head_of
+from blockexpand.numerics.isolation import check_isolation
 from blockexpand.numerics.loss import Reference, linear_losses
 from blockexpand.progress import Bar
 from blockexpand.training.arms.trainee import Trainee
@@ -86,9 +87,10 @@ class Loop:
 
     def run(self, progress: Progress, tracker: Tracker, bar: Bar, stopping: list[int]) -> Progress:
         """Do the steps from `progress.step` on; a signal number in `stopping` ends it at a step's border."""
+        with self._autocast:
+            check_isolation(self.trainee.model)
+            check_head(self.trainee.model, self.data.passes(0)[0].batch)
         if progress.step == 0:
-            with self._autocast:
-                check_head(self.trainee.model, self.data.passes(0)[0].batch)
             progress = self._measured(progress, tracker)
         for step in range(progress.step, self.num_steps):
             progress = self._stepped(step, progress, tracker, bar)

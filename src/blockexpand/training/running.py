@@ -25,6 +25,7 @@ from blockexpand import __version__
 from blockexpand.corpus import open_corpus
 from blockexpand.digests import digest_json
 from blockexpand.errors import RecordError, TrainingError
+from blockexpand.numerics.attention import set_attention
 from blockexpand.progress import bar
 from blockexpand.records import (
     apply_overrides,
@@ -38,6 +39,7 @@ from blockexpand.records import (
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training.arms.build import arm_of
 from blockexpand.training.checkpoints import Progress, newest_checkpoint
+from blockexpand.training.computation import compile_blocks, recompute_blocks
 from blockexpand.training.data import RunData, open_data
 from blockexpand.training.export import export_model
 from blockexpand.training.loop import Loop
@@ -100,11 +102,15 @@ def train(settings: TrainSettings, resume: bool = False) -> RunRecord:
     write_self_text(settings, device)
     data = open_data(settings, device)
     needs_reference = settings.retention.kl_weight > 0
-    trainee = arm_of(settings.arm).load(Path(settings.model), _DTYPES[settings.precision], needs_reference)
+    trainee = arm_of(settings.arm, settings.base_precision).load(
+        Path(settings.model), _DTYPES[settings.precision], needs_reference
+    )
     _check_sizes(trainee.model, data, settings)
     nn.Module.to(trainee.model, device)
+    set_attention(trainee.model, settings.attention, device)
     if settings.compile_blocks:
-        _compile_blocks(trainee.model)
+        compile_blocks(trainee.model)
+    recompute_blocks(trainee.model, settings.recompute)
     loop = Loop(settings, trainee, data, out)
     progress = Progress(step=0, settings_digest=digest)
     checkpoint = newest_checkpoint(out) if resume else None
@@ -174,16 +180,6 @@ def _check_sizes(model: PreTrainedModel, data: RunData, settings: TrainSettings)
             f"rows of {data.domain.row_tokens} tokens are longer than the {positions} positions of {settings.model}; "
             "prepare the data with fewer row_tokens"
         )
-
-
-def _compile_blocks(model: PreTrainedModel) -> None:
-    """Compile block by block: all blocks of one kind share the compiled code, and bypassing leaves it valid."""
-    blocks = list(model.get_decoder().layers)
-    # One entry for each of: training, measuring, a last pass of fewer rows, the reference; and for old and new blocks.
-    limits = vars(torch._dynamo)["config"]  # typed as the literals of its defaults
-    limits.recompile_limit = max(limits.recompile_limit, 8 * len(blocks))
-    for block in blocks:
-        block.compile()
 
 
 @contextlib.contextmanager
