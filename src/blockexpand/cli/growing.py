@@ -55,7 +55,8 @@ def plan(
         How many new blocks.
     placement
         interleaved: spread over the stack as the paper does; prefix: below block 0; suffix: above the last; guided: on
-        top of the blocks that general text misses least, measured on --text.
+        top of the blocks that general text misses least, measured on --text (no better than interleaved on the tiny
+        base, see docs/log.md).
     per_group
         New blocks in one place, when interleaved: copies of each group's top blocks.
     after

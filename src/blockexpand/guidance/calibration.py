@@ -10,7 +10,7 @@ from blockexpand.planning import Measure
 from blockexpand.records import check
 
 DEFAULT_TOKENS = 16_384
-"""Measured here, see docs/log.md: on the tiny base the choice of four places out of eight no longer changes."""
+"""Measured here, see docs/log.md: on the tiny base 2,040 predictions choose the same four places as 16,276."""
 ROW_TOKENS = 512
 """Long enough for context, short enough that the logits of a row stay below 300 MB at a vocabulary of 128 k."""
 
