@@ -43,24 +43,6 @@ class Range:
     """How many."""
 
 
-def merge(ranges: list[Range]) -> list[Range]:
-    """The same bytes in as few ranges as can be: neighbours in both files become one."""
-    merged: list[Range] = []
-    for item in ranges:
-        last = merged[-1] if merged else None
-        if (
-            last is not None
-            and last.file == item.file
-            and last.source + last.num_bytes == item.source
-            and last.target + last.num_bytes == item.target
-        ):
-            both = last.num_bytes + item.num_bytes
-            merged[-1] = Range(file=last.file, source=last.source, target=last.target, num_bytes=both)
-        elif item.num_bytes:
-            merged.append(item)
-    return merged
-
-
 def move(source: int, target: int, piece: Range, advance: Callable[[float], None]) -> None:
     """Copy one range between two open files, calling `advance` with the bytes done since the last call.
 
