@@ -21,7 +21,7 @@ from io import FileIO
 from pathlib import Path
 
 from blockexpand.checkpoint.copying import Place, copy_tensors
-from blockexpand.checkpoint.digesting import TensorDigest
+from blockexpand.checkpoint.digesting import TensorDigest, new_hasher
 from blockexpand.checkpoint.header import ALIGNMENT_BYTES, TensorEntry, build_header, num_bytes, num_elements
 from blockexpand.checkpoint.reading import INDEX, SINGLE, Checkpoint
 from blockexpand.errors import StagingError
@@ -89,7 +89,9 @@ def minus_ones(name: str, entry: TensorEntry) -> OutputTensor:
 
 def digest_of_minus_ones(entry: TensorEntry) -> str:
     """The digest that such a tensor's bytes have."""
-    return f"sha256:{hashlib.sha256(_MINUS_ONE[entry.dtype] * entry.num_elements).hexdigest()}"
+    algorithm, hasher = new_hasher()
+    hasher.update(_MINUS_ONE[entry.dtype] * entry.num_elements)
+    return f"{algorithm}:{hasher.hexdigest()}"
 
 
 def drawn(name: str, entry: TensorEntry, spread: float) -> OutputTensor:

@@ -74,7 +74,7 @@ class ExpansionRecord:
     plan: Plan
     """Which blocks are new. Every later step reads it here and nowhere else."""
     base_digests: dict[str, str] | None
-    """The SHA-256 of each tensor of the base; null when digests were switched off."""
+    """The BLAKE3 of each tensor of the base (SHA-256 in older folders; the prefix says); null when switched off."""
     files_copied: tuple[str, ...]
     """The base's other files that came along."""
     files_left_out: tuple[str, ...]
