@@ -17,12 +17,12 @@ import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
 from blockexpand.checkpoint.copying import Place, copy_tensors
 from blockexpand.checkpoint.digesting import TensorDigest, new_hasher
 from blockexpand.checkpoint.header import ALIGNMENT_BYTES, TensorEntry, build_header, num_bytes, num_elements
+from blockexpand.checkpoint.moving import write_whole
 from blockexpand.checkpoint.reading import INDEX, SINGLE, Checkpoint
 from blockexpand.errors import StagingError
 from blockexpand.records import write_json
@@ -214,7 +214,7 @@ def _begin(file: OutputFile, path: Path, metadata: dict[str, str], places: dict[
     with open(path, "xb", buffering=0) as stream:
         # The whole length first: what is not written after this is a hole, and reads as zeros.
         stream.truncate(len(header) + sum(t.num_bytes for t in file.tensors))
-        _write_all(stream, header)
+        write_whole(stream, header)
         position = len(header)
         for tensor in file.tensors:
             if tensor.source is not None:
@@ -223,15 +223,8 @@ def _begin(file: OutputFile, path: Path, metadata: dict[str, str], places: dict[
             elif _is_made(tensor):
                 stream.seek(position)
                 for part in _draw(tensor) if tensor.spread else [tensor.element * num_elements(tensor.shape)]:
-                    _write_all(stream, part)
+                    write_whole(stream, part)
             position += tensor.num_bytes
-
-
-def _write_all(stream: FileIO, data: bytes) -> None:
-    """Write all of it: on a disk that is almost full, one call may write a part and say nothing."""
-    left = memoryview(data)
-    while left:
-        left = left[stream.write(left) :]
 
 
 def _data_residue(file: OutputFile) -> int:

@@ -6,7 +6,8 @@ In: the base and the expanded folder. Out: a frozen `Proof`: one line a check, w
    its donor's bytes except the residual writers, which are zero (or -1, where a gain is stored as gain minus one);
    all values are finite.
 2. In memory: the logits, with and without KV cache, and greedy generation, bit for bit, in the checkpoint's
-   dtype and in float32.
+   dtype and in float32. Where there is not enough memory, block by block; then parts 3 and 4 are left out, and the
+   proof says so.
 3. Gradient: at step 0 every writer of every new block gets some and no old tensor gets any; once the writers
    have moved, every tensor of every new block gets some.
 4. Drift: how far one small optimiser step moves the model, in nats (KL), against a bound.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from blockexpand.checkpoint import (
@@ -33,15 +35,27 @@ from blockexpand.checkpoint import (
     refuse_not_finite,
 )
 from blockexpand.digests import digest_json
+from blockexpand.errors import ExpansionError
 from blockexpand.families import Family, family_for, with_entries
 from blockexpand.planning import SILENT, Check, Plan, Proof
 from blockexpand.records import with_format
 
+_SPARE = 0.8
+"""The share of the free memory that a proof takes when nobody says how much it may."""
+
 
 def prove_checkpoints(
-    base: Checkpoint, out: Checkpoint, plan: Plan, *, trained: bool = False, device: str = "cpu"
+    base: Checkpoint,
+    out: Checkpoint,
+    plan: Plan,
+    *,
+    trained: bool = False,
+    device: str = "cpu",
+    memory: int | None = None,
 ) -> Proof:
     """Run every check that can be run; when the disk already disagrees on names, nothing is loaded.
+
+    `memory` is how many bytes the models may take; None is what is free. Larger ones are run block by block.
 
     Raises:
         CheckpointError: a file is broken, or a weight of either is NaN or infinite.
@@ -49,14 +63,16 @@ def prove_checkpoints(
     family = family_for(base.config, base.source, base.tensors)
     checks = [_check_config(base, out, plan), _check_names(family, base, out, plan)]
     dtypes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     if all(check.passed for check in checks):
         checks += _check_bytes(family, base, out, plan, trained)
         # The only import of torch in this room.
         from blockexpand.expansion.measuring import measure
 
         bypassed = trained or plan.init != "identity"
-        measured = measure(base, out, plan, trained=bypassed, device=device)
-        dtypes = measured.dtypes
+        allowed = free_bytes(device) if memory is None else memory
+        measured = measure(base, out, plan, trained=bypassed, device=device, memory=allowed)
+        dtypes, left_out = measured.dtypes, measured.left_out
         checks += measured.checks
     return Proof(
         plan_digest=digest_json(with_format(plan)),
@@ -64,7 +80,33 @@ def prove_checkpoints(
         dtypes=dtypes,
         device=device,
         checks=tuple(checks),
+        left_out=left_out,
     )
+
+
+def memory_bytes(memory_gb: float | None) -> int | None:
+    """Bytes of so many GB.
+
+    Raises:
+        ExpansionError: it is not a positive number.
+    """
+    if memory_gb is None:
+        return None
+    if not 0 < memory_gb < float("inf"):
+        raise ExpansionError(
+            f"the memory of the proof is {memory_gb} GB; expected a number above 0, e.g. --memory-gb 16; leave it out "
+            "to use what is free"
+        )
+    return int(memory_gb * 1e9)
+
+
+def free_bytes(device: str) -> int | None:
+    """What models may take here when nobody says how much; None where it is not known."""
+    meminfo = Path("/proc/meminfo")
+    if device != "cpu" or not meminfo.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
+    return int(_SPARE * 1024 * int(lines["MemAvailable"].split()[0]))
 
 
 def _check_config(base: Checkpoint, out: Checkpoint, plan: Plan) -> Check:
