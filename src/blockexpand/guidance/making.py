@@ -43,7 +43,7 @@ def plan(
         blocks: how many new blocks in all.
         placement: "interleaved" (the paper's: copies of each group's top blocks on top of it), "prefix" (below
             block 0, copies of the first blocks), "suffix" (above the last, of the last), or "guided" (one on top of
-            each of the blocks that general text misses least; on the tiny base no better than interleaved, docs/log.md).
+            each of the blocks that general text misses least; on the tiny base no better than interleaved: log.md).
         calibration: for "guided": the general text that the base is measured on.
         others: `after` (instead of `blocks`: a new block on top of each listed old block, a copy of it; -1 for below
             block 0), `per_group` (new blocks for each group when interleaved; 1), `init` ("identity", or for an
