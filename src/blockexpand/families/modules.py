@@ -118,20 +118,26 @@ def as_in_files(family: Family, block: int, tail: str, tensor: torch.Tensor) -> 
 
 
 def load_model(
-    folder: Path, *, dtype: torch.dtype, device: str = "cpu", loader: Loader = "text", quantization: Any = None
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    loader: Loader = "text",
+    places: dict[str, str] | None = None,
+    quantization: Any = None,
 ) -> nn.Module:
     """The model in a folder, in eval mode: no remote code, no network, no pickle; FP8 weights become floats.
 
-    With `quantization`, one of transformers' configs, its weights are quantised as they are loaded.
+    `places` says which modules stay on the meta device (see parts.py). With `quantization`, one of transformers'
+    configs, weights are quantised as they are loaded.
 
     Raises:
         LiveError: transformers cannot build it, or a tensor it needs is not in the files.
     """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    how = {"quantization_config": quantization, "device_map": {"": device}} if quantization is not None else None
     loading_class = AutoModelForCausalLM if loader == "text" else AutoModelForImageTextToText
     with _no_progress_bars():
         try:
@@ -142,7 +148,8 @@ def load_model(
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
-                **(how or _as_floats(PreTrainedConfig.get_config_dict(str(folder), local_files_only=True)[0])),
+                device_map=places if quantization is None else {"": device},
+                **_numbers(folder, quantization),
             )
         except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -162,7 +169,21 @@ def load_model(
         # It describes the loading, not the checkpoint, which stays what it is.
         vars(model.config).pop("quantization_config", None)
         return model.eval()
-    return _in_memory_of_its_own(model.eval().to(device))
+    return _in_memory_of_its_own(to_device(model.eval(), device))
+
+
+def to_device(module: nn.Module, device: str) -> nn.Module:
+    """Move all that has numbers; what is only a shape stays one."""
+    return module._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
+
+
+def _numbers(folder: Path, quantization: Any) -> dict[str, Any]:
+    """What to ask for so that weights are held as wished."""
+    from transformers import PreTrainedConfig
+
+    if quantization is not None:
+        return {"quantization_config": quantization}
+    return _as_floats(PreTrainedConfig.get_config_dict(str(folder), local_files_only=True)[0])
 
 
 def _as_floats(config: dict[str, Any]) -> dict[str, Any]:
