@@ -36,7 +36,7 @@ def _beside(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def full_disk_is_an_error(path: Path) -> Generator[None]:
+def full_disk_is_an_error(path: Path, kept: str = "Nothing was left behind") -> Generator[None]:
     """Turn "no space left", quota and read-only errors into one line that says where and how much is free."""
     try:
         yield
@@ -46,7 +46,7 @@ def full_disk_is_an_error(path: Path) -> Generator[None]:
             free = shutil.disk_usage(folder).free
             raise StagingError(
                 f"no space left on the device while writing {path}: {free:,} bytes free; free some space or choose "
-                "another output folder. Nothing was left behind"
+                f"another output folder. {kept}"
             ) from error
         if error.errno == errno.EROFS:
             raise StagingError(f"{path} is on a read-only file system; choose another output folder") from error
@@ -59,7 +59,7 @@ def staged_file(path: Path) -> Generator[BinaryIO]:
     if path.is_dir():
         raise StagingError(f"{path} is a folder; expected the path of a file to write")
     temporary = _beside(path)
-    with full_disk_is_an_error(path), _parent_of(path):
+    with full_disk_is_an_error(path), parent_of(path):
         try:
             with open(temporary, "xb") as stream:
                 yield stream
@@ -72,7 +72,7 @@ def staged_file(path: Path) -> Generator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _parent_of(path: Path) -> Generator[None]:
+def parent_of(path: Path) -> Generator[None]:
     """The folders above `path`; those that were made for it go again when the block ends with an error."""
     made = [folder for folder in path.parents if not folder.exists()]
     _make_parent(path)
@@ -139,7 +139,7 @@ def staged_folder(path: Path, overwrite: bool = False) -> Generator[Path]:
     """
     check_output(path, overwrite)
     temporary = _beside(path)
-    with full_disk_is_an_error(path), _parent_of(path):
+    with full_disk_is_an_error(path), parent_of(path):
         try:
             temporary.mkdir()
         except OSError as error:
@@ -150,6 +150,15 @@ def staged_folder(path: Path, overwrite: bool = False) -> Generator[Path]:
             _swap_in(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish_folder(folder: Path, path: Path) -> None:
+    """Make a finished folder durable and let it become `path`, in the place of an older one.
+
+    For work that takes hours, is done in a folder that outlives errors, and so cannot be a `staged_folder`.
+    """
+    _flush_tree(folder)
+    _swap_in(folder, path)
 
 
 def _flush_tree(folder: Path) -> None:
