@@ -256,7 +256,6 @@ class Filling:
 
     def commit(self) -> None:
         """Make durable what is done."""
-        self._seen.sizes()
         self._spool.commit(self.journal, Seen.FILES)
         self._uncommitted = [0, 0]
 

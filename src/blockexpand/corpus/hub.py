@@ -68,6 +68,7 @@ def _opened(source: HuggingFaceSource) -> Any:
         return datasets.load_dataset(
             source.path,
             source.name,
+            data_dir=source.folder,
             split=source.split,
             revision=source.revision,
             streaming=source.streaming,

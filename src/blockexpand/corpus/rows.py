@@ -128,6 +128,15 @@ def _arrow_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[Row | Ba
             return
         number = 0
         for batch in batches:
+            try:
+                # Arrow trusts a file's offsets: one damaged byte would end the process.
+                batch.validate(full=True)
+            except pa.ArrowInvalid as error:
+                why = " ".join(str(error).split())[:200]
+                last = number + batch.num_rows
+                yield Bad(why=f"{path}, rows {number + 1} to {last} are damaged: {why}; they are lost"), 0.0
+                number = last
+                continue
             for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
                 part = batch.select(wanted).slice(start, _ROWS_AT_ONCE)
                 yield from _batch_rows(part, path, number, 0)

@@ -136,6 +136,8 @@ class HuggingFaceSource(_Weighted):
     """A hub id (`owner/name`) or a folder."""
     name: str | None = None
     """Which of the data set's configurations."""
+    folder: str | None = None
+    """A folder within the data set whose files are wanted, e.g. `data/python`."""
     split: str = "train"
     revision: str | None = None
     """A commit of the hub, so that the data stay what they are."""

@@ -76,8 +76,10 @@ class Workers:
         return self._threads.submit(self._ask, name, arguments)
 
     def _start(self) -> None:
+        # One core each: threads of the tokenizer's own in every process would get into each other's way.
         program = (
-            f"import sys; sys.path.insert(0, {str(_PACKAGE)!r}); from blockexpand.corpus.worker import main; main()"
+            f"import os, sys; os.environ['TOKENIZERS_PARALLELISM'] = 'false'; sys.path.insert(0, {str(_PACKAGE)!r}); "
+            "from blockexpand.corpus.worker import main; main()"
         )
         self._threads = ThreadPoolExecutor(self._num_processes, thread_name_prefix="prepare")
         for _ in range(self._num_processes):
