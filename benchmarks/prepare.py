@@ -2,7 +2,7 @@
 
 Compared on the same documents (the Python files of this environment, as JSON lines), each in a process of its own:
 
-- library: `Tokenizer.encode_batch_fast` of the library on all documents in one call, with its own threads, nothing else;
+- library: the library's `Tokenizer.encode_batch_fast` on all documents in one call, with its own threads;
 - stage: the tokenising stage of `prepare`: documents to its processes, tokens back and into the spool on disk;
 - prepare: all of `prepare`, files to shards, for one split; with three splits by the usual hash of five words; and with
   cleaning, near copies and evaluation texts on top.

@@ -15,34 +15,10 @@ if TYPE_CHECKING:
     from blockexpand.corpus import CorpusRecord, PrepareRecipe
     from blockexpand.corpus.record import SourceCounts, SplitCounts
 
-_CODE = [
-    ".c",
-    ".h",
-    ".cc",
-    ".cpp",
-    ".hpp",
-    ".cs",
-    ".go",
-    ".hs",
-    ".java",
-    ".jl",
-    ".js",
-    ".kt",
-    ".lua",
-    ".m",
-    ".ml",
-    ".php",
-    ".pl",
-    ".py",
-    ".r",
-    ".rb",
-    ".rs",
-    ".scala",
-    ".sh",
-    ".sql",
-    ".swift",
-    ".ts",
-]
+_CODE = frozenset(
+    (".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".hs", ".java", ".jl", ".js", ".kt", ".lua", ".m", ".ml", ".php")
+    + (".pl", ".py", ".r", ".rb", ".rs", ".scala", ".sh", ".sql", ".swift", ".ts")
+)
 _KINDS = {".txt": "text", ".md": "text", ".rst": "text", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
 _RECORDS = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather")
 _FILES_LOOKED_AT = 2000
@@ -128,7 +104,7 @@ def _source(path: str, kind: str | None, field: str | None) -> dict[str, Any]:
     if field is not None:
         source["field"] = field
     if chosen == "code":
-        endings = sorted({_ending(name) for name in _names_in(path)} & set(_CODE))
+        endings = sorted({_ending(name) for name in _names_in(path)} & _CODE)
         source["extensions"] = endings or [".py"]
     if chosen == "text" and Path(path).is_dir():
         texts = sorted({_ending(name) for name in _names_in(path)} & {e for e, k in _KINDS.items() if k == "text"})
@@ -207,7 +183,7 @@ def _summary(out: Path, record: CorpusRecord) -> list[str]:
 def _source_lines(source: SourceCounts) -> list[str]:
     why = {
         "too short": source.num_too_short,
-        **{f"beyond {rule}": count for rule, count in source.cleaned.items()},
+        **{f"by {rule}": count for rule, count in source.cleaned.items()},
         "duplicates": source.num_duplicates,
         "near duplicates": source.num_near_duplicates,
         "quote an evaluation text": source.num_contaminated,
@@ -229,9 +205,8 @@ def _split_lines(name: str, split: SplitCounts) -> list[str]:
         f"  {name:<12} {split.num_documents:>9,} documents {split.num_tokens:>15,} tokens {split.num_rows:>10,} rows  "
         f"{split.fill:.2%} full  {files}"
     ]
-    for one in split.mix:
-        lines.append(
-            f"    {one.source}: {one.num_tokens:,} tokens, {one.got_epochs:.3f} of its epochs (wanted "
-            f"{one.wanted_epochs:.3f}), {one.got_share:.2%} of the split (wanted {one.wanted_share:.2%})"
-        )
-    return lines
+    return lines + [
+        f"    {one.source}: {one.num_tokens:,} tokens, {one.got_epochs:.3f} epochs (wanted {one.wanted_epochs:.3f}), "
+        f"{one.got_share:.2%} of the split (wanted {one.wanted_share:.2%})"
+        for one in split.mix
+    ]

@@ -34,7 +34,7 @@ from blockexpand.corpus.workers import Workers
 from blockexpand.corpus.writing import Fetch, Shape, shard_name, split_counts, write_shard
 from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import CorpusError
-from blockexpand.progress import bar
+from blockexpand.progress import bar, say
 from blockexpand.records import from_plain, read_record, read_yaml, write_record
 from blockexpand.staging import RECORD_NAME, check_output, full_disk_is_an_error, parent_of, publish_folder
 
@@ -94,7 +94,7 @@ def prepare(
         try:
             work.begin(overwrite=overwrite, resume=resume)
             record = work.run(workers or len(os.sched_getaffinity(0)))
-            publish_folder(partial / "ready", out)
+            publish_folder(partial / "ready", out, overwrite)
             discard(partial)
         except KeyboardInterrupt:
             if work.interrupt():
@@ -102,7 +102,9 @@ def prepare(
             discard(partial)
             raise
         except BaseException:
-            if not work.worth_keeping:
+            if work.worth_keeping:
+                say(kept)
+            else:
                 discard(partial)
             raise
     return record
@@ -263,7 +265,7 @@ class _Preparation:
             shards = []
             for shard in self._shards(split, rows, _fetch(stored)):
                 shards.append(shard)
-                progress.advance(shard.num_tokens, f"{len(shards)} files")
+                progress.advance(shard.num_tokens, f"{len(shards)} done")
         counts = split_counts(shards, recipe.row_tokens, num_documents, sum(c.num_bytes for c in chosen))
         mixed = len(recipe.sources) > 1 or recipe.weights_hold(split)
         return dataclasses.replace(counts, mix=_mix(weights, wanted, chosen) if mixed else ())
