@@ -16,6 +16,7 @@ what a signature costs with numpy, datasketch and rensa (`--rivals PYTHON`: an i
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -147,11 +148,12 @@ def whole(path: str, settings: str) -> dict[str, float]:
     from blockexpand.corpus.tokens import load_tokenizer
     from blockexpand.records import from_plain
 
-    plain: dict[str, Any] = {"sources": [{"kind": "json", "path": path}], "row_tokens": 4096}
+    source: dict[str, Any] = {"kind": "json", "path": path}
+    plain: dict[str, Any] = {"sources": [source], "row_tokens": 4096}
     if settings != "one split":
         plain["splits"] = {"train": {"share": 0.96}, "validation": {"share": 0.02}, "test": {"share": 0.02}}
     if settings == "everything":
-        plain["sources"][0]["clean"] = {"like": "starcoder"}
+        source["clean"] = {"like": "starcoder"}
         plain["duplicates"] = {"near": 0.8}
         plain["decontaminate"] = {"against": [{"kind": "json", "path": f"{path}.tasks"}]}
     recipe = from_plain(PrepareRecipe, plain)
@@ -194,15 +196,13 @@ def signatures(path: str) -> dict[str, float]:
     except ImportError:
         pass
     try:
-        from datasketch import MinHash
-
-        timed("datasketch", lambda grams: MinHash(112).update_batch([gram.encode() for gram in grams]))
+        minhash = importlib.import_module("datasketch").MinHash
+        timed("datasketch", lambda grams: minhash(112).update_batch([gram.encode() for gram in grams]))
     except ImportError:
         pass
     try:
-        from rensa import RMinHash
-
-        timed("rensa", lambda grams: RMinHash(112, 1).update(grams))
+        rust = importlib.import_module("rensa").RMinHash
+        timed("rensa", lambda grams: rust(112, 1).update(grams))
     except ImportError:
         pass
     return found

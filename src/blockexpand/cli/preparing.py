@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from blockexpand.corpus.record import SourceCounts, SplitCounts
 
 _CODE = frozenset(
-    (".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".hs", ".java", ".jl", ".js", ".kt", ".lua", ".m", ".ml", ".php")
-    + (".pl", ".py", ".r", ".rb", ".rs", ".scala", ".sh", ".sql", ".swift", ".ts")
+    {".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".hs", ".java", ".jl", ".js", ".kt", ".lua", ".m", ".ml", ".php"}
+    | {".pl", ".py", ".r", ".rb", ".rs", ".scala", ".sh", ".sql", ".swift", ".ts"}
 )
 _KINDS = {".txt": "text", ".md": "text", ".rst": "text", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
 _RECORDS = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather")
