@@ -20,7 +20,8 @@ class SplitRecipe:
     share: float
     """Of all documents, in (0, 1]; the shares of all splits sum to 1."""
     max_tokens: int | None = None
-    """Take no more documents once the split holds this many tokens."""
+    """Take no more documents once the split holds this many tokens; where weights hold, all sources are scaled down
+    to it together."""
     max_document_chars: int | None = None
     """Cut longer documents here, so that a few long ones do not outweigh many; conversations are not cut."""
     write: bool = True

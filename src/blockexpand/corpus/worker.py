@@ -150,5 +150,8 @@ def main() -> None:
         except EOFError:
             return
         result: Any = worker.look(*arguments) if name == "look" else worker.encode(*arguments)
-        pickle.dump(result, replies, protocol=pickle.HIGHEST_PROTOCOL)
-        replies.flush()
+        try:
+            pickle.dump(result, replies, protocol=pickle.HIGHEST_PROTOCOL)
+            replies.flush()
+        except BrokenPipeError:  # nobody waits for it any more
+            return
