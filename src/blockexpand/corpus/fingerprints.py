@@ -1,7 +1,8 @@
 """Numbers by which texts are compared: hashes of words, of runs of words, MinHash signatures.
 
-In: words. Out: unsigned integers that are the same on every machine and in every run. Pure numpy, because it is
-as fast as the libraries made for it once the words are hashed, and needs none of them (docs/log.md has the figures).
+In: words. Out: unsigned integers that are the same on every machine and in every run. Pure numpy: a quarter of
+what tokenising costs, half of what datasketch takes and twice what rensa does (docs/log.md), needs neither, and the same
+hashes serve decontamination.
 """
 
 from __future__ import annotations
