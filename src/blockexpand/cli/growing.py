@@ -108,9 +108,9 @@ def expand(
     overwrite
         Replace the folder, if blockexpand made it.
     prove
-        Run the whole proof; if it fails, nothing is written.
+        Run the whole proof; if it fails, nothing is written. Models larger than the memory are run block by block.
     digest
-        Read every tensor once, to record its fingerprint and refuse NaN.
+        Hash every tensor as it is copied, to record its fingerprint and refuse NaN.
     """
     from blockexpand import expansion
 
@@ -142,6 +142,7 @@ def verify(
     *,
     trained: bool | None = None,
     device: str = "cpu",
+    memory_gb: float | None = None,
     common: Shared = DEFAULTS,
 ) -> int:
     """Prove that the deeper checkpoint is the base. Exit code 1 when it is not.
@@ -157,10 +158,13 @@ def verify(
         record says.
     device
         Where to compute logits.
+    memory_gb
+        What the models may take, in GB; larger ones are run block by block, and then gradients and drift are left out.
+        By default, what is free.
     """
     from blockexpand import expansion
 
-    proof = expansion.verify(base, out, trained=trained, device=device)
+    proof = expansion.verify(base, out, trained=trained, device=device, memory_gb=memory_gb)
     show(common, proof, _proof_text(proof).lstrip("\n"))
     return DONE if proof.passed else FAILED
 
