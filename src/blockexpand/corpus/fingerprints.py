@@ -1,7 +1,7 @@
 """Numbers by which texts are compared: hashes of words, of runs of words, MinHash signatures.
 
-In: words. Out: unsigned integers that are the same on every machine and in every run. Pure numpy: a quarter of
-what tokenising costs, half of what datasketch takes and twice what rensa does (docs/log.md), needs neither, and the same
+In: words. Out: unsigned integers that are the same on every machine and in every run. Pure numpy: a quarter
+of what tokenising costs, half of what datasketch takes, twice what rensa does (docs/log.md); and the same
 hashes serve decontamination.
 """
 
