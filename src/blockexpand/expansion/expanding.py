@@ -65,7 +65,8 @@ def expand(
         out: the folder to write; it appears whole or not at all.
         plan: a plan for this base, or the path of a saved one.
         overwrite: replace `out` if blockexpand made it.
-        prove: run the whole proof on what was written, and keep nothing if it fails.
+        prove: run the whole proof on what was written, and keep nothing if it fails. Always done for a family that
+            has no file: found by structure, it is used only if the proof passes.
         digest: read every tensor of the base once, to refuse NaN and to record its fingerprint.
 
     Raises:
@@ -86,7 +87,7 @@ def expand(
         family = family_for(checkpoint.config, checkpoint.source, checkpoint.tensors)
         kept, added = _tensors(family, checkpoint, chosen)
         write_weights(checkpoint, lay_out(checkpoint, kept, added), staged)
-        proof = _prove(checkpoint, staged, chosen) if prove else None
+        proof = _prove(checkpoint, staged, chosen) if prove or family.discovered else None
         record = _record(chosen, digests, files.copied, files.left_out, proof)
         write_record(staged / RECORD_NAME, record)
     if files.left_out:
@@ -169,10 +170,12 @@ def _prove(checkpoint: Checkpoint, staged: Path, plan: Plan) -> Proof:
     proof = prove_checkpoints(checkpoint, open_checkpoint(staged), plan)
     if not proof.passed:
         failed = "; ".join(check.line for check in proof.checks if not check.passed)
-        raise ExpansionError(
-            f"the proof failed for {checkpoint.source}: {failed}; nothing was written; expand without the proof to "
-            "look at the result"
+        advice = (
+            f"family {plan.base.family!r} has no file, so choose another base or write one"
+            if plan.base.discovered
+            else "expand without the proof to look at the result"
         )
+        raise ExpansionError(f"the proof failed for {checkpoint.source}: {failed}; nothing was written; {advice}")
     return proof
 
 

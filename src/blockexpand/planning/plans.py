@@ -72,6 +72,8 @@ class BaseFacts:
     """The digest of config.json's content."""
     layout_digest: str
     """The digest of all tensors' names, dtypes and shapes."""
+    discovered: bool = field(default=False, metadata=WRITTEN_WHEN_SET)
+    """Whether no file says what the family is: it was found by structure, and the whole proof decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
