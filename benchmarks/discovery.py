@@ -1,6 +1,8 @@
 """How far structural discovery carries: on the families that have files, and on every causal model type that has none.
 
-    python benchmarks/discovery.py
+    python benchmarks/discovery.py [ANSWERS.json]
+
+With a file for the answers, a run that was cut off goes on where it was.
 
 With files, as if there were none: each language model of the zoo (tests/families/zoo.py) is looked at by structure
 alone, and the tensors found to write to the residual stream are compared with the file's, for the tensors that its
@@ -10,11 +12,13 @@ made small from its config's defaults, written in bfloat16, planned, expanded an
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "families")]
@@ -29,6 +33,7 @@ from blockexpand.errors import BlockexpandError, FamilyError, PlanError  # noqa:
 from blockexpand.expansion import expand  # noqa: E402
 from blockexpand.families import Family, family_for, known_families, refused_model_types  # noqa: E402
 from blockexpand.families.discovering import discover, effective, find_stack, small_model  # noqa: E402
+from blockexpand.families.discovering.building import attempted  # noqa: E402
 from blockexpand.families.known import not_per_layer, refuse_more_than_text  # noqa: E402
 from blockexpand.families.modules import no_progress_bars  # noqa: E402
 from blockexpand.planning import Plan, plan  # noqa: E402
@@ -66,8 +71,9 @@ def main() -> None:
     """Look at all, write the page."""
     torch.set_num_threads(1)
     rows = [row for row in ZOO if row.text is None]
-    listed = [(row, against_its_file(row)) for row in rows]
-    unlisted = [(name, without_a_file(name)) for name in types_without_a_file()]
+    kept = Kept(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    listed = [(row, kept.get(f"{i} {row.id}", lambda row=row: against_its_file(row))) for i, row in enumerate(rows)]
+    unlisted = [(name, kept.get(name, lambda name=name: without_a_file(name))) for name in types_without_a_file()]
     counts = {word: sum(found.startswith(word) for _, found in listed) for word in ("same", "another", "refused")}
     head = HEAD.format(
         transformers=transformers.__version__,
@@ -86,6 +92,24 @@ def main() -> None:
     print(f"with files: {counts}; without: {proved} of {len(unlisted)} proved")
 
 
+class Kept:
+    """Answers that a file keeps, so that a run that was cut off goes on where it was."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Keep answers in this file, if there is to be one."""
+        self._path = path
+        self._answers: dict[str, Any] = json.loads(path.read_text()) if path and path.exists() else {}
+
+    def get(self, key: str, find: Callable[[], Any]) -> Any:
+        """The answer that is kept, or the one that is found now."""
+        if key not in self._answers:
+            print(key, flush=True)
+            self._answers[key] = find()
+            if self._path:
+                self._path.write_text(json.dumps(self._answers, indent=1))
+        return self._answers[key]
+
+
 def settings(row: Case) -> str:
     """What sets a row apart, in short."""
     small = {k: v for k, v in row.settings.items() if isinstance(v, bool | str | int) and "size" not in k}
@@ -94,7 +118,6 @@ def settings(row: Case) -> str:
 
 def against_its_file(row: Case) -> str:
     """Whether the writers found are those of the file."""
-    print(row.id, flush=True)
     with tempfile.TemporaryDirectory() as folder, no_progress_bars():
         checkpoint = open_checkpoint(write(row, Path(folder) / "base", torch.float32))
         own = family_for(checkpoint.config, "zoo", checkpoint.tensors)
@@ -124,7 +147,6 @@ def types_without_a_file() -> list[str]:
 
 def without_a_file(model_type: str) -> tuple[str, str]:
     """The verdict on a type, and its writers or the reason."""
-    print(model_type, flush=True)
     with tempfile.TemporaryDirectory() as folder, no_progress_bars():
         base = Path(folder) / "base"
         try:
@@ -133,7 +155,8 @@ def without_a_file(model_type: str) -> tuple[str, str]:
             _, model = small_model(whole, find_stack(whole, not_per_layer()))
             model.to(torch.bfloat16).save_pretrained(base)
             made = planned(base)
-            expand(base, Path(folder) / "out", made)
+            with attempted("the proof could not be run"):
+                expand(base, Path(folder) / "out", made)
         except BlockexpandError as error:
             reason = str(error).replace(folder, "").replace("|", "/")
             return "refused", reason.partition("cannot be used: ")[2].partition("; expected one of")[0] or reason
