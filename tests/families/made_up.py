@@ -65,6 +65,7 @@ class Gaze(nn.Module):
             self.place = [index]
         else:
             self.layer_idx = index
+        self.cached = config.mischief == "index with a cache"
         self.shrink = index + 1 if config.mischief == "index" else 1
         self.take = nn.Linear(config.girth, 3 * config.girth)
         self.give = nn.Linear(config.girth, config.girth)
@@ -77,7 +78,8 @@ class Gaze(nn.Module):
             key, value = cache.update(key, value, vars(self)["place"][0] if "place" in vars(self) else self.layer_idx)
         seen = torch.ones(length, key.shape[2], dtype=torch.bool).tril(key.shape[2] - length)
         mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
-        return self.give(mixed.transpose(1, 2).reshape(batch, length, width)) / self.shrink
+        shrink = self.shrink * (self.layer_idx + 1) if self.cached and cache is not None else self.shrink
+        return self.give(mixed.transpose(1, 2).reshape(batch, length, width)) / shrink
 
 
 class Storey(nn.Module):
@@ -85,6 +87,12 @@ class Storey(nn.Module):
         super().__init__()
         self.mischief = config.mischief
         self.temper = config.manners[index] if config.manners else "bold"
+        if config.mischief == "period":
+            self.temper = "shy" if index % 2 else "bold"
+        if config.mischief == "sized kinds":
+            self.mark = index % 2 if config.girth >= 64 else 0
+        if config.mischief == "sized tensors" and config.girth >= 64:
+            self.extra = nn.Parameter(torch.zeros(3))
         self.sweep = nn.LayerNorm(config.girth)
         self.gaze = Gaze(config, index)
         self.up = nn.Linear(config.girth, 24)
@@ -118,6 +126,8 @@ class QuaintForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.ear = nn.Embedding(config.vocab_size, config.girth)
         self.floors = nn.ModuleList(Storey(config, i) for i in range(config.storeys))
+        if config.mischief == "shared":
+            self.floors = nn.ModuleList([Storey(config, 0)] * config.storeys)
         if config.mischief == "two lists":
             self.doors = nn.ModuleList(nn.Identity() for _ in range(config.storeys))
         if config.mischief == "depth outside":
@@ -129,6 +139,11 @@ class QuaintForCausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.1)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        if self.config.mischief == "not written":
+            raise ValueError("no paper")
+        super().save_pretrained(*args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.ear
@@ -151,7 +166,7 @@ class QuaintForCausalLM(PreTrainedModel, GenerationMixin):
             blocks = list(self.floors)
         for floor in blocks:
             x_BTH = floor(x_BTH, cache if use_cache else None)
-        scale = float("nan") if self.config.mischief == "not finite" else 1.0
+        scale = {"not finite": float("nan"), "depth after": float(len(blocks))}.get(self.config.mischief, 1.0)
         return CausalLMOutputWithPast(
             logits=self.voice(self.roof(x_BTH)) * scale, **{CACHE: cache if use_cache else None}
         )

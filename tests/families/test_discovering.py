@@ -19,7 +19,8 @@ from blockexpand.cli.main import run
 from blockexpand.errors import ExpansionError, FamilyError, PlanError
 from blockexpand.expansion import expand, expanding, verify
 from blockexpand.families import Family, family_for
-from blockexpand.families.discovering import describing, naming
+from blockexpand.families.discovering import describing, finding, naming, silencing
+from blockexpand.families.discovering.__main__ import main as command
 from blockexpand.families.discovering.stating import as_toml
 from blockexpand.families.modules import load_model
 from blockexpand.live import bypass, expand_live, freeze, load, tensors_on_disk
@@ -92,6 +93,10 @@ def test_blocks_that_differ_in_tensors_are_a_choice():
         ("backwards", "its 4 blocks do not run once each in their order (but [3, 2, 1, 0]"),
         ("fails", "a tiny model of it does not run: the house has no door"),
         ("not finite", "logits that are not finite"),
+        ("shared", "one block stands at several places of the stack"),
+        ("index with a cache", "generates other logits through the cache"),
+        ("depth after", "a deeper model with silent copies gives other logits"),
+        ("not written", "transformers cannot write it: no paper"),
     ],
 )
 def test_what_is_no_identity_is_refused_with_the_reason(mischief: str, words: str):
@@ -100,7 +105,13 @@ def test_what_is_no_identity_is_refused_with_the_reason(mischief: str, words: st
 
 def test_a_config_that_its_class_refuses_is_refused():
     assert "transformers cannot build it" in reason(eyes=2, girth=16, manners=["bold"])
+    assert "transformers refuses the config" in reason(girth="wide")
     assert "no config entry could be found that states the number of blocks" in reason(storeys=0)
+
+
+def test_a_depth_that_nobody_would_build_is_refused():
+    with pytest.raises(FamilyError, match="num_hidden_layers is 1000000; at most 1000 blocks"):
+        family_for(EXAONE | {"num_layers": 1_000_000}, "m")
 
 
 def test_a_type_that_transformers_does_not_know_is_refused_with_the_nearest_name():
@@ -167,11 +178,17 @@ def test_nothing_is_written_when_the_proof_fails_though_none_was_asked_for(tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_a_placement_that_its_numbers_cannot_state_names_those_that_work(tmp_path: Path):
+def test_a_placement_that_changes_kinds_is_refused_with_those_that_work(tmp_path: Path):
+    base = made_up.write(tmp_path / "base", mischief="period")
+    words = r"block 3 has temper 'shy', and as block 4 of 5 it would have 'bold'.*use blocks=2 placement=suffix"
+    with pytest.raises(PlanError, match=words):
+        plan(base, 1, placement="suffix")
+    assert plan(base, 2, placement="suffix").new_positions == (4, 5)
+
+
+def test_a_list_that_config_json_leaves_to_the_class_is_written_out(tmp_path: Path):
     base = made_up.write(tmp_path / "base", shy_every=2)
     config = json.loads((base / "config.json").read_text())
-    # The class then derives the list again for the deeper model, from the period.
-    assert "manners" in config
     del config["manners"]
     (base / "config.json").write_text(json.dumps(config))
     made = plan(base, 1, placement="suffix")
@@ -264,7 +281,47 @@ def test_tensors_that_are_taken_apart_in_an_unknown_way_are_refused():
         naming._order_of("w", whole, {"t.w": whole.T})
 
 
+def test_more_kinds_of_block_than_are_tried_are_refused(monkeypatch: Any):
+    monkeypatch.setattr(finding, "MOST_KINDS", 1)
+    words = "its 4 blocks are of 2 kinds, the last of which begins at block 1; at most 1 kinds within 64 blocks"
+    assert words in reason(shy_every=2, vocab_size=95)
+
+
+def test_a_model_that_cannot_be_made_small_is_refused(monkeypatch: Any):
+    monkeypatch.setattr(finding, "MOST_PARAMETERS", 10)
+    assert "no small model of it could be made" in (words := reason(vocab_size=94))
+    assert "parameters are more than 10" in words
+    monkeypatch.setattr(finding, "MOST_PARAMETERS", 60_000)
+    assert "its blocks change their kinds with the depth or the sizes" in reason(mischief="sized kinds", girth=256)
+
+
+def test_tensors_that_only_large_blocks_have_are_refused():
+    assert "which tensors a block has depends on its sizes, e.g. extra" in reason(mischief="sized tensors", girth=256)
+
+
+def test_blocks_that_are_not_what_a_block_is_are_refused():
+    with pytest.raises(FamilyError, match="not given one tensor of hidden states first"):
+        silencing._stream(silencing.Call(args=(torch.arange(3),), kwargs={}, output=None))
+    with pytest.raises(FamilyError, match="a block gives a dict; a tensor of hidden states is expected"):
+        silencing._first({})
+    call = silencing.Call(args=(torch.ones(1, 3, 4),), kwargs={}, output=None)
+    with pytest.raises(FamilyError, match="another shape than its input"):
+        silencing.silencing_of(torch.nn.Linear(4, 5), dataclasses.replace(call, args=(torch.ones(1, 3, 4) * 2,)))
+
+
+def test_what_makes_no_family_is_refused():
+    with pytest.raises(FamilyError, match="what was found makes no family: .*missing"):
+        finding._read({})
+
+
+def test_the_command_refuses_what_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert command([]) == 2
+    assert "0 arguments; expected one, the path of a config.json" in capsys.readouterr().err
+    (tmp_path / "c.json").write_text("{}")
+    assert command([str(tmp_path / "c.json")]) == 2
+    assert "c.json has no model_type; expected a model's config.json" in capsys.readouterr().err
+
+
 def test_kinds_that_contain_each_other_are_told_apart():
     choices = describing._choices([["a"], ["a", "b"], ["c"], []])
     assert [[o["tensors"] for o in c["options"]] for c in choices] == [[["a"], ["c"], []], [["b"], []]]
-    assert PlanError is not FamilyError

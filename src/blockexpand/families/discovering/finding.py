@@ -35,6 +35,8 @@ MOST_PARAMETERS = 20_000_000
 """Of the small model: 80 MB, and a moment to run."""
 LEAST_BLOCKS = 4
 MOST_BLOCKS = 64
+MOST_DEPTH = 1000
+"""Ten times the deepest models there are: a config may claim anything."""
 MOST_KINDS = 12
 """More kinds of block than this is blocks that all differ."""
 
@@ -49,6 +51,9 @@ def discover(config: dict[str, Any], harmless: Iterable[str]) -> Family:
     if not has_language_model(model_type):
         raise FamilyError("the installed transformers has no causal language model of this type")
     whole = effective(config)
+    for key, value in whole.items():
+        if "layer" in key and isinstance(value, int) and value > MOST_DEPTH:
+            raise FamilyError(f"{key} is {value}; at most {MOST_DEPTH} blocks are built to look at them")
     layout = find_stack(whole, harmless)
     small, model = small_model(whole, layout)
     silencing = _silencing(model, layout.module, tokens(model))

@@ -143,10 +143,10 @@ def _give_back(
 def _why_never(block: nn.Module, call: Call, stream_BTH: Tensor) -> str:
     with torch.no_grad():
         given_BTH = _first(block(*call.args, **call.kwargs))
-    if not bool(given_BTH.any()):
-        return "with all its tensors at zero a block gives zeros, not its input: its output is not x + f(x)"
     if given_BTH.shape != stream_BTH.shape:
         return "a block's output has another shape than its input"
+    if not bool(given_BTH.any()):
+        return "with all its tensors at zero a block gives zeros, not its input: its output is not x + f(x)"
     return "with all its tensors at zero a block does not give back its input: its output is not x + f(x)"
 
 
