@@ -129,7 +129,16 @@ def quiet() -> Generator[None]:
 
 def _configured(config: dict[str, Any]) -> PreTrainedConfig:
     # Classes change what they are given.
-    return CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(config))
+    return CONFIG_MAPPING[config["model_type"]].from_dict(_with_floats(copy.deepcopy(config)))
+
+
+def _with_floats(value: Any) -> Any:
+    """With the numbers that JSON has no word for, as transformers writes them: {"__float__": "Infinity"}."""
+    if isinstance(value, dict):
+        if set(value) == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _with_floats(item) for key, item in value.items()}
+    return [_with_floats(item) for item in value] if isinstance(value, list) else value
 
 
 def _built(config: dict[str, Any]) -> PreTrainedModel:
