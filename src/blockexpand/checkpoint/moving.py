@@ -44,24 +44,6 @@ class Range:
     """How many."""
 
 
-def merge(ranges: list[Range]) -> list[Range]:
-    """The same bytes in as few ranges as can be: neighbours in both files become one."""
-    merged: list[Range] = []
-    for item in ranges:
-        last = merged[-1] if merged else None
-        if (
-            last is not None
-            and last.file == item.file
-            and last.source + last.num_bytes == item.source
-            and last.target + last.num_bytes == item.target
-        ):
-            both = last.num_bytes + item.num_bytes
-            merged[-1] = Range(file=last.file, source=last.source, target=last.target, num_bytes=both)
-        elif item.num_bytes:
-            merged.append(item)
-    return merged
-
-
 def write_whole(stream: io.RawIOBase, data: bytes) -> None:
     """Write all of the bytes: one call of an unbuffered stream may take fewer, and says so only in its result."""
     left = memoryview(data)
