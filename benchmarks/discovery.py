@@ -1,8 +1,8 @@
 """How far structural discovery carries: on the families that have files, and on every causal model type that has none.
 
-    python benchmarks/discovery.py [ANSWERS.json]
+    python benchmarks/discovery.py [ANSWERS.json [kept]]
 
-With a file for the answers, a run that was cut off goes on where it was.
+With a file for the answers, a run that was cut off goes on; with `kept`, the page is written of what is there.
 
 With files, as if there were none: each language model of the zoo (tests/families/zoo.py) is looked at by structure
 alone, and the tensors found to write to the residual stream are compared with the file's, for the tensors that its
@@ -44,6 +44,8 @@ REQUESTS = (
     (1, "prefix"),
 )
 """Placements that are tried in turn: where kinds of block follow from numbers, not every one can be stated."""
+NOT_RUN = ("not run", "")
+"""The answer that is not there."""
 HEAD = """\
 # Discovery
 
@@ -60,7 +62,7 @@ transformers {transformers}, torch {torch}, {machine}, one thread.
 REST = """
 ## On causal model types that have no file
 
-{proved} of {types} types proved (tiny models from the config's defaults), {refused} refused.
+{types} types, tiny models from the config's defaults: {proved} proved, {refused} refused, {left} not run.
 
 | model_type | found | residual writers, or why it is refused |
 | --- | --- | --- |
@@ -71,7 +73,7 @@ def main() -> None:
     """Look at all, write the page."""
     torch.set_num_threads(1)
     rows = [row for row in ZOO if row.text is None]
-    kept = Kept(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    kept = Kept(Path(sys.argv[1]) if len(sys.argv) > 1 else None, only=sys.argv[2:] == ["kept"])
     listed = [(row, kept.get(f"{i} {row.id}", lambda row=row: against_its_file(row))) for i, row in enumerate(rows)]
     unlisted = [(name, kept.get(name, lambda name=name: without_a_file(name))) for name in types_without_a_file()]
     counts = {word: sum(found.startswith(word) for _, found in listed) for word in ("same", "another", "refused")}
@@ -84,8 +86,8 @@ def main() -> None:
         other=counts["another"],
         refused=counts["refused"],
     )
-    proved = sum(verdict == "proved" for _, (verdict, _) in unlisted)
-    rest = REST.format(proved=proved, types=len(unlisted), refused=len(unlisted) - proved)
+    proved, refused = (sum(verdict == word for _, (verdict, _) in unlisted) for word in ("proved", "refused"))
+    rest = REST.format(proved=proved, types=len(unlisted), refused=refused, left=len(unlisted) - proved - refused)
     lines = [f"| {row.family} | {settings(row)} | {found} |\n" for row, found in listed]
     more = [f"| {name} | {verdict} | {words} |\n" for name, (verdict, words) in unlisted]
     (ROOT / "docs" / "discovery.md").write_text("".join([head, *lines, rest, *more]), encoding="utf-8")
@@ -95,13 +97,16 @@ def main() -> None:
 class Kept:
     """Answers that a file keeps, so that a run that was cut off goes on where it was."""
 
-    def __init__(self, path: Path | None) -> None:
-        """Keep answers in this file, if there is to be one."""
+    def __init__(self, path: Path | None, *, only: bool) -> None:
+        """Keep answers in this file, if there is to be one; with `only`, ask for no new ones."""
+        self._only = only
         self._path = path
         self._answers: dict[str, Any] = json.loads(path.read_text()) if path and path.exists() else {}
 
     def get(self, key: str, find: Callable[[], Any]) -> Any:
         """The answer that is kept, or the one that is found now."""
+        if key not in self._answers and self._only:
+            return NOT_RUN
         if key not in self._answers:
             print(key, flush=True)
             self._answers[key] = find()

@@ -87,8 +87,8 @@ class Storey(nn.Module):
         super().__init__()
         self.mischief = config.mischief
         self.temper = config.manners[index] if config.manners else "bold"
-        if config.mischief == "period":
-            self.temper = "shy" if index % 2 else "bold"
+        if config.mischief == "first two":
+            self.temper = "shy" if index < 2 else "bold"
         if config.mischief == "sized kinds":
             self.mark = index % 2 if config.girth >= 64 else 0
         if config.mischief == "sized tensors" and config.girth >= 64:

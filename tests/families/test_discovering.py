@@ -105,7 +105,8 @@ def test_what_is_no_identity_is_refused_with_the_reason(mischief: str, words: st
 
 def test_a_config_that_its_class_refuses_is_refused():
     assert "transformers cannot build it" in reason(eyes=2, girth=16, manners=["bold"])
-    assert "transformers refuses the config" in reason(girth="wide")
+    with pytest.raises(FamilyError, match="transformers refuses the config: .*hidden_size"):
+        family_for(EXAONE | {"hidden_size": "wide"}, "m")
     assert "no config entry could be found that states the number of blocks" in reason(storeys=0)
 
 
@@ -179,11 +180,13 @@ def test_nothing_is_written_when_the_proof_fails_though_none_was_asked_for(tmp_p
 
 
 def test_a_placement_that_changes_kinds_is_refused_with_those_that_work(tmp_path: Path):
-    base = made_up.write(tmp_path / "base", mischief="period")
-    words = r"block 3 has temper 'shy', and as block 4 of 5 it would have 'bold'.*use blocks=2 placement=suffix"
+    base = made_up.write(tmp_path / "base", mischief="first two")
+    words = (
+        r"block 1 has down\.bias shape None, and as block 2 of 5 it would have \(16,\).*use blocks=1 placement=.*suffix"
+    )
     with pytest.raises(PlanError, match=words):
-        plan(base, 1, placement="suffix")
-    assert plan(base, 2, placement="suffix").new_positions == (4, 5)
+        plan(base, 1, placement="prefix")
+    assert plan(base, 1, placement="suffix").new_positions == (4,)
 
 
 def test_a_list_that_config_json_leaves_to_the_class_is_written_out(tmp_path: Path):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,8 @@ def record_calls(model: nn.Module, path: str, tokens_BT: Tensor) -> list[Call]:
     Raises:
         FamilyError: blocks do not run once each, in their order.
     """
-    stack = list(model.get_submodule(path).children())
+    # `children()` would name a block that stands at two places once.
+    stack = list(cast(nn.ModuleList, model.get_submodule(path)))
     if len({id(block) for block in stack}) != len(stack):
         raise FamilyError("one block stands at several places of the stack")
     order: list[int] = []
