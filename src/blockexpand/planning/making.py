@@ -71,15 +71,7 @@ def plan(
         )
     result = rewrite(facts.family, checkpoint.config, sources)
     return Plan(
-        base=BaseFacts(
-            source=checkpoint.source,
-            family=facts.family.name,
-            model_type=checkpoint.config["model_type"],
-            num_blocks=facts.depth,
-            config_digest=digest_json(checkpoint.config),
-            layout_digest=facts.layout_digest,
-            discovered=facts.family.discovered,
-        ),
+        base=_base_facts(checkpoint, facts),
         placement=Placement(kind=placed.kind, per_group=per_group, group_sizes=placed.group_sizes),
         new_blocks=new_blocks,
         block=kinds[0].tensors if len(kinds) == 1 else (),
@@ -96,6 +88,19 @@ def plan(
         ),
         cost=cost(facts, checkpoint.config, sources, positions),
         guidance=placement if isinstance(placement, Guidance) else None,
+    )
+
+
+def _base_facts(checkpoint: Checkpoint, facts: Survey) -> BaseFacts:
+    """The model the plan is for."""
+    return BaseFacts(
+        source=checkpoint.source,
+        family=facts.family.name,
+        model_type=checkpoint.config["model_type"],
+        num_blocks=facts.depth,
+        config_digest=digest_json(checkpoint.config),
+        layout_digest=facts.layout_digest,
+        discovered=facts.family.discovered,
     )
 
 
