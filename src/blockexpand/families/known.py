@@ -28,6 +28,9 @@ from blockexpand.records import from_plain
 _DATA = Path(__file__).parent / "data"
 _COMMON = "common.toml"
 _REFUSED = "refused.toml"
+_QUANTISED = ("quantization_config", "compression_config", "quantization")
+"""Where configs say so: transformers; compressed-tensors before it took that name; MLX."""
+_SECTIONS = ("text_config", "llm_config", "language_config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +179,13 @@ def _refuse_own_code(family: Family | None, config: dict[str, Any], where: str) 
 
 
 def _refuse_quantised(config: dict[str, Any], where: str) -> None:
-    quantization = config.get("quantization_config")
-    if quantization and not is_fp8(config):
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    inner = {f"{section}.{key}": entry(config, f"{section}.{key}") for section in _SECTIONS for key in _QUANTISED}
+    for key, quantization in {**{key: config.get(key) for key in _QUANTISED}, **inner}.items():
+        if not quantization or (key == "quantization_config" and is_fp8(config)):
+            continue
+        method = quantization.get("quant_method", quantization) if isinstance(quantization, dict) else quantization
         raise FamilyError(
-            f"{where}: the weights are quantised (quantization_config: {method!r}), where zero bytes need not mean "
+            f"{where}: the weights are quantised ({key}: {method!r:.80}), where zero bytes need not mean "
             "zero; expected float weights; expand the unquantised model and quantise the result"
         )
 

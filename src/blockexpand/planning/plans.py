@@ -20,7 +20,7 @@ from blockexpand.planning.placing import Insertion, PlacementKind
 from blockexpand.planning.survey import BlockKind, BlockTensor, Init
 from blockexpand.records import WRITTEN_WHEN_SET, check, read_record, write_record
 
-MOST_BLOCKS = 100_000
+MOST_BLOCKS = 10_000
 """Deeper than any model; what a file claims beyond it is not looked at block by block."""
 SILENT = ("zero", "minus-one")
 """What a residual writer starts as so that its block adds nothing."""
