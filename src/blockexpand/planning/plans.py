@@ -76,6 +76,8 @@ class BaseFacts:
     """The digest of config.json's content."""
     layout_digest: str
     """The digest of all tensors' names, dtypes and shapes."""
+    discovered: bool = field(default=False, metadata=WRITTEN_WHEN_SET)
+    """Whether no file says what the family is: it was found by structure, and the whole proof decides."""
 
     def __post_init__(self) -> None:
         check(1 <= self.num_blocks <= MOST_BLOCKS, "num_blocks", self.num_blocks, f"1 to {MOST_BLOCKS:,}")
