@@ -15,7 +15,7 @@ from threading import Event, Lock
 from blockexpand.checkpoint.digesting import chunks, count_not_finite
 from blockexpand.checkpoint.header import TensorEntry, open_to_read
 from blockexpand.checkpoint.reading import Checkpoint
-from blockexpand.checkpoint.working import ReadAhead, in_threads, runs_of
+from blockexpand.checkpoint.working import in_threads, runs_of
 from blockexpand.progress import Bar, bar
 
 
@@ -71,27 +71,20 @@ class _Comparer:
                 file: stack.enter_context(open_to_read(self.other.folder / file)).fileno()
                 for file in sorted({entry.file for entry in others})
             }
-            ahead = ReadAhead(handle, run[0].start, run[-1].end)
             for entry in run:
                 for name in self.of_entry[entry]:
                     if stopping.is_set():
                         break
-                    counts[name] = self._compare(handle, files, name, different, ahead)
+                    counts[name] = self._compare(handle, files, name, different)
         return different, counts
 
-    def _compare(self, handle: int, files: Mapping[str, int], name: str, different: set[str], ahead: ReadAhead) -> int:
+    def _compare(self, handle: int, files: Mapping[str, int], name: str, different: set[str]) -> int:
         entry, count = self.one.tensors[name], 0
         others = {n: self.other.tensors[n] for n in self.names[name]}
         streams = {n: chunks(files[e.file], e.start, e.end, e.file) for n, e in others.items()}
-        aheads = [ReadAhead(files[e.file], e.start, e.end) for e in others.values()]
-        done = 0
         for expected in chunks(handle, entry.start, entry.end, entry.file):
-            ahead.at(entry.start + done)
-            for other, reading in zip(others.values(), aheads, strict=True):
-                reading.at(other.start + done)
             different |= {n for n, stream in streams.items() if next(stream) != expected}
             count += count_not_finite(expected, entry.dtype)
-            done += len(expected)
             with self.lock:
                 self.progress.advance(len(expected) * (1 + len(others)))
         return count

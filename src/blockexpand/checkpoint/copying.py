@@ -15,9 +15,9 @@ from threading import Event, Lock
 
 from blockexpand.checkpoint.digesting import Inspection, TensorDigest
 from blockexpand.checkpoint.header import TensorEntry, open_to_read
-from blockexpand.checkpoint.moving import Range, move
+from blockexpand.checkpoint.moving import Range, move, start_writing
 from blockexpand.checkpoint.reading import Checkpoint
-from blockexpand.checkpoint.working import ReadAhead, in_threads, runs_of, windows
+from blockexpand.checkpoint.working import WINDOW_BYTES, in_threads, runs_of, windows
 from blockexpand.progress import Bar, bar
 
 
@@ -71,14 +71,12 @@ class _Copier:
                 file: stack.enter_context(open(self.folder / file, "r+b", buffering=0)).fileno()
                 for file in sorted(files)
             }
-            ahead = ReadAhead(source, run[0].start, run[-1].end)
             digests = []
             for entry in run:
                 inspection = Inspection(entry) if self.digest else None
                 for start, end in windows(entry.start, entry.end):
                     if stopping.is_set():
                         return digests
-                    ahead.at(start)
                     self._copy_window(source, targets, entry, (start, end))
                     if inspection is not None:
                         inspection.read(source, end)
@@ -92,6 +90,8 @@ class _Copier:
             target = place.start + start - entry.start
             piece = Range(file=entry.file, source=start, target=target, num_bytes=end - start)
             move(source, targets[place.file], piece, self._advance)
+            if piece.num_bytes == WINDOW_BYTES:
+                start_writing(targets[place.file], target, piece.num_bytes)
 
     def _advance(self, amount: float) -> None:
         with self.lock:

@@ -21,7 +21,7 @@ from typing import Any
 
 from blockexpand.checkpoint.header import TensorEntry, open_to_read
 from blockexpand.checkpoint.reading import Checkpoint
-from blockexpand.checkpoint.working import ReadAhead, in_threads, runs_of, windows
+from blockexpand.checkpoint.working import in_threads, runs_of, windows
 from blockexpand.errors import CheckpointError
 from blockexpand.progress import bar
 
@@ -77,13 +77,11 @@ def digest_tensors(checkpoint: Checkpoint, names: Iterable[str] | None = None) -
         def digest(run: tuple[TensorEntry, ...], stopping: Event) -> list[TensorDigest]:
             found = []
             with open_to_read(checkpoint.folder / run[0].file) as stream:
-                ahead = ReadAhead(stream.fileno(), run[0].start, run[-1].end)
                 for entry in run:
                     inspection = Inspection(entry)
                     for start, end in windows(entry.start, entry.end):
                         if stopping.is_set():
                             return found
-                        ahead.at(start)
                         inspection.read(stream.fileno(), end)
                         with lock:
                             progress.advance(end - start)

@@ -1,4 +1,4 @@
-"""Work over a checkpoint's bytes: cut into jobs, done in two threads, stopped together, read ahead of.
+"""Work over a checkpoint's bytes: cut into jobs, done in two threads, stopped together.
 
 In: jobs and a function that does one. Out: what it returned for each, in their order. The first error stops the
 others within a window and is raised. Little work is done in order in the calling thread, so that small
@@ -7,8 +7,6 @@ checkpoints are written by the same system calls in the same order each time.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Event
 from typing import TypeVar
@@ -19,12 +17,10 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 NUM_THREADS = 2
-"""One reads or hashes while the other writes; more gained nothing on two cores (docs/log.md)."""
+"""One reads or hashes while the other writes; a third gained nothing on two cores (docs/log.md)."""
 WINDOW_BYTES = 8 << 20
 """Done at once: large enough that calls cost nothing, small enough that what was copied is still in the page cache
 when it is hashed, and that an error stops everything soon."""
-_AHEAD_BYTES = 64 << 20
-"""What each thread has the kernel read ahead. Its own window is 128 KiB, too little for `copy_file_range`."""
 _ALONE_BYTES = 64 << 20
 """Less work than this is done without threads."""
 _RUN_BYTES = 1 << 30
@@ -77,20 +73,3 @@ def windows(start: int, end: int) -> Iterator[tuple[int, int]]:
         size = -start % ALIGNMENT_BYTES or WINDOW_BYTES
         yield start, min(start + size, end)
         start = min(start + size, end)
-
-
-class ReadAhead:
-    """Has the kernel read a stretch of a file before it is asked for."""
-
-    def __init__(self, handle: int, start: int, end: int) -> None:
-        """The file's bytes from `start` to `end` will be asked for in order."""
-        self._handle, self._next, self._end = handle, start, end
-
-    def at(self, position: int) -> None:
-        """The work has come to `position`."""
-        if sys.platform != "linux":
-            return
-        while self._next < min(self._end, position + _AHEAD_BYTES):
-            size = min(WINDOW_BYTES, self._end - self._next)
-            os.posix_fadvise(self._handle, self._next, size, os.POSIX_FADV_WILLNEED)
-            self._next += size

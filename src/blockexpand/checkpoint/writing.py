@@ -71,6 +71,8 @@ def zeros(name: str, entry: TensorEntry) -> OutputTensor:
     return OutputTensor(name=name, dtype=entry.dtype, shape=entry.shape, source=None)
 
 
+_BEGINNINGS = 16
+"""How many places modulo ALIGNMENT_BYTES are tried for the beginning of a further shard's data."""
 _DRAWN_AT_ONCE = 1 << 20
 """Numbers drawn in one piece: memory stays constant."""
 _MINUS_ONE = {
@@ -140,27 +142,46 @@ def lay_out(base: Checkpoint, kept: dict[str, str], added: Sequence[OutputTensor
 def _arrange(tensors: Iterable[OutputTensor], position: int | None) -> list[OutputTensor]:
     """Copies in an order in which most keep their offset modulo ALIGNMENT_BYTES, then what is made, then zeros.
 
-    `position` is the offset at which they begin, or None when that can be chosen. Where the next copy's offset does
-    not fit, the smallest that is left goes first: as a shim, or because there is no help.
+    `position` is the offset at which they begin, or None when that can be chosen.
     """
     given = list(tensors)
     copies = [t for t in given if t.source is not None]
-    fitting: dict[int, deque[int]] = {}
-    for number, tensor in enumerate(copies):
-        fitting.setdefault(_residue(tensor), deque()).append(number)
-    smallest = sorted(range(len(copies)), key=lambda number: (copies[number].num_bytes, number))
-    shims, placed, order = iter(smallest), set[int](), []
-    offset = position if position is not None or not copies else _residue(max(copies, key=lambda t: t.num_bytes))
+    begins = [position] if position is not None else list(_residues(copies))[:_BEGINNINGS]
+    orders = [_order(copies, begin) for begin in begins]
+    made = [t for t in given if t.source is None and _is_made(t)]
+    empty = [t for t in given if t.source is None and not _is_made(t)]
+    return [*(max(orders, key=lambda order: order[1])[0] if orders else []), *made, *empty]
+
+
+def _residues(copies: Iterable[OutputTensor]) -> dict[int, deque[int]]:
+    """The numbers of the copies that have the same offset modulo ALIGNMENT_BYTES in their source, large ones first."""
+    found: dict[int, deque[int]] = {}
+    for number, tensor in sorted(enumerate(copies), key=lambda pair: (-pair[1].num_bytes, pair[0])):
+        found.setdefault(_residue(tensor), deque()).append(number)
+    return found
+
+
+def _order(copies: Sequence[OutputTensor], begin: int) -> tuple[list[OutputTensor], int]:
+    """The copies in an order for data that begins at `begin`, and how many bytes of them keep their offset.
+
+    Where no copy fits, the smallest that is left goes first: as a shim, or because there is no help.
+    """
+    fitting = _residues(copies)
+    shims = iter(sorted(range(len(copies)), key=lambda number: (copies[number].num_bytes, number)))
+    placed: set[int] = set()
+    order: list[OutputTensor] = []
+    offset, num_fit = begin, 0
     while len(order) < len(copies):
-        waiting = fitting.get((offset or 0) % ALIGNMENT_BYTES, deque())
+        waiting = fitting.get(offset % ALIGNMENT_BYTES, deque())
         while waiting and waiting[0] in placed:
             waiting.popleft()
         number = waiting.popleft() if waiting else next(n for n in shims if n not in placed)
+        tensor = copies[number]
+        num_fit += tensor.num_bytes if _residue(tensor) == offset % ALIGNMENT_BYTES else 0
         placed.add(number)
-        order.append(copies[number])
-        offset = (offset or 0) + copies[number].num_bytes
-    made = [t for t in given if t.source is None and _is_made(t)]
-    return [*order, *made, *(t for t in given if t.source is None and not _is_made(t))]
+        order.append(tensor)
+        offset += tensor.num_bytes
+    return order, num_fit
 
 
 def _residue(tensor: OutputTensor) -> int:
@@ -228,13 +249,15 @@ def _begin(file: OutputFile, path: Path, metadata: dict[str, str], places: dict[
 
 
 def _data_residue(file: OutputFile) -> int:
-    """Where the data begins, modulo ALIGNMENT_BYTES: so that the largest copy keeps its offset modulo that."""
-    position, largest, residue = 0, -1, 0
+    """Where the data begins, modulo ALIGNMENT_BYTES: so that most copied bytes keep their offset modulo that."""
+    position = 0
+    num_bytes: dict[int, int] = {}
     for tensor in file.tensors:
-        if tensor.source is not None and tensor.num_bytes > largest:
-            largest, residue = tensor.num_bytes, (tensor.source.start - position) % ALIGNMENT_BYTES
+        if tensor.source is not None:
+            residue = (tensor.source.start - position) % ALIGNMENT_BYTES
+            num_bytes[residue] = num_bytes.get(residue, 0) + tensor.num_bytes
         position += tensor.num_bytes
-    return residue
+    return max(num_bytes, key=lambda residue: num_bytes[residue]) if num_bytes else 0
 
 
 def _is_made(tensor: OutputTensor) -> bool:

@@ -145,7 +145,7 @@ def _kind(entry: TensorEntry | None) -> str:
 
 def _check_bytes(family: Family, base: Checkpoint, out: Checkpoint, plan: Plan, trained: bool) -> list[Check]:
     names = {name: plan.new_name(family, name) for name in base.tensors}
-    planned = () if trained else tuple(_planned(family, plan))
+    planned = () if trained else tuple(planned_tensors(family, plan))
     expected = {old: [new] for old, new in names.items()}
     for new, donor, starts in planned:
         if starts == "donor":
@@ -169,7 +169,7 @@ def _check_bytes(family: Family, base: Checkpoint, out: Checkpoint, plan: Plan, 
     return checks if trained else [*checks, *_check_new_blocks(base, plan, planned, others)]
 
 
-def _planned(family: Family, plan: Plan) -> Iterator[tuple[str, str, str]]:
+def planned_tensors(family: Family, plan: Plan) -> Iterator[tuple[str, str, str]]:
     """Every tensor of the new blocks: its name, its donor's, and what it starts as."""
     for block in plan.new_blocks:
         for tensor in plan.tensors_of(block.donor):
