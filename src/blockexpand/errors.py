@@ -17,6 +17,18 @@ class BlockexpandError(Exception):
     exit_code = 2
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run after it was saved."""
+
+    exit_code = 130
+
+
+class Preempted(Interrupted):
+    """The system asked the run to end (SIGTERM), and it was saved: nothing has gone wrong."""
+
+    exit_code = 0
+
+
 class UsageError(BlockexpandError):
     """The command line was given something it cannot take."""
 

@@ -1,6 +1,7 @@
 """One lean loop for every stage and every arm: post-pretraining, instruction tuning, comparisons."""
 
-from blockexpand.training.running import Interrupted, RunRecord, load_settings, sft, train
+from blockexpand.errors import Interrupted, Preempted
+from blockexpand.training.running import RunRecord, load_settings, sft, train
 from blockexpand.training.settings import TrainSettings
 
-__all__ = ["Interrupted", "RunRecord", "TrainSettings", "load_settings", "sft", "train"]
+__all__ = ["Interrupted", "Preempted", "RunRecord", "TrainSettings", "load_settings", "sft", "train"]
