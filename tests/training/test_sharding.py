@@ -1,8 +1,8 @@
 """Two processes train as one does: same rows, same steps, each with its part of the model and of the files.
 
 Both do everything in one job (two_processes.py), because starting processes is what takes long. Stated
-tolerance between one process and two: 1e-4 relative in losses in float32 (sums are taken in another order),
-2e-2 in bfloat16 and with Muon, whose products are bfloat16.
+tolerance between one process and two: 1e-5 relative in losses, norms and rates in float32 (sums are taken in
+another order), 1e-3 with Muon, whose products are bfloat16, and 1e-2 in bfloat16 (masters are gathered in it).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from training_ground import KEEPING, SHARDED_RUNS, Ground, sharded_settings
 
 HERE = Path(__file__).parent
 FIGURES = ("domain_loss", "general_loss", "kl", "domain", "general", "general_weight", "gradient_norm", "lr")
-TOLERANCE = {"half": 2e-2, "muon": 2e-2}
+TOLERANCE = {"half": 1e-2, "muon": 1e-3}
 
 
 def start(words: list[str], num_processes: int = 2) -> list[subprocess.Popen[str]]:
@@ -107,11 +107,11 @@ def course(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(run / "metrics.jsonl")]
 
 
-def assert_close(one: Path, two: Path, tolerance: float = 1e-4) -> None:
+def assert_close(one: Path, two: Path, tolerance: float = 1e-5) -> None:
     ours, theirs = course(one), course(two)
     assert [(row["step"], row["kind"]) for row in ours] == [(row["step"], row["kind"]) for row in theirs]
     for a, b in zip(ours, theirs, strict=True):
-        for key in set(FIGURES) & set(a):
+        for key in {key for key in set(FIGURES) & set(a) if a[key] is not None}:
             assert b[key] == pytest.approx(a[key], rel=tolerance, abs=tolerance * 0.1), (a["step"], key)
 
 
@@ -136,7 +136,7 @@ def test_parameters_are_sharded_and_each_process_reads_its_part(runs: Path) -> N
 
 @pytest.mark.parametrize("name", SHARDED_RUNS)
 def test_two_processes_train_as_one_does(runs: Path, ground: Ground, name: str) -> None:
-    assert_close(runs / f"{name}-1", runs / f"{name}-2", TOLERANCE.get(name, 1e-4))
+    assert_close(runs / f"{name}-1", runs / f"{name}-2", TOLERANCE.get(name, 1e-5))
     one, two = (read_record(RunRecord, runs / f"{name}-{n}" / "blockexpand.json") for n in (1, 2))
     assert (one.num_processes, two.num_processes) == (1, 2)
     for field in ("num_trainable_parameters", "num_parameters", "num_tokens", "num_trained_tensors"):
@@ -209,6 +209,7 @@ def test_what_several_processes_cannot_do_is_refused_in_each(runs: Path) -> None
     assert "already holds a run; add --resume" in first
     assert "the first process ended the run" in second
     assert all("not finite in 3 steps in a row" in words for words in facts(runs, "explodes"))
+    assert all("there is no good checkpoint to resume from" in words for words in facts(runs, "explodes"))
 
 
 def test_torchrun_starts_the_verb_and_one_process_speaks(ground: Ground, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from blockexpand.errors import Interrupted, TrainingError
 from blockexpand.training import sft, train
 from blockexpand.training.arms.build import arm_of
 from blockexpand.training.data import open_data
-from blockexpand.training.filling import fill
+from blockexpand.training.filling import fill, names_to_fill
 from blockexpand.training.loop import Loop
 from blockexpand.training.settings import LoraArm, OptimizerSettings, TrainSettings
 from blockexpand.training.sharding import shard
@@ -53,7 +53,7 @@ def facts_of_sharding(ground: Ground, out: Path, world: World) -> dict[str, Any]
     assert world.mesh is not None
     settings = ground.settings(out / "unused")
     trainee = arm_of(settings.arm).load(ground.expanded, torch.bfloat16, needs_reference=True, empty=True)
-    names = [name for name, _ in trainee.model.named_parameters()]
+    names = names_to_fill(trainee.model)
     assert {p.device.type for p in trainee.model.parameters()} == {"meta"}
     trainee, root = shard(trainee, world.mesh, world.device, torch.bfloat16)
     num_bytes_read = fill(trainee.model, names, ground.expanded)

@@ -162,6 +162,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: str = "cpu", loader:
 
 def _without_values(folder: Path, dtype: torch.dtype, loading_class: Any) -> nn.Module:
     """The model as its config.json describes it, its parameters on the meta device, its buffers as they will be."""
+    import torch
     from accelerate import init_empty_weights
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -170,12 +171,16 @@ def _without_values(folder: Path, dtype: torch.dtype, loading_class: Any) -> nn.
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         with init_empty_weights(include_buffers=False):
             model = loading_class.from_config(config, dtype=dtype, trust_remote_code=False)
+            exact = loading_class.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:300]
         raise LiveError(
             f"transformers cannot build the model of {folder}: {reason}; expected a model folder that this version of "
             "it knows; check the folder with `verify`"
         ) from error
+    # What is computed when a model is built (tables of positions, say) is computed in float32 by transformers' loader.
+    for buffer, precise in zip(model.buffers(), exact.buffers(), strict=True):
+        buffer.copy_(precise)
     model.tie_weights()
     return model.eval()
 

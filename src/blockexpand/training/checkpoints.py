@@ -117,6 +117,12 @@ def newest_checkpoint(run: Path) -> Path | None:
     return found[-1][1] if found else None
 
 
+def last_good_checkpoint(run: Path) -> Path | None:
+    """The folder of the newest checkpoint that was not saved amid steps whose loss was not finite."""
+    found = reversed(_found(run / "checkpoints"))
+    return next((folder for _, folder in found if not read_progress(folder).num_skipped), None)
+
+
 def read_progress(folder: Path) -> Progress:
     """Where the run stood.
 

@@ -7,13 +7,13 @@ name that the family knows, in another shape, or in a type that is more than a f
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.errors import TrainingError
@@ -23,16 +23,20 @@ from blockexpand.training.sharding import Piece, piece_of
 
 _FLOATS = ("BF16", "F16", "F32", "F64")
 
-Rows = Callable[[str, int, int], Tensor]
-"""Of the named tensor in the files, so many rows from this one on."""
+
+def names_to_fill(model: nn.Module) -> list[str]:
+    """The tensors that a model has from its files: parameters, of tied ones the first, and buffers that are saved."""
+    parameters = dict(model.named_parameters())
+    buffers = {name for name, _ in model.named_buffers()}
+    return [*parameters, *(name for name in model.state_dict() if name in buffers)]
 
 
-def fill(model: nn.Module, names: list[str], folder: Path) -> int:
-    """Read this process's rows of every named parameter; give back the bytes read.
+def fill(model: PreTrainedModel, names: list[str], folder: Path) -> int:
+    """Read this process's rows of every named tensor; give back the bytes read.
 
     Args:
         model: Its parameters are cut over a mesh, or whole.
-        names: The parameters' names, each tensor once (of tied ones the first).
+        names: As `names_to_fill` gave them before the model was sharded.
         folder: The checkpoint.
 
     Raises:
@@ -40,12 +44,14 @@ def fill(model: nn.Module, names: list[str], folder: Path) -> int:
     """
     files = _Files(open_checkpoint(folder))
     family = family_for(files.checkpoint.config, str(folder), files.checkpoint.tensors)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors |= dict(model.named_buffers())
+    head = cast(nn.Linear, model.get_output_embeddings()).weight
     with torch.no_grad():
         for name in names:
-            piece = piece_of(parameters[name])
-            if len(piece.local):
-                piece.local.copy_(_value(name, piece, family, files))
+            piece = piece_of(tensors[name])
+            if piece.local.numel():
+                piece.local.copy_(_value(name, tensors[name] is head, piece, family, files))
     return files.num_bytes_read
 
 
@@ -72,8 +78,8 @@ class _Files:
         return part
 
 
-def _value(name: str, piece: Piece, family: Family, files: _Files) -> Tensor:
-    """This process's rows of a parameter, put together from the files' tensors."""
+def _value(name: str, is_head: bool, piece: Piece, family: Family, files: _Files) -> Tensor:
+    """This process's rows of a tensor, put together from the files' tensors."""
     count = len(piece.local)
     prefix = family.stack.module + "."
     if name.startswith(prefix):
@@ -89,7 +95,7 @@ def _value(name: str, piece: Piece, family: Family, files: _Files) -> Tensor:
             )
         found = family.name_of(int(index), sources[0])
     else:
-        found = _outer_name(name, family, files.checkpoint)
+        found = _outer_name(name, is_head, family, files.checkpoint)
     _check_shape(name, found, piece.shape, files.checkpoint)
     return files.rows(found, piece.first_row, count)
 
@@ -105,17 +111,18 @@ def _expert(family: Family, block: int, tails: list[str], piece: Piece, files: _
     return torch.cat(parts)
 
 
-def _outer_name(name: str, family: Family, checkpoint: Checkpoint) -> str:
-    """The name in the files of a parameter outside the blocks."""
+def _outer_name(name: str, is_head: bool, family: Family, checkpoint: Checkpoint) -> str:
+    """The name in the files of a tensor outside the blocks."""
     module, tensors = (path.rpartition(".")[0] for path in (family.stack.module, family.stack.tensors))
-    candidates = [name]
+    candidates = [name, *(family.outer.matrices[-1:] if is_head else ())]
+    candidates += [short for short in (name.removeprefix("model."),) if short.startswith(family.outer.copied)]
     if name.startswith(f"{module}."):
         candidates.append(f"{tensors}.{name.removeprefix(f'{module}.')}".removeprefix("."))
     for candidate in candidates:
         if candidate in checkpoint.tensors:
             return candidate
     raise TrainingError(
-        f"{checkpoint.source} has no tensor for the parameter {name} (looked for {' and '.join(candidates)}), so "
+        f"{checkpoint.source} has no tensor for the model's {name} (looked for {' and '.join(candidates)}), so "
         "several processes cannot each read their part of it; expected the names of its family; train in one process"
     )
 

@@ -35,7 +35,7 @@ from blockexpand.training.checkpoints import (
     best_folder,
     best_job,
     checkpoint_job,
-    newest_checkpoint,
+    last_good_checkpoint,
     optimizer_tensors,
     read_progress,
     restore_optimizers,
@@ -129,7 +129,8 @@ class Loop:
             last = progress.step == self.num_steps
             if done and self.data.validation and (last or progress.step % self.settings.measure_every_steps == 0):
                 progress = self._measured(progress, tracker)
-            if last or stops or progress.step % self.settings.checkpoint_every_steps == 0:
+            due = progress.step % self.settings.checkpoint_every_steps == 0 and not progress.num_skipped
+            if last or stops or due:
                 self._save(progress)
             self._saver.check()
             if stops:
@@ -229,8 +230,12 @@ class Loop:
 
     def _give_up(self, step: int, num_skipped: int) -> NoReturn:
         self._saver.finish()
-        newest = newest_checkpoint(self.run_folder)
-        good = f"resume from the last good checkpoint, {newest}" if newest else "there is no checkpoint to resume from"
+        newest = last_good_checkpoint(self.run_folder)
+        good = (
+            f"resume from the last good checkpoint, {newest}"
+            if newest
+            else "there is no good checkpoint to resume from"
+        )
         raise TrainingError(
             f"the loss was not finite in {num_skipped} steps in a row, up to step {step + 1}; expected a finite one; "
             f"lower optimizer.lr ({self.settings.optimizer.lr}) and start again, or look at the data of these steps; "

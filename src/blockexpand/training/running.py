@@ -43,7 +43,7 @@ from blockexpand.training.arms.trainee import Trainee
 from blockexpand.training.checkpoints import Progress, newest_checkpoint, remove_unfinished
 from blockexpand.training.data import RunData, open_data
 from blockexpand.training.export import export_model
-from blockexpand.training.filling import fill
+from blockexpand.training.filling import fill, names_to_fill
 from blockexpand.training.fitting import check_fits
 from blockexpand.training.loop import Loop
 from blockexpand.training.proving import prove_unchanged
@@ -132,7 +132,7 @@ def _load(settings: TrainSettings, data: RunData) -> tuple[Trainee, nn.Module]:
         _compile_blocks(trainee.model)
     if world.mesh is None:
         return trainee, nn.Module.to(Root(trainee.model, *trainee.others), world.device)
-    names = [[name for name, _ in model.named_parameters()] for model in (trainee.model, *trainee.others)]
+    names = [names_to_fill(model) for model in (trainee.model, *trainee.others)]
     trainee, root = shard(trainee, world.mesh, world.device, dtype)
     for model, own in zip((trainee.model, *trainee.others), names, strict=True):
         fill(model, own, folder)
