@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
     from blockexpand.planning import Plan, plan, read_plan
     from blockexpand.reporting import report
-    from blockexpand.training import sft, train
+    from blockexpand.training import BlockExpansionCallback, sft, train
 
 # The same list as above, for use: name -> room. A test holds the two together.
 _ROOMS = {
+    "BlockExpansionCallback": "training",
     "BlockexpandError": "errors",
     "Plan": "planning",
     "adopt": "live",
@@ -66,6 +67,7 @@ __all__ = [
     "prepare",
     "train",
     "sft",
+    "BlockExpansionCallback",
     # measure and tell
     "evaluate",
     "compare",

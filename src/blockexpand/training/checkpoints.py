@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from blockexpand.errors import TrainingError
@@ -130,6 +131,11 @@ def read_progress(folder: Path) -> Progress:
         RecordError: the record is missing or damaged.
     """
     return read_record(Progress, folder / RECORD_NAME)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors that this process holds whole as safetensors, each with memory of its own."""
+    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, str(path))
 
 
 class SavedTensors:
