@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,11 +28,12 @@ def case(family: str) -> Case:
     return next(row for row in ZOO if row.family == family)
 
 
-def filled(folder: Path) -> nn.Module:
+def filled(folder: Path) -> Any:
     model = load_model(folder, dtype=torch.bfloat16, device="meta")
     names = names_to_fill(model)
     model._apply(lambda t: torch.full_like(t, 7, device="cpu") if t.is_meta else t)
     fill(model, names, folder)  # type: ignore[arg-type]
+    model.tie_weights()  # which FSDP does by itself
     return model
 
 

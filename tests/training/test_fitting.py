@@ -11,7 +11,7 @@ from blockexpand.errors import TrainingError
 from blockexpand.training import fitting as fitting_module
 from blockexpand.training import train
 from blockexpand.training.arms.trainee import load_model
-from blockexpand.training.fitting import check_fits, device_bytes, needs_of
+from blockexpand.training.fitting import check_fits, device_bytes, keeps_gradients, needs_of
 from blockexpand.training.settings import FullArm, RetentionSettings
 from blockexpand.training.world import World
 from training_ground import Ground
@@ -46,3 +46,9 @@ def test_a_run_that_cannot_fit_is_refused_with_how_many_processes_would_do(
     monkeypatch.setattr(fitting_module, "device_bytes", lambda _world: needs.gathered_bytes)
     with pytest.raises(TrainingError, match="no number of such devices would do; take larger ones"):
         check_fits(settings, ALONE)
+
+
+def test_gradients_are_kept_whole_between_passes_where_they_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting_module, "device_bytes", lambda _world: 80 * 10**9)
+    assert keeps_gradients(1_700_000_000, ALONE)  # eight new blocks of an 8B
+    assert not keeps_gradients(8_000_000_000, ALONE)

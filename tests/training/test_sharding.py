@@ -150,6 +150,10 @@ def test_two_processes_train_as_one_does(runs: Path, ground: Ground, name: str) 
     torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
 
 
+def test_gradients_may_be_summed_after_each_pass_or_after_the_last(runs: Path) -> None:
+    assert_close(runs / "passes-1", runs / "reduced-2")
+
+
 def test_the_old_tensors_are_unchanged_and_counted(runs: Path, ground: Ground) -> None:
     before, after = (digest_tensors(open_checkpoint(f)) for f in (ground.expanded, runs / "keeping-2" / "model"))
     changed = [name for name in before if before[name] != after[name]]

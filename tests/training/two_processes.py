@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from blockexpand.errors import Interrupted, TrainingError
+from blockexpand.training import loop as loop_module
 from blockexpand.training import sft, train
 from blockexpand.training.arms.build import arm_of
 from blockexpand.training.data import open_data
@@ -127,6 +128,9 @@ def main() -> None:
     for name in SHARDED_RUNS:
         settings = sharded_settings(ground, name, out / f"{name}-2")
         (sft if name == "tuning" else train)(settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop_module, "keeps_gradients", lambda *_: False)
+        train(sharded_settings(ground, "passes", out / "reduced-2"))
     stop_after(5, sharded_settings(ground, "keeping", out / "cut-2-2"))
     train(sharded_settings(ground, "keeping", out / "cut-2-2"), resume=True)
     stop_after(5, sharded_settings(ground, "keeping", out / "cut-2-1"))

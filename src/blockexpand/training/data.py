@@ -83,7 +83,7 @@ class RunData:
         general = self._drawn(self.general, step, settings.num_general_rows, _GENERAL)
         if num_processes == 1:
             return [domain + general]
-        hands = deal(*(list(map(_cost, rows)) for rows in (general, domain)), num_processes)
+        hands = deal(_costs(general), _costs(domain), num_processes)
         return [[domain[i] for i in of_domain] + [general[i] for i in of_general] for of_general, of_domain in hands]
 
     def _drawn(self, split: TokenRows | None, step: int, count: int, stream: int) -> list[tuple[TokenRows, int]]:
@@ -122,9 +122,12 @@ class RunData:
             yield _batch(split, part, self.world.device) if len(part) else _idle(split, self.world.device)
 
 
-def _cost(row: tuple[TokenRows, int]) -> int:
-    split, index = row
-    return attention_cost(split.lengths(np.array([index]))[0])
+def _costs(rows: list[tuple[TokenRows, int]]) -> list[int]:
+    """What attention costs in each of some rows of one split."""
+    if not rows:
+        return []
+    indices = np.array([index for _, index in rows], dtype=np.int64)
+    return [attention_cost(lengths) for lengths in rows[0][0].lengths(indices)]
 
 
 def _batch(split: TokenRows, rows: np.ndarray, device: torch.device) -> RowBatch:

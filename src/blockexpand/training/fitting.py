@@ -24,6 +24,8 @@ from blockexpand.training.world import World
 _TRAINED_BYTES = 16
 """Of each number that trains: master, gradient and AdamW's two moments, in float32."""
 _MOST_PROCESSES = 4096
+_SHARE_FOR_GRADIENTS = 0.1
+"""Of a device's memory: up to it, whole gradients are kept between passes. (New blocks of an 8B: 7 GB.)"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,14 @@ def device_bytes(world: World) -> int:
     if world.device.type == "cuda":
         return torch.cuda.mem_get_info(world.device)[1]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // world.local_size
+
+
+def keeps_gradients(num_trained: int, world: World) -> bool:
+    """Whether each process can keep the gradients of so many numbers whole from one pass of a step to the next.
+
+    Summing them over the processes only after the last pass saves the other sums.
+    """
+    return 4 * num_trained <= _SHARE_FOR_GRADIENTS * device_bytes(world)
 
 
 def check_fits(settings: TrainSettings, world: World) -> None:

@@ -42,6 +42,7 @@ from blockexpand.training.checkpoints import (
     restore_trainable,
 )
 from blockexpand.training.data import Pass, RunData
+from blockexpand.training.fitting import keeps_gradients
 from blockexpand.training.optimizers import build_optimizers, rate_at, set_rate
 from blockexpand.training.retention import Measurement, adapted_weight, is_better
 from blockexpand.training.saving import Saver
@@ -96,6 +97,7 @@ class Loop:
         self.num_steps = settings.num_steps(data.domain.row_tokens)
         self.optimizers = build_optimizers(trainee.trainable, trainee.writers, settings.optimizer)
         self._saved_step = 0
+        self._keeps_gradients = keeps_gradients(sum(p.numel() for p in trainee.trainable.values()), self.world)
         self._names: dict[Tensor, str] = {p: n for n, p in trainee.trainable.items()}
         in_bfloat16 = settings.precision == "bfloat16"
         self._autocast = torch.autocast(self.world.device.type, torch.bfloat16, enabled=in_bfloat16)
@@ -195,7 +197,7 @@ class Loop:
             if number and self._stops(stopping):
                 self._forget_gradients()
                 return None
-            sync_gradients(self._root, self.trainee, last=number == len(passes) - 1)
+            sync_gradients(self._root, number == len(passes) - 1 or not self._keeps_gradients)
             self._backward(one, total, progress.general_weight, mine)
         norm = as_number(nn.utils.clip_grad_norm_(self.trainee.trainable.values(), self.settings.optimizer.clip_norm))
         sums = _Sums.over(self.world, mine)

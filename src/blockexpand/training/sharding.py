@@ -26,10 +26,6 @@ from blockexpand.training.world import World
 
 T = TypeVar("T")
 
-_MOST_TRAINED_TO_KEEP = 0.25
-"""Up to this share of a model's parameters, gradients stay whole between the passes of a step, which saves all
-reductions but the last; beyond it (training everything) they would take as much memory as sharding saves."""
-
 
 class Root(nn.Module):
     """The models of a run under one roof: calling it with a function runs that inside FSDP's root hooks."""
@@ -87,12 +83,10 @@ def _check_sharded(root: nn.Module, mesh: DeviceMesh) -> None:
         assert len(rows.local) <= -(-parameter.shape[0] // mesh.size()), f"{name}: {len(rows.local)} rows here"
 
 
-def sync_gradients(root: nn.Module, trainee: Trainee, last: bool) -> None:
-    """Whether the backward pass that comes reduces its gradients over the processes."""
+def sync_gradients(root: nn.Module, wanted: bool) -> None:
+    """Whether the backward pass that comes sums its gradients over the processes; if not, each keeps them whole."""
     if isinstance(root, FSDPModule):
-        num_trained = sum(p.numel() for p in trainee.trainable.values())
-        few = num_trained <= _MOST_TRAINED_TO_KEEP * sum(p.numel() for p in trainee.model.parameters())
-        root.set_requires_gradient_sync(last or not few)
+        root.set_requires_gradient_sync(wanted)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
