@@ -131,6 +131,7 @@ def _prepared(folder: str, precision: str, **changes: Any) -> tuple[TrainSetting
     from blockexpand.training.arms.blocks import Blocks
     from blockexpand.training.data import RunData
     from blockexpand.training.settings import BlocksArm, DataSettings, TrainSettings
+    from blockexpand.training.world import World
 
     work = Path(folder)
     rows = TokenRows(work / "train.arrow")
@@ -146,9 +147,8 @@ def _prepared(folder: str, precision: str, **changes: Any) -> tuple[TrainSetting
         checkpoint_every_steps=10**9,
         **changes,
     )
-    data = RunData(
-        settings=settings, domain=rows, general=None, validation={}, largest_token=0, device=torch.device("cpu")
-    )
+    world = World(device=torch.device("cpu"))
+    data = RunData(settings=settings, domain=rows, general=None, validation={}, largest_token=0, world=world)
     return settings, data, Blocks().load(work / "model", vars(torch)[precision], needs_reference=False)
 
 
@@ -209,6 +209,7 @@ def _ours(folder: str, precision: str, changes: dict[str, Any]) -> dict[str, flo
         watch = _Watch()
         loop.run(Progress(step=0, settings_digest=""), tracker, watch, [])
         tracker.close()
+        loop.close()
         first = next(row for row in read_metrics(Path(run) / "metrics.jsonl") if row["kind"] == "train")
         return watch.result(first["domain_loss"], _ROWS * data.domain.row_tokens, Path(run) / "checkpoints")
 

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from blockexpand.errors import TrainingError
@@ -46,14 +47,16 @@ def packed_states(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tenso
 def states_apart(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
     """The same with every document in a row of its own, filled up at its end, where nothing sees the filling.
 
-    Documents of like length share a pass, which is never larger than the rows were.
+    Documents of like length share a pass, which is never larger than the rows were (one process).
     """
     tokens_A = tokens_BT.flatten()
     starts = cast(list[int], (positions_BT.flatten() == 0).nonzero()[:, 0].tolist())
     lengths = [end - start for start, end in zip(starts, [*starts[1:], len(tokens_A)], strict=True)]
     order = sorted(range(len(starts)), key=lambda number: -lengths[number])
     parts: dict[int, Tensor] = {}
-    for group in _groups(order, lengths, len(tokens_A)):
+    # A model sharded over processes must run as often in each of them, whatever documents they have: in one pass.
+    sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    for group in [order] if sharded else _groups(order, lengths, len(tokens_A)):
         longest = lengths[group[0]]
         tokens_NL = tokens_A.new_zeros(len(group), longest)
         for row, number in enumerate(group):

@@ -30,11 +30,16 @@ class Blocks:
         """How the old blocks are held; the new ones are always whole."""
         self._base_precision: BasePrecision = base_precision
 
-    def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool) -> Trainee:
+    def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool, empty: bool = False) -> Trainee:
         """Load the expanded checkpoint; the base is inside it, so a reference costs nothing."""
         del needs_reference
         if self._base_precision == "same":
-            loaded: nn.Module = live.load(folder, dtype=dtype)[0]
+            loaded: nn.Module = live.load(folder, dtype=dtype, device="meta" if empty else "cpu")[0]
+        elif empty:
+            raise TrainingError(
+                f"base_precision is {self._base_precision!r}, and quantised weights cannot be sharded over processes; "
+                "expected one process; start without torchrun, or set base_precision=same"
+            )
         else:
             loaded = load_quantised(folder, self._base_precision, dtype)
         checkpoint = open_checkpoint(folder)
@@ -47,7 +52,7 @@ class Blocks:
             trainable=trainable,
             writers=live.writers(loaded),
             reference=lambda: _base_of(model),
-            tensors=lambda: live.tensors_on_disk(model, family),
+            tensors=lambda values: live.tensors_on_disk(model, family, values),
         )
 
 
