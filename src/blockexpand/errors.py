@@ -35,6 +35,18 @@ def _one_line(text: str) -> str:
     return text
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run after it was saved."""
+
+    exit_code = 130
+
+
+class Preempted(Interrupted):
+    """The system asked the run to end (SIGTERM), and it was saved: nothing has gone wrong."""
+
+    exit_code = 0
+
+
 class UsageError(BlockexpandError):
     """The command line was given something it cannot take."""
 

@@ -128,6 +128,7 @@ def load_model(
 ) -> nn.Module:
     """The model in a folder, in eval mode: no remote code, no network, no pickle; FP8 weights become floats.
 
+    On the device "meta" no weights are read: parameters have no memory, to be sharded and filled by the caller.
     `places` says which modules stay on the meta device (see parts.py).
 
     Raises:
@@ -138,6 +139,8 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
     loading_class = AutoModelForCausalLM if loader == "text" else AutoModelForImageTextToText
+    if device == "meta":
+        return _without_values(folder, dtype, loading_class)
     with no_progress_bars():
         try:
             loaded: Any = loading_class.from_pretrained(
@@ -170,6 +173,31 @@ def load_model(
 def to_device(module: nn.Module, device: str) -> nn.Module:
     """Move all that has numbers; what is only a shape stays one."""
     return module._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
+
+
+def _without_values(folder: Path, dtype: torch.dtype, loading_class: Any) -> nn.Module:
+    """The model as its config.json describes it, its parameters on the meta device, its buffers as they will be."""
+    import torch
+    from accelerate import init_empty_weights
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        with init_empty_weights(include_buffers=False):
+            model = loading_class.from_config(config, dtype=dtype, trust_remote_code=False)
+            exact = loading_class.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise LiveError(
+            f"transformers cannot build the model of {folder}: {reason}; expected a model folder that this version of "
+            "it knows; check the folder with `verify`"
+        ) from error
+    # What is computed when a model is built (tables of positions, say) is computed in float32 by transformers' loader.
+    for buffer, precise in zip(model.buffers(), exact.buffers(), strict=True):
+        buffer.copy_(precise)
+    model.tie_weights()
+    return model.eval()
 
 
 def _as_floats(config: dict[str, Any]) -> dict[str, Any]:

@@ -56,8 +56,8 @@ def adopt(model: nn.Module, plan: Plan) -> nn.Module:
     return model
 
 
-def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Plan]:
-    """The model of an expanded folder, in eval mode, and its plan.
+def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[nn.Module, Plan]:
+    """The model of an expanded folder, in eval mode, and its plan; on the device "meta", without its values.
 
     Raises:
         PlanError: the folder has no record of an expansion.
@@ -66,7 +66,7 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[nn.Mod
     plan = read_expansion(folder).plan
     known = known_families().get(plan.base.family)
     # A family that has no file is found among language models only.
-    model = load_model(Path(folder), dtype=dtype, loader=known.loader if known else "text")
+    model = load_model(Path(folder), dtype=dtype, device=device, loader=known.loader if known else "text")
     return adopt(model, plan), plan
 
 

@@ -1,7 +1,17 @@
 """One lean loop for every stage and every arm: post-pretraining, instruction tuning, comparisons."""
 
+from blockexpand.errors import Interrupted, Preempted
 from blockexpand.training.callback import BlockExpansionCallback
-from blockexpand.training.running import Interrupted, RunRecord, load_settings, sft, train
+from blockexpand.training.running import RunRecord, load_settings, sft, train
 from blockexpand.training.settings import TrainSettings
 
-__all__ = ["BlockExpansionCallback", "Interrupted", "RunRecord", "TrainSettings", "load_settings", "sft", "train"]
+__all__ = [
+    "BlockExpansionCallback",
+    "Interrupted",
+    "Preempted",
+    "RunRecord",
+    "TrainSettings",
+    "load_settings",
+    "sft",
+    "train",
+]
