@@ -1,7 +1,19 @@
 """One lean loop for every stage and every arm: post-pretraining, instruction tuning, comparisons."""
 
 from blockexpand.training.callback import BlockExpansionCallback
+from blockexpand.training.forecast import Devices, Forecast, forecast
 from blockexpand.training.running import Interrupted, RunRecord, load_settings, sft, train
 from blockexpand.training.settings import TrainSettings
 
-__all__ = ["BlockExpansionCallback", "Interrupted", "RunRecord", "TrainSettings", "load_settings", "sft", "train"]
+__all__ = [
+    "BlockExpansionCallback",
+    "Devices",
+    "Forecast",
+    "Interrupted",
+    "RunRecord",
+    "TrainSettings",
+    "forecast",
+    "load_settings",
+    "sft",
+    "train",
+]
