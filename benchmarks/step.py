@@ -110,6 +110,7 @@ def _prepared(folder: str, precision: str) -> tuple[TrainSettings, RunData, Trai
     from blockexpand.training.arms.blocks import Blocks
     from blockexpand.training.data import RunData
     from blockexpand.training.settings import BlocksArm, DataSettings, TrainSettings
+    from blockexpand.training.world import World
 
     work = Path(folder)
     rows = TokenRows(work / "train.arrow")
@@ -124,9 +125,8 @@ def _prepared(folder: str, precision: str) -> tuple[TrainSettings, RunData, Trai
         precision="bfloat16" if precision == "bfloat16" else "float32",
         checkpoint_every_steps=10**9,
     )
-    data = RunData(
-        settings=settings, domain=rows, general=None, validation={}, largest_token=0, device=torch.device("cpu")
-    )
+    world = World(device=torch.device("cpu"))
+    data = RunData(settings=settings, domain=rows, general=None, validation={}, largest_token=0, world=world)
     return settings, data, Blocks().load(work / "model", vars(torch)[precision], needs_reference=False)
 
 
@@ -168,6 +168,7 @@ def _ours(folder: str, precision: str) -> dict[str, float]:
         watch = _Watch()
         loop.run(Progress(step=0, settings_digest=""), tracker, watch, [])
         tracker.close()
+        loop.close()
         first = next(row for row in read_metrics(Path(run) / "metrics.jsonl") if row["kind"] == "train")
     return watch.result(first["domain_loss"], _ROWS * data.domain.row_tokens)
 

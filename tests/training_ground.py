@@ -6,7 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from blockexpand.training.settings import BlocksArm, DataSettings, OptimizerSettings, TrainSettings
+from blockexpand.training.settings import (
+    BlocksArm,
+    DataSettings,
+    FullArm,
+    OptimizerSettings,
+    RetentionSettings,
+    TrainSettings,
+)
+
+KEEPING = RetentionSettings(replay=0.5, kl_weight=0.5, forgetting_budget=0.05)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,3 +43,22 @@ class Ground:
             "checkpoint_every_steps": 3,
         }
         return TrainSettings(**(values | changes))
+
+
+SHARDED_RUNS = ("keeping", "passes", "half", "tuning", "whole", "muon")
+"""Runs that are done by one process and by two, and compared."""
+
+
+def sharded_settings(ground: Ground, name: str, out: Path) -> TrainSettings:
+    """One of SHARDED_RUNS."""
+    chats = DataSettings(domain=str(ground.chats), validation_rows=4)
+    changes: dict[str, dict[str, Any]] = {
+        # Five rows for two processes, of them three general: unequal shares.
+        "keeping": {"retention": KEEPING, "rows_per_step": 5},
+        "passes": {"retention": KEEPING, "rows_per_step": 5, "rows_per_pass": 1},
+        "half": {"precision": "bfloat16"},
+        "tuning": {"arm": FullArm(kind="full"), "data": chats, "domain_tokens": 4 * 4 * 64},
+        "whole": {"arm": FullArm(kind="full"), "retention": KEEPING, "domain_tokens": 4 * 2 * 32},
+        "muon": {"optimizer": OptimizerSettings(name="muon", lr=3e-3), "domain_tokens": 4 * 4 * 32},
+    }
+    return ground.settings(out, **changes[name])

@@ -10,11 +10,41 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MOST_CHARACTERS = 1200
+"""A message is a line that somebody reads, whatever the value in it was."""
+
 
 class BlockexpandError(Exception):
     """Something a person can mend: bad input, a bad file, a full disk."""
 
     exit_code = 2
+
+    def __init__(self, message: object) -> None:
+        """`message`, made one line of bearable length whatever the values in it are."""
+        super().__init__(_one_line(str(message)))
+
+
+def _one_line(text: str) -> str:
+    """The message in one line that any terminal takes: values come from files, and files hold anything."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    if len(text) > _MOST_CHARACTERS:
+        # What happened stands at its beginning, what to do at its end.
+        kept = _MOST_CHARACTERS // 2
+        text = f"{text[:kept]} ... ({len(text) - 2 * kept:,} characters) ... {text[-kept:]}"
+    return text
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run after it was saved."""
+
+    exit_code = 130
+
+
+class Preempted(Interrupted):
+    """The system asked the run to end (SIGTERM), and it was saved: nothing has gone wrong."""
+
+    exit_code = 0
 
 
 class UsageError(BlockexpandError):

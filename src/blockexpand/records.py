@@ -16,7 +16,9 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import re
+import stat
 import types
 import typing
 from pathlib import Path
@@ -31,6 +33,12 @@ T = TypeVar("T")
 # the resolver below is YAML 1.2's (section 10.3.2).
 _YAML_FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$")
 
+
+MAX_TEXT_BYTES = 100_000_000
+"""Of a file that is read whole; as much as safetensors allows its headers. The index of a model of 600 billion
+parameters takes 9 MB."""
+MAX_ITEMS = 4_000_000
+"""Of one JSON text: what each takes in memory is many times what it takes in the file (`[],` is three bytes there)."""
 
 WRITTEN_WHEN_SET = {"written": "when set"}
 """Metadata of a field that files leave out while it is its default: added without changing what was written before."""
@@ -118,7 +126,10 @@ def _convert(kind: Any, data: Any, where: str) -> Any:
 
 def _convert_scalar(kind: Any, data: Any, where: str) -> Any:
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
+        try:
+            return float(data)
+        except OverflowError:
+            raise RecordError(f"{_place(where)}: expected a number below 1.8e308, got {data!r}") from None
     if kind in (str, int, float, bool) and type(data) is kind:
         if isinstance(data, float) and not math.isfinite(data):
             raise RecordError(f"{_place(where)}: expected a finite number, got {data!r}")
@@ -207,8 +218,14 @@ def check(condition: bool, field: str, value: Any, expected: str) -> None:
 
 
 def read_text(path: Path | str) -> str:
-    """The file's text, or a one-line error when it is missing, a folder or not UTF-8."""
+    """The file's text, or a one-line error when it is missing, no plain file, too large or not UTF-8."""
     try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            # A pipe that nobody writes to would be waited for without end.
+            raise RecordError(f"{path} is a pipe or a device; expected a plain file")
+        if found.st_size > MAX_TEXT_BYTES:
+            raise RecordError(f"{path} is {found.st_size:,} bytes long; expected at most {MAX_TEXT_BYTES:,}")
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RecordError(f"no such file: {path}") from None
@@ -233,13 +250,32 @@ def _no_duplicates(path: str) -> Any:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """JSON with duplicate keys and NaN refused; `where` names the file in errors."""
+    """JSON with duplicate keys, NaN and what cannot be written again refused; `where` names the file in errors."""
 
     def no_constant(name: str) -> Any:
         raise RecordError(f"{where}: {name} is not JSON; expected a finite number or null")
 
+    def finite(digits: str) -> float:
+        number = float(digits)
+        if math.isinf(number):
+            raise RecordError(f"{where}: {digits} is larger than any number here; expected one below 1.8e308")
+        return number
+
+    items = text.count(",") + text.count("[") + text.count("{")
+    if items > MAX_ITEMS:
+        raise RecordError(f"{where} holds some {items:,} items; expected at most {MAX_ITEMS:,}")
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates(where), parse_constant=no_constant)
+        value = json.loads(
+            text, object_pairs_hook=_no_duplicates(where), parse_constant=no_constant, parse_float=finite
+        )
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError as error:
+        raise RecordError(
+            f"{where} holds text that cannot be written as UTF-8 ({error.object[error.start]!r}); expected whole "
+            "characters"
+        ) from None
     except json.JSONDecodeError as error:
         raise RecordError(f"{where} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except ValueError as error:

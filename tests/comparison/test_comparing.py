@@ -20,7 +20,7 @@ from blockexpand.comparison.results import pareto
 from blockexpand.errors import ComparisonError, RecordError
 from blockexpand.evaluation import read_evaluation
 from blockexpand.records import dump_json
-from blockexpand.training.checkpoints import newest_checkpoint
+from blockexpand.training.checkpoints import newest_checkpoint, read_progress
 from blockexpand.training.retention import Measurement
 from blockexpand.training.settings import (
     BlocksArm,
@@ -208,7 +208,7 @@ def test_a_killed_comparison_takes_its_runs_with_it(ground: Ground, tmp_path: Pa
     checkpoint = newest_checkpoint(run)
     assert checkpoint is not None
     time.sleep(0.5)
-    assert max(row["step"] for row in read_metrics(run / "metrics.jsonl")) == checkpoint.progress.step
+    assert max(row["step"] for row in read_metrics(run / "metrics.jsonl")) == read_progress(checkpoint).step
 
 
 def _wait_for(holds: Callable[[], bool], seconds: float = 120) -> None:

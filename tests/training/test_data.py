@@ -12,10 +12,11 @@ import torch
 from blockexpand.errors import CorpusError, TrainingError
 from blockexpand.training.data import open_data, shuffled
 from blockexpand.training.settings import DataSettings, RetentionSettings
+from blockexpand.training.world import World
 from lm_helpers import make_corpus, make_lm
 from training_ground import Ground
 
-CPU = torch.device("cpu")
+CPU = World(device=torch.device("cpu"))
 
 
 def test_every_epoch_sees_every_row_once_in_another_order() -> None:

@@ -20,7 +20,7 @@ from blockexpand.records import read_json, read_record
 from blockexpand.training import Interrupted, RunRecord, sft, train
 from blockexpand.training import running as running_module
 from blockexpand.training.arms.trainee import load_model
-from blockexpand.training.checkpoints import newest_checkpoint
+from blockexpand.training.checkpoints import OPTIMIZER, TRAINABLE, SavedTensors, newest_checkpoint
 from blockexpand.training.loop import Loop
 from blockexpand.training.settings import (
     DataSettings,
@@ -32,6 +32,7 @@ from blockexpand.training.settings import (
     TrainSettings,
 )
 from blockexpand.training.tracker import read_metrics
+from blockexpand.training.world import World
 from helpers import tree
 from training_ground import Ground
 
@@ -109,7 +110,7 @@ def test_nothing_below_the_first_new_block_is_differentiated(ground: Ground, tmp
     seen: dict[int, bool] = {}
     for index, block in enumerate(trainee.model.get_decoder().layers):  # type: ignore[operator]
         block.register_forward_hook(lambda _m, _i, out, index=index: seen.__setitem__(index, out.requires_grad))
-    batch = open_data(ground.settings(tmp_path), torch.device("cpu")).passes(0)[0].batch
+    batch = open_data(ground.settings(tmp_path), World(device=torch.device("cpu"))).passes(0)[0].batch
     hidden_states(trainee.model, batch)
     assert seen == {0: False, 1: False, 2: True, 3: True, 4: True, 5: True}
 
@@ -174,8 +175,9 @@ def test_checkpoints_hold_what_trains_and_only_the_newest_are_kept(ground: Groun
     assert names == ["step-00000006", "step-00000008"]
     checkpoint = newest_checkpoint(tmp_path / "run")
     assert checkpoint is not None
-    assert {int(name.split(".")[2]) for name in checkpoint.trainable} == {2, 5}
-    moments = {key.partition("|")[0] for key in checkpoint.optimizer}
+    trainable, optimizer = (SavedTensors(checkpoint / name) for name in (TRAINABLE, OPTIMIZER))
+    assert {int(name.split(".")[2]) for name in trainable.names} == {2, 5}
+    moments = {key.partition("|")[0] for key in optimizer.names}
     assert moments == {"exp_avg", "exp_avg_sq", "step"}
 
 
@@ -307,8 +309,8 @@ def test_what_does_not_fit_the_model_is_refused(
 ) -> None:
     real = running_module.open_data
 
-    def with_a_foreign_token(settings: TrainSettings, device: torch.device) -> Any:
-        return dataclasses.replace(real(settings, device), largest_token=999)
+    def with_a_foreign_token(settings: TrainSettings, world: World) -> Any:
+        return dataclasses.replace(real(settings, world), largest_token=999)
 
     monkeypatch.setattr(running_module, "open_data", with_a_foreign_token)
     with pytest.raises(TrainingError, match=r"the data hold token 999, and .* has embeddings for 320"):

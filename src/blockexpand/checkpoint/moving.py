@@ -6,6 +6,7 @@ In: open files and ranges. Out: the same bytes at another place. Refused: a sour
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -59,6 +60,13 @@ def merge(ranges: list[Range]) -> list[Range]:
         elif item.num_bytes:
             merged.append(item)
     return merged
+
+
+def write_whole(stream: io.RawIOBase, data: bytes) -> None:
+    """Write all of the bytes: one call of an unbuffered stream may take fewer, and says so only in its result."""
+    left = memoryview(data)
+    while left:
+        left = left[stream.write(left) or 0 :]
 
 
 def move(source: int, target: int, piece: Range, advance: Callable[[float], None]) -> None:

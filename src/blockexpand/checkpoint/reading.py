@@ -20,6 +20,8 @@ from blockexpand.records import read_json
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_LONGEST_NAME = 255
+"""Bytes in a file's name, on every file system of Linux (NAME_MAX)."""
 _PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -143,7 +145,7 @@ def _read_sharded(folder: Path, index: Path) -> list[Header]:
 def _check_shard_name(name: str, index: Path) -> None:
     """A shard is a file in the folder itself. (The file may be a link: hub caches link into `blobs`.)"""
     plain = name not in (".", "..") and "/" not in name and "\\" not in name and "\0" not in name
-    if not plain or not name.endswith(".safetensors"):
+    if not plain or not name.endswith(".safetensors") or len(name.encode()) > _LONGEST_NAME:
         raise CheckpointError(
             f"{index} names the shard {name!r}; expected the plain name of a .safetensors file in the same folder; do "
             "not use this checkpoint unless you know who made it"

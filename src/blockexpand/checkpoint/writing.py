@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockexpand.checkpoint.header import TensorEntry, build_header, num_bytes, num_elements, open_to_read
-from blockexpand.checkpoint.moving import Range, merge, move
+from blockexpand.checkpoint.moving import Range, merge, move, write_whole
 from blockexpand.checkpoint.reading import INDEX, SINGLE, Checkpoint
 from blockexpand.errors import StagingError
 from blockexpand.progress import bar
@@ -169,13 +169,13 @@ def write_weights(base: Checkpoint, files: Sequence[OutputFile], folder: Path) -
             with open(folder / file.name, "xb", buffering=0) as stream:
                 # The whole length first: what is not written after this is a hole, and reads as zeros.
                 stream.truncate(size)
-                stream.write(header)
+                write_whole(stream, header)
                 for piece in ranges:
                     move(handles[piece.file], stream.fileno(), piece, progress.advance)
                 for offset, tensor in _made(file, len(header)):
                     stream.seek(offset)
                     for part in _draw(tensor) if tensor.spread else [tensor.element * num_elements(tensor.shape)]:
-                        stream.write(part)
+                        write_whole(stream, part)
     if base.sharded:
         _write_index(files, folder)
 

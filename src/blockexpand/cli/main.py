@@ -1,11 +1,13 @@
 """The entry point: finds the verb, runs it, turns errors into one line and an exit code.
 
-0 done, 1 the check failed, 2 bad input or usage, 130 interrupted. Nothing heavy is imported before the
-verb is known.
+0 done (or saved and ended because the system asked for it), 1 the check failed, 2 bad input or usage, 130
+interrupted. Nothing heavy is imported before the verb is known. Of the processes that torchrun starts, the
+first one speaks for all; the others say only what went wrong in them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from typing import NoReturn
 from cyclopts import App, CycloptsError
 
 from blockexpand import __version__
-from blockexpand.errors import BlockexpandError
+from blockexpand.errors import BlockexpandError, Interrupted
 
 USAGE, INTERRUPTED = 2, 130
 
@@ -71,19 +73,33 @@ def run(tokens: list[str]) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     debug = "--debug" in tokens
+    rank = _rank()
+    name = f"blockexpand (process {rank})" if rank else "blockexpand"
     try:
-        return _run_verb(tokens)
+        if not rank:
+            return _run_verb(tokens)
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            return _run_verb([*tokens, "--quiet"])
     except (CycloptsError, BlockexpandError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return INTERRUPTED
         if debug:
             raise
-        print(f"blockexpand: {one_line(error)}", file=sys.stderr)
+        print(f"{name}: {one_line(error)}", file=sys.stderr)
         return error.exit_code if isinstance(error, BlockexpandError) else USAGE
+    except Interrupted as error:
+        if not rank:
+            print(f"blockexpand: {error}", file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt as error:
         print(f"blockexpand: interrupted{': ' if str(error) else ''}{error}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _rank() -> int:
+    """Which of the processes that torchrun started this is; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
 def _run_verb(tokens: list[str]) -> int:

@@ -9,6 +9,7 @@ architectures than a language model's, and per-layer entries the family does not
 from __future__ import annotations
 
 import functools
+import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -175,7 +176,8 @@ def _refuse_settings(family: Family, config: dict[str, Any], where: str) -> None
 
 
 def _refuse_other_architectures(family: Family, config: dict[str, Any], where: str) -> None:
-    for name in config.get("architectures") or ():
+    named = config.get("architectures") or []
+    for name in named if isinstance(named, list) else [named]:
         if name not in family.architectures:
             raise FamilyError(
                 f"{where}: architecture {name!r} of family {family.name!r} is not served; expected "
@@ -207,5 +209,5 @@ def _entries(config: dict[str, Any]) -> list[tuple[str, Any]]:
 def _looks_per_layer(key: str, value: Any, depth: int) -> bool:
     if isinstance(value, dict):
         # transformers 5's per_layer_config and its like: settings by block index.
-        return bool(value) and all(str(k).isdigit() and int(k) < depth for k in value) and "." not in key
+        return bool(value) and all(re.fullmatch("[0-9]{1,9}", k) and int(k) < depth for k in value) and "." not in key
     return isinstance(value, list) and len(value) == depth

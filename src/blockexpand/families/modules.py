@@ -120,6 +120,8 @@ def as_in_files(family: Family, block: int, tail: str, tensor: torch.Tensor) -> 
 def load_model(folder: Path, *, dtype: torch.dtype, device: str = "cpu", loader: Loader = "text") -> nn.Module:
     """The model in a folder, in eval mode: no remote code, no network, no pickle; FP8 weights become floats.
 
+    On the device "meta" no weights are read: parameters have no memory, to be sharded and filled by the caller.
+
     Raises:
         LiveError: transformers cannot build it, or a tensor it needs is not in the files.
     """
@@ -128,6 +130,8 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: str = "cpu", loader:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
     loading_class = AutoModelForCausalLM if loader == "text" else AutoModelForImageTextToText
+    if device == "meta":
+        return _without_values(folder, dtype, loading_class)
     with _no_progress_bars():
         try:
             loaded: Any = loading_class.from_pretrained(
@@ -154,6 +158,31 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: str = "cpu", loader:
             "for; expected every tensor; write or download the folder again"
         )
     return _in_memory_of_its_own(model.eval().to(device))
+
+
+def _without_values(folder: Path, dtype: torch.dtype, loading_class: Any) -> nn.Module:
+    """The model as its config.json describes it, its parameters on the meta device, its buffers as they will be."""
+    import torch
+    from accelerate import init_empty_weights
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        with init_empty_weights(include_buffers=False):
+            model = loading_class.from_config(config, dtype=dtype, trust_remote_code=False)
+            exact = loading_class.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise LiveError(
+            f"transformers cannot build the model of {folder}: {reason}; expected a model folder that this version of "
+            "it knows; check the folder with `verify`"
+        ) from error
+    # What is computed when a model is built (tables of positions, say) is computed in float32 by transformers' loader.
+    for buffer, precise in zip(model.buffers(), exact.buffers(), strict=True):
+        buffer.copy_(precise)
+    model.tie_weights()
+    return model.eval()
 
 
 def _as_floats(config: dict[str, Any]) -> dict[str, Any]:

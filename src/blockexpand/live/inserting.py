@@ -56,15 +56,15 @@ def adopt(model: nn.Module, plan: Plan) -> nn.Module:
     return model
 
 
-def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Plan]:
-    """The model of an expanded folder, in eval mode, and its plan.
+def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[nn.Module, Plan]:
+    """The model of an expanded folder, in eval mode, and its plan; on the device "meta", without its values.
 
     Raises:
         PlanError: the folder has no record of an expansion.
         LiveError: transformers cannot load it, or it does not fit its record.
     """
     plan = read_expansion(folder).plan
-    model = load_model(Path(folder), dtype=dtype, loader=known_families()[plan.base.family].loader)
+    model = load_model(Path(folder), dtype=dtype, device=device, loader=known_families()[plan.base.family].loader)
     return adopt(model, plan), plan
 
 

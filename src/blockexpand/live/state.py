@@ -6,7 +6,7 @@ model forgets the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -94,8 +94,10 @@ def writers(model: nn.Module) -> frozenset[str]:
     )
 
 
-def tensors_on_disk(model: nn.Module, family: Family) -> dict[str, Tensor]:
+def tensors_on_disk(model: nn.Module, family: Family, values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The new blocks' parameters by the names that the files have; `family` is spelled as the files are.
+
+    With `values`, those, by the names that `freeze` gives, in the place of the model's own.
 
     Raises:
         LiveError: the model is not known to be expanded.
@@ -105,7 +107,8 @@ def tensors_on_disk(model: nn.Module, family: Family) -> dict[str, Tensor]:
     for block in known.plan.new_blocks:
         parameters = planned(known.plan.tensors_of(block.donor))
         for tail, parameter in parameters_of(known.blocks[block.position], known.family, parameters).items():
-            tensors |= as_in_files(family, block.position, tail, parameter.detach())
+            value = parameter if values is None else values[f"{known.family.stack.module}.{block.position}.{tail}"]
+            tensors |= as_in_files(family, block.position, tail, value.detach())
     return tensors
 
 

@@ -41,6 +41,10 @@ class RowBatch:
             trained_BT=torch.from_numpy(np.ascontiguousarray(trained_NT)).to(device),
         )
 
+    def rows(self, which: slice) -> RowBatch:
+        """Some of the rows."""
+        return RowBatch(**{name: value[which] for name, value in vars(self).items()})
+
     def predicted_BT(self) -> Tensor:
         """bool [B, T]: whether the hidden state at a position predicts a token that counts."""
         predicted = torch.zeros_like(self.trained_BT)

@@ -58,7 +58,8 @@ def cost(survey: Survey, config: dict[str, Any], sources: Sequence[int], positio
     new_parameters = sum(_parameters(survey, block) for block in new)
     base_bytes = sum(e.num_bytes for e in survey.outer.values()) + sum(_bytes(survey, block) for block in old)
     longest = text.get("max_position_embeddings")
-    context = min(DEFAULT_CONTEXT_TOKENS, longest) if isinstance(longest, int) else DEFAULT_CONTEXT_TOKENS
+    stated = type(longest) is int and longest > 0
+    context = min(DEFAULT_CONTEXT_TOKENS, longest) if stated else DEFAULT_CONTEXT_TOKENS
     counting = _Counting(survey=survey, config=text, context=context)
     forward_before = counting.head() + sum(counting.block(block) for block in old)
     forward_after = counting.head() + sum(counting.block(block) for block in sources)
@@ -127,7 +128,7 @@ class _Counting:
         if experts is None or not matches_any(experts.tensors, tensor.tail):
             return elements
         used = self.config.get(experts.used_key)
-        used = used if isinstance(used, int) else experts.used_default
+        used = used if type(used) is int and used > 0 else experts.used_default
         if len(tensor.shape) > 2:
             return elements * used // tensor.shape[0]
         pattern = next(p for p in experts.tensors if tail_matches(p, tensor.tail))

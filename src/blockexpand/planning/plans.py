@@ -7,6 +7,7 @@ are not the ones the positions give.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from blockexpand.planning.placing import Insertion, PlacementKind
 from blockexpand.planning.survey import BlockKind, BlockTensor, Init
 from blockexpand.records import WRITTEN_WHEN_SET, check, read_record, write_record
 
+MOST_BLOCKS = 100_000
+"""Deeper than any model; what a file claims beyond it is not looked at block by block."""
 SILENT = ("zero", "minus-one")
 """What a residual writer starts as so that its block adds nothing."""
 
@@ -72,6 +75,9 @@ class BaseFacts:
     """The digest of config.json's content."""
     layout_digest: str
     """The digest of all tensors' names, dtypes and shapes."""
+
+    def __post_init__(self) -> None:
+        check(1 <= self.num_blocks <= MOST_BLOCKS, "num_blocks", self.num_blocks, f"1 to {MOST_BLOCKS:,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +139,7 @@ class Plan:
     def __post_init__(self) -> None:
         depth, blocks = self.base.num_blocks, self.new_blocks
         check(len(blocks) > 0, "new_blocks", list(blocks), "at least one new block")
+        check(len(blocks) <= MOST_BLOCKS, "new_blocks", len(blocks), f"at most {MOST_BLOCKS:,} new blocks")
         for block in blocks:
             check(-1 <= block.after < depth, f"{block.id}.after", block.after, f"-1 to {depth - 1}")
             check(0 <= block.donor < depth, f"{block.id}.donor", block.donor, f"0 to {depth - 1}")
@@ -223,17 +230,18 @@ class Plan:
 def number(insertions: Iterable[Insertion]) -> tuple[NewBlock, ...]:
     """Give insertions, sorted from bottom to top, their ids and positions."""
     blocks: list[NewBlock] = []
+    on_the_same: Counter[int] = Counter()
     for count, item in enumerate(insertions):
-        on_the_same = sum(block.after == item.after for block in blocks)
         stem = f"after{item.after}" if item.after >= 0 else "before0"
         blocks.append(
             NewBlock(
-                id=f"{stem}.{on_the_same}",
+                id=f"{stem}.{on_the_same[item.after]}",
                 position=item.after + 1 + count,
                 donor=item.donor,
                 after=item.after,
             )
         )
+        on_the_same[item.after] += 1
     return tuple(blocks)
 
 

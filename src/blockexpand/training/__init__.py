@@ -1,8 +1,9 @@
 """One lean loop for every stage and every arm: post-pretraining, instruction tuning, comparisons."""
 
+from blockexpand.errors import Interrupted, Preempted
 from blockexpand.training.callback import BlockExpansionCallback
 from blockexpand.training.forecast import Devices, Forecast, forecast
-from blockexpand.training.running import Interrupted, RunRecord, load_settings, sft, train
+from blockexpand.training.running import RunRecord, load_settings, sft, train
 from blockexpand.training.settings import TrainSettings
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Devices",
     "Forecast",
     "Interrupted",
+    "Preempted",
     "RunRecord",
     "TrainSettings",
     "forecast",

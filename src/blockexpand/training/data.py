@@ -17,7 +17,9 @@ from blockexpand.corpus.dataset import Corpus, TokenRows, open_corpus
 from blockexpand.corpus.tokens import tokenizer_digest
 from blockexpand.errors import TrainingError
 from blockexpand.numerics.forward import RowBatch
+from blockexpand.training.dealing import attention_cost, deal
 from blockexpand.training.settings import SELF, TrainSettings
+from blockexpand.training.world import World
 
 _DOMAIN, _GENERAL, _VALIDATION = 0, 1, 2  # streams of random numbers, apart from each other
 
@@ -41,6 +43,8 @@ class Pass:
     batch: RowBatch
     num_domain_rows: int
     """The first rows are the domain's, the rest general."""
+    has_general: bool
+    """Whether this pass has general rows in any process of the run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,22 +58,44 @@ class RunData:
     """`domain`, and `general` where there is one: what the run steers by."""
     largest_token: int
     """The largest token id in any of them."""
-    device: torch.device
+    world: World
 
     def passes(self, step: int) -> list[Pass]:
-        """The forward passes of a step, each at most `rows_per_pass` rows."""
-        settings = self.settings
-        parts = [(self.domain, settings.num_domain_rows, _DOMAIN)]
-        if self.general is not None and settings.num_general_rows:
-            parts.append((self.general, settings.num_general_rows, _GENERAL))
-        rows: list[tuple[TokenRows, int]] = []
-        for split, count, stream in parts:
-            chosen = shuffled(split.num_rows, step * count, count, (settings.seed, stream))
-            rows.extend((split, int(index)) for index in chosen)
-        size = settings.rows_per_pass
-        return [self._pass(rows[start : start + size]) for start in range(0, len(rows), size)]
+        """This process's forward passes of a step, each at most `rows_per_pass` rows; as many in every process.
 
-    def _pass(self, rows: list[tuple[TokenRows, int]]) -> Pass:
+        A process that has no rows left for a pass repeats a row in it of which nothing counts: all must take
+        part when parameters are gathered.
+        """
+        shares = self.shares(step)
+        size = self.settings.rows_per_pass
+        starts = range(0, max(map(len, shares)), size)
+        passes = []
+        for start in starts:
+            parts = [share[start : start + size] for share in shares]
+            has_general = any(split is self.general for part in parts for split, _ in part)
+            passes.append(self._pass(parts[self.world.rank], has_general))
+        return passes
+
+    def shares(self, step: int) -> list[list[tuple[TokenRows, int]]]:
+        """The rows of a step for each process of the run, its domain rows first."""
+        settings, num_processes = self.settings, self.world.size
+        domain = self._drawn(self.domain, step, settings.num_domain_rows, _DOMAIN)
+        general = self._drawn(self.general, step, settings.num_general_rows, _GENERAL)
+        if num_processes == 1:
+            return [domain + general]
+        hands = deal(_costs(general), _costs(domain), num_processes)
+        return [[domain[i] for i in of_domain] + [general[i] for i in of_general] for of_general, of_domain in hands]
+
+    def _drawn(self, split: TokenRows | None, step: int, count: int, stream: int) -> list[tuple[TokenRows, int]]:
+        if split is None or not count:
+            return []
+        chosen = shuffled(split.num_rows, step * count, count, (self.settings.seed, stream))
+        return [(split, int(index)) for index in chosen]
+
+    def _pass(self, rows: list[tuple[TokenRows, int]], has_general: bool) -> Pass:
+        if not rows:
+            idle = _idle(self.domain, self.world.device)
+            return Pass(batch=idle, num_domain_rows=1, has_general=has_general)
         arrays = []
         num_domain_rows = 0
         for split in (self.domain, self.general):
@@ -79,19 +105,42 @@ class RunData:
             if split is not None and len(chosen):
                 arrays.append((split.tokens_NT(chosen), split.positions_NT(chosen), split.trained_NT(chosen)))
         tokens, positions, trained = (np.concatenate(part) for part in zip(*arrays, strict=True))
-        return Pass(batch=RowBatch.of(tokens, positions, trained, self.device), num_domain_rows=num_domain_rows)
+        batch = RowBatch.of(tokens, positions, trained, self.world.device)
+        return Pass(batch=batch, num_domain_rows=num_domain_rows, has_general=has_general)
 
     def validation_batches(self, name: str) -> Iterator[RowBatch]:
-        """A fixed sample of the validation split of `domain` or `general`, the same at every step and seed."""
-        split = self.validation[name]
+        """This process's part of a fixed sample of the validation split of `domain` or `general`.
+
+        The sample is the same at every step and seed, and there are as many batches in every process.
+        """
+        split, size = self.validation[name], self.settings.rows_per_pass
         order = shuffled(split.num_rows, 0, split.num_rows, (0, _VALIDATION))
         chosen = order[: self.settings.data.validation_rows]
-        for start in range(0, len(chosen), self.settings.rows_per_pass):
-            part = chosen[start : start + self.settings.rows_per_pass]
-            yield RowBatch.of(split.tokens_NT(part), split.positions_NT(part), split.trained_NT(part), self.device)
+        mine = chosen[self.world.rank :: self.world.size]
+        for start in range(0, -(-len(chosen) // self.world.size), size):
+            part = mine[start : start + size]
+            yield _batch(split, part, self.world.device) if len(part) else _idle(split, self.world.device)
 
 
-def open_data(settings: TrainSettings, device: torch.device) -> RunData:
+def _costs(rows: list[tuple[TokenRows, int]]) -> list[int]:
+    """What attention costs in each of some rows of one split."""
+    if not rows:
+        return []
+    indices = np.array([index for _, index in rows], dtype=np.int64)
+    return [attention_cost(lengths) for lengths in rows[0][0].lengths(indices)]
+
+
+def _batch(split: TokenRows, rows: np.ndarray, device: torch.device) -> RowBatch:
+    return RowBatch.of(split.tokens_NT(rows), split.positions_NT(rows), split.trained_NT(rows), device)
+
+
+def _idle(split: TokenRows, device: torch.device) -> RowBatch:
+    """A row of which nothing counts."""
+    batch = _batch(split, np.array([0]), device)
+    return dataclasses.replace(batch, trained_BT=torch.zeros_like(batch.trained_BT))
+
+
+def open_data(settings: TrainSettings, world: World) -> RunData:
     """Open the prepared folders that a run names.
 
     Raises:
@@ -112,7 +161,7 @@ def open_data(settings: TrainSettings, device: torch.device) -> RunData:
         general=corpora["general"].rows(data.general_split) if settings.num_general_rows else None,
         validation={n: c.rows(data.validation_split) for n, c in corpora.items()} if steering else {},
         largest_token=max(split.largest_token for c in corpora.values() for split in c.record.splits.values()),
-        device=device,
+        world=world,
     )
 
 

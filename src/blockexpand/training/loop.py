@@ -3,17 +3,24 @@
 In: a trainee, its rows, settings. Out: the steps done, metrics on the way, and the tensors to ship. It
 knows no arm and no stage. Nothing below the first trainable parameter is differentiated, because nothing
 there requires a gradient and no hook asks for one.
+
+Of several processes each does its rows of every step. What a step is divided by is counted over all of
+them, and what is decided (a step skipped, an end, the best checkpoint) is decided from sums over all, so
+all decide alike.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 import time
 from pathlib import Path
+from typing import NoReturn
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blockexpand.errors import TrainingError
 from blockexpand.numerics.forward import check_head, cross_entropies, head_weight, hidden_states
@@ -21,19 +28,28 @@ from blockexpand.numerics.loss import Reference, linear_losses
 from blockexpand.progress import Bar
 from blockexpand.training.arms.trainee import Trainee
 from blockexpand.training.checkpoints import (
-    Checkpoint,
+    OPTIMIZER,
+    TRAINABLE,
     Progress,
-    load_tensors,
+    SavedTensors,
+    best_folder,
+    best_job,
+    checkpoint_job,
+    last_good_checkpoint,
     optimizer_tensors,
+    read_progress,
     restore_optimizers,
-    save_checkpoint,
-    save_tensors,
+    restore_trainable,
 )
 from blockexpand.training.data import Pass, RunData
+from blockexpand.training.fitting import keeps_gradients
 from blockexpand.training.optimizers import build_optimizers, rate_at, set_rate
 from blockexpand.training.retention import Measurement, adapted_weight, is_better
+from blockexpand.training.saving import Saver
 from blockexpand.training.settings import TrainSettings
+from blockexpand.training.sharding import Root, as_number, gathered, sync_gradients
 from blockexpand.training.tracker import Tracker
+from blockexpand.training.world import World
 
 _MOST_SKIPPED = 3
 """Steps in a row whose loss is not finite; more and the run stops."""
@@ -48,6 +64,14 @@ class _Sums:
     general_ce: float = 0.0
     general_tokens: int = 0
     kl: float = 0.0
+    num_positions: int = 0
+    """Positions of all rows, padding included."""
+
+    @classmethod
+    def over(cls, world: World, mine: _Sums) -> _Sums:
+        """The sums over all processes."""
+        domain_ce, domain_tokens, general_ce, general_tokens, kl, positions = world.total(list(vars(mine).values()))
+        return cls(domain_ce, int(domain_tokens), general_ce, int(general_tokens), kl, int(positions))
 
     def means(self) -> dict[str, float | None]:
         general = self.general_tokens
@@ -61,82 +85,130 @@ class _Sums:
 class Loop:
     """One run's state and steps."""
 
-    def __init__(self, settings: TrainSettings, trainee: Trainee, data: RunData, run: Path) -> None:
-        """Build the optimisers; nothing moves yet."""
+    def __init__(
+        self, settings: TrainSettings, trainee: Trainee, data: RunData, run: Path, root: nn.Module | None = None
+    ) -> None:
+        """Build the optimisers; nothing moves yet.
+
+        `root` holds the models where they are sharded: all passes go through it.
+        """
         self.settings, self.trainee, self.data, self.run_folder = settings, trainee, data, run
+        self.world, self._root, self._saver = data.world, root or Root(), Saver(data.world)
         self.num_steps = settings.num_steps(data.domain.row_tokens)
         self.optimizers = build_optimizers(trainee.trainable, trainee.writers, settings.optimizer)
+        self._saved_step = 0
+        self._keeps_gradients = keeps_gradients(sum(p.numel() for p in trainee.trainable.values()), self.world)
         self._names: dict[Tensor, str] = {p: n for n, p in trainee.trainable.items()}
-        self._autocast = torch.autocast(data.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
+        in_bfloat16 = settings.precision == "bfloat16"
+        self._autocast = torch.autocast(self.world.device.type, torch.bfloat16, enabled=in_bfloat16)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Take up a saved state.
+    def restore(self, checkpoint: Path) -> Progress:
+        """Take up a saved state, and say where it stands.
 
         Raises:
-            TrainingError: it is not of this run's parameters.
+            TrainingError: it is not of this run's parameters, or damaged.
         """
-        if set(checkpoint.trainable) != set(self.trainee.trainable):
-            odd = min(set(checkpoint.trainable) ^ set(self.trainee.trainable))
-            raise TrainingError(f"the checkpoint and the run do not train the same tensors: {odd} is in one only")
-        with torch.no_grad():
-            for name, parameter in self.trainee.trainable.items():
-                parameter.copy_(checkpoint.trainable[name])
-        restore_optimizers(self.optimizers, self._names, checkpoint.optimizer)
-
-    def run(self, progress: Progress, tracker: Tracker, bar: Bar, stopping: list[int]) -> Progress:
-        """Do the steps from `progress.step` on; a signal number in `stopping` ends it at a step's border."""
-        if progress.step == 0:
-            with self._autocast:
-                check_head(self.trainee.model, self.data.passes(0)[0].batch)
-            progress = self._measured(progress, tracker)
-        for step in range(progress.step, self.num_steps):
-            progress = self._stepped(step, progress, tracker, bar)
-            last = progress.step == self.num_steps
-            if self.data.validation and (last or progress.step % self.settings.measure_every_steps == 0):
-                progress = self._measured(progress, tracker)
-            if last or stopping or progress.step % self.settings.checkpoint_every_steps == 0:
-                self._save(progress)
-            if stopping:
-                break
+        trainable, optimizer = (SavedTensors(checkpoint / name) for name in (TRAINABLE, OPTIMIZER))
+        restore_trainable(self.trainee.trainable, trainable)
+        restore_optimizers(self.optimizers, self._names, optimizer)
+        progress = read_progress(checkpoint)
+        self._saved_step = progress.step
         return progress
 
-    def shipped(self) -> dict[str, Tensor]:
-        """The tensors of the best checkpoint inside the budget, or of the last step without one."""
-        best = self.run_folder / "best.safetensors"
-        if best.exists():
-            with torch.no_grad():
-                for name, tensor in load_tensors(best).items():
-                    self.trainee.trainable[name].copy_(tensor)
-        return self.trainee.tensors()
+    def run(self, progress: Progress, tracker: Tracker, bar: Bar, stopping: list[int]) -> Progress:
+        """Do the steps from `progress.step` on; a signal number in `stopping`, in any process, ends it soon.
+
+        What is saved then is the state at the border of a step: of the step under way if it is in its last
+        pass, otherwise of the one before.
+        """
+        if progress.step == 0:
+            self._root(self._check_head)
+            progress = self._measured(progress, tracker)
+        for step in range(progress.step, self.num_steps):
+            done = self._stepped(step, progress, tracker, (bar, stopping))
+            progress = done or progress
+            stops = done is None or self._stops(stopping)
+            last = progress.step == self.num_steps
+            if done and self.data.validation and (last or progress.step % self.settings.measure_every_steps == 0):
+                progress = self._measured(progress, tracker)
+            due = progress.step % self.settings.checkpoint_every_steps == 0 and not progress.num_skipped
+            if last or stops or due:
+                self._save(progress)
+            self._saver.check()
+            if stops:
+                break
+        self._saver.finish()
+        self.world.wait()
+        return progress
+
+    def close(self) -> None:
+        """Wait for what is being written, and let the thread that writes end."""
+        self._saver.close()
+
+    def shipped(self, progress: Progress) -> dict[str, Tensor]:
+        """The tensors of the best checkpoint inside the budget, or of the last step without one.
+
+        In the first process; every process must call it.
+
+        Raises:
+            TrainingError: the best checkpoint's weights are missing or damaged.
+        """
+        if self.settings.retention.forgetting_budget is not None and progress.best is not None:
+            best = SavedTensors(best_folder(self.run_folder, progress.best.step) / TRAINABLE)
+            restore_trainable(self.trainee.trainable, best)
+        values = gathered(self.trainee.trainable, self.world)
+        return self.trainee.tensors(values) if self.world.leads else {}
+
+    def _stops(self, stopping: list[int]) -> bool:
+        """Whether a signal came to any process; the list holds it afterwards, the demand to save and end first."""
+        ends, interrupts = self.world.total([float(signal.SIGTERM in stopping), float(signal.SIGINT in stopping)])
+        if ends or interrupts:
+            stopping[:] = [signal.SIGTERM if ends else signal.SIGINT]
+        return bool(stopping)
 
     def _save(self, progress: Progress) -> None:
-        optimizer = optimizer_tensors(self.optimizers, self._names)
-        save_checkpoint(self.run_folder, progress, self.trainee.trainable, optimizer, self.settings.keep_checkpoints)
+        """Write a checkpoint, unless this step has one: then the run began there, or a signal came just after."""
+        if progress.step in (0, self._saved_step):
+            return
+        self._saved_step = progress.step
+        tensors = (self.trainee.trainable, optimizer_tensors(self.optimizers, self._names))
+        self._saver.start(
+            checkpoint_job(self.run_folder, progress, tensors, self.settings.keep_checkpoints, self.world.leads)
+        )
+
+    def _check_head(self) -> None:
+        batch = self.data.passes(0)[0].batch
+        with self._autocast:  # one row is enough to see what the head does
+            check_head(self.trainee.model, batch.rows(slice(0, 1)))
 
     # --- one step ------------------------------------------------------------------------------------
 
-    def _stepped(self, step: int, progress: Progress, tracker: Tracker, bar: Bar) -> Progress:
+    def _stepped(self, step: int, progress: Progress, tracker: Tracker, ends: tuple[Bar, list[int]]) -> Progress | None:
+        """Do one step; None when a signal came before its last pass, and nothing has changed."""
+        bar, stopping = ends
         start = time.monotonic()
         passes = self.data.passes(step)
+        # So that whatever draws in a step draws the same after a resume; nothing of ours does.
+        torch.manual_seed(int(np.random.SeedSequence([self.settings.seed, step, self.world.rank]).generate_state(1)[0]))
         set_rate(self.optimizers, rate_at(step, self.num_steps, self.settings.schedule))
-        sums = _Sums()
-        total = sum(int(p.batch.trained_BT.sum()) for p in passes)
-        for one in passes:
-            self._backward(one, total, progress.general_weight, sums)
-        norm = torch.nn.utils.clip_grad_norm_(self.trainee.trainable.values(), self.settings.optimizer.clip_norm).item()
+        mine = _Sums(num_positions=sum(p.batch.tokens_BT.numel() for p in passes))
+        total = int(self.world.total([float(sum(int(p.batch.trained_BT.sum()) for p in passes))])[0])
+        for number, one in enumerate(passes):
+            if number and self._stops(stopping):
+                self._forget_gradients()
+                return None
+            sync_gradients(self._root, number == len(passes) - 1 or not self._keeps_gradients)
+            self._backward(one, total, progress.general_weight, mine)
+        norm = as_number(nn.utils.clip_grad_norm_(self.trainee.trainable.values(), self.settings.optimizer.clip_norm))
+        sums = _Sums.over(self.world, mine)
         finite = math.isfinite(norm) and math.isfinite(sums.domain_ce)
         if finite:
             for optimizer in self.optimizers:
                 optimizer.step()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         num_skipped = 0 if finite else progress.num_skipped + 1
         if num_skipped >= _MOST_SKIPPED:
-            raise TrainingError(
-                f"the loss was not finite in {num_skipped} steps in a row, up to step {step + 1}; expected a finite "
-                f"one; lower optimizer.lr ({self.settings.optimizer.lr}) and start again, or resume from the last "
-                f"checkpoint in {self.run_folder}"
-            )
+            self._give_up(step, num_skipped)
         seconds = time.monotonic() - start
         means = sums.means()
         rate = self.optimizers[0].param_groups[0]["lr"]
@@ -145,13 +217,31 @@ class Loop:
             "train",
             {**means, "lr": rate, "gradient_norm": norm if math.isfinite(norm) else None, "seconds": seconds},
         )
-        rows = sum(p.batch.tokens_BT.numel() for p in passes)
-        bar.advance(rows, f"loss {means['domain_loss']:.3f}{self._note(progress)}")
+        bar.advance(sums.num_positions, f"loss {means['domain_loss']:.3f}{self._note(progress)}")
         return dataclasses.replace(
             progress,
             step=step + 1,
             num_skipped=num_skipped,
+            num_skipped_in_all=progress.num_skipped_in_all + (not finite),
             train_seconds=progress.train_seconds + seconds,
+        )
+
+    def _forget_gradients(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _give_up(self, step: int, num_skipped: int) -> NoReturn:
+        self._saver.finish()
+        newest = last_good_checkpoint(self.run_folder)
+        good = (
+            f"resume from the last good checkpoint, {newest}"
+            if newest
+            else "there is no good checkpoint to resume from"
+        )
+        raise TrainingError(
+            f"the loss was not finite in {num_skipped} steps in a row, up to step {step + 1}; expected a finite one; "
+            f"lower optimizer.lr ({self.settings.optimizer.lr}) and start again, or look at the data of these steps; "
+            f"{good}"
         )
 
     def _note(self, progress: Progress) -> str:
@@ -163,6 +253,16 @@ class Loop:
 
     def _backward(self, one: Pass, total: int, general_weight: float, sums: _Sums) -> None:
         """Add one pass's gradients; `total` is the number of trained tokens of the whole step."""
+        loss, ce_R, kl_R, is_domain_R = self._root(self._losses, one, total, general_weight)
+        loss.backward()
+        sums.domain_ce += ce_R[is_domain_R].sum().item()
+        sums.domain_tokens += int(is_domain_R.sum())
+        sums.general_ce += ce_R[~is_domain_R].sum().item()
+        sums.general_tokens += int((~is_domain_R).sum())
+        sums.kl += kl_R[~is_domain_R].sum().item()
+
+    def _losses(self, one: Pass, total: int, general_weight: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The pass's share of the step's loss, each position's cross-entropy and KL, and which are the domain's."""
         batch, model, retention = one.batch, self.trainee.model, self.settings.retention
         with self._autocast:
             hidden_BTD = hidden_states(model, batch)
@@ -172,26 +272,22 @@ class Loop:
         targets_R, is_domain_R = batch.targets_R(), is_domain_BT[predicted_BT]
         share = torch.where(is_domain_R, 1.0, general_weight * retention.ce_weight)
         reference = None
-        if retention.kl_weight > 0 and one.num_domain_rows < len(batch.tokens_BT):
+        if retention.kl_weight > 0 and one.has_general:
             reference = self._reference(one, predicted_BT, is_domain_R, general_weight / total)
         loss, ce_R, kl_R = linear_losses(
             hidden_BTD[predicted_BT], head_weight(model), targets_R, share / total, reference
         )
-        loss.backward()
-        sums.domain_ce += ce_R[is_domain_R].sum().item()
-        sums.domain_tokens += int(is_domain_R.sum())
-        sums.general_ce += ce_R[~is_domain_R].sum().item()
-        sums.general_tokens += int((~is_domain_R).sum())
-        sums.kl += kl_R[~is_domain_R].sum().item()
+        return loss, ce_R, kl_R, is_domain_R
 
     def _reference(self, one: Pass, predicted_BT: Tensor, is_domain_R: Tensor, weight: float) -> Reference:
         """The base's hidden states on the general rows; zeros, with weight zero, on the domain's."""
-        general = dataclasses.replace(
-            one.batch, **{name: value[one.num_domain_rows :] for name, value in vars(one.batch).items()}
-        )
+        # A process whose general rows are all in other passes takes part with a row of its own, and drops the answer.
+        first = min(one.num_domain_rows, len(one.batch.tokens_BT) - 1)
         with torch.no_grad(), self._autocast, self.trainee.reference() as base:
-            hidden = hidden_states(base, general)[predicted_BT[one.num_domain_rows :]]
+            hidden = hidden_states(base, one.batch.rows(slice(first, None)))[predicted_BT[first:]]
             head = head_weight(base)
+        if first < one.num_domain_rows:
+            hidden = hidden[:0]
         whole = hidden.new_zeros(len(is_domain_R), hidden.shape[-1])
         whole[~is_domain_R] = hidden
         kl_weight = torch.where(is_domain_R, 0.0, weight * self.settings.retention.kl_weight)
@@ -214,9 +310,7 @@ class Loop:
             weight = adapted_weight(weight, rise, budget)
         better = is_better(new, progress.best, budget)
         if better and budget is not None:
-            best = self.run_folder / "best.safetensors"
-            save_tensors(best.with_suffix(".partial"), self.trainee.trainable)
-            best.with_suffix(".partial").replace(best)
+            self._saver.start(best_job(self.run_folder, new.step, self.trainee.trainable, self.world.leads))
         figures = {"domain": new.domain, "general": general, "rise": rise, "general_weight": weight}
         tracker.write(progress.step, "measure", figures)
         return dataclasses.replace(
@@ -230,6 +324,7 @@ class Loop:
         total, count = 0.0, 0
         with self._autocast:
             for batch in self.data.validation_batches(name):
-                losses_R = cross_entropies(self.trainee.model, batch)
+                losses_R = self._root(cross_entropies, self.trainee.model, batch)
                 total, count = total + losses_R.double().sum().item(), count + len(losses_R)
+        total, count = self.world.total([total, count])
         return total / max(1, count)

@@ -2,7 +2,8 @@
 
 The folder: `blockexpand.json` (the record, written last), `settings.json`, `metrics.jsonl`,
 `tensorboard/`, `checkpoints/` (what trains only), `model/` (the checkpoint to ship). A run that was
-killed goes on with `resume`; Ctrl-C and SIGTERM save first.
+killed goes on with `resume`; Ctrl-C and SIGTERM save first. Under torchrun all processes do this together:
+the first one writes records, metrics and the model, each its part of the checkpoints.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from types import FrameType
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from blockexpand import __version__
 from blockexpand.corpus import open_corpus
 from blockexpand.digests import digest_json
-from blockexpand.errors import RecordError, TrainingError
-from blockexpand.progress import bar
+from blockexpand.errors import Interrupted, Preempted, RecordError, TrainingError
+from blockexpand.progress import bar, progress_in, progress_mode
 from blockexpand.records import (
     apply_overrides,
     from_plain,
     read_json,
+    read_record,
     read_yaml,
     to_plain,
     write_json,
@@ -37,14 +39,20 @@ from blockexpand.records import (
 )
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training.arms.build import arm_of
-from blockexpand.training.checkpoints import Progress, newest_checkpoint
+from blockexpand.training.arms.trainee import Trainee
+from blockexpand.training.checkpoints import Progress, newest_checkpoint, remove_unfinished
 from blockexpand.training.data import RunData, open_data
 from blockexpand.training.export import export_model
+from blockexpand.training.filling import fill, names_to_fill
+from blockexpand.training.fitting import check_fits
 from blockexpand.training.loop import Loop
+from blockexpand.training.proving import prove_unchanged
 from blockexpand.training.retention import Measurement
 from blockexpand.training.self_text import write_self_text
 from blockexpand.training.settings import TrainSettings
-from blockexpand.training.tracker import Tracker, read_metrics
+from blockexpand.training.sharding import Root, shard
+from blockexpand.training.tracker import SilentTracker, Tracker, read_metrics
+from blockexpand.training.world import join_world
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -74,10 +82,14 @@ class RunRecord:
     """Largest resident memory of the process (on CUDA: largest allocation on the device)."""
     machine: str
     versions: dict[str, str]
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal ended the run after it was saved."""
+    num_trained_tensors: int | None = None
+    """Tensors of the checkpoint that trained (None: recorded by an earlier version)."""
+    num_unchanged_tensors: int | None = None
+    """All its other tensors, each compared and found the same in `model/`, byte for byte."""
+    num_skipped_steps: int = 0
+    """Steps left out because their loss was not finite."""
+    num_processes: int = 1
+    """How many processes ended the run; the largest memory is the first one's."""
 
 
 def train(settings: TrainSettings, resume: bool = False) -> RunRecord:
@@ -90,43 +102,79 @@ def train(settings: TrainSettings, resume: bool = False) -> RunRecord:
     Raises:
         TrainingError: the output is taken, or the settings are not those the run began with.
         CorpusError: the data cannot be opened.
-        Interrupted: a signal came; what was done is saved.
+        Interrupted: a signal came; what was done is saved. `Preempted`, when it was SIGTERM.
     """
-    out = Path(settings.out)
-    digest = run_digest(settings)
-    _claim(out, settings, digest, resume)
-    torch.manual_seed(settings.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    write_self_text(settings, device)
-    data = open_data(settings, device)
+    with join_world() as world, progress_in(progress_mode() if world.leads else "silent"):
+        out = Path(settings.out)
+        world.first(lambda: _claim(out, settings, run_digest(settings), resume))
+        check_fits(settings, world)
+        torch.manual_seed(settings.seed)
+        world.first(lambda: write_self_text(settings, world.device))
+        data = open_data(settings, world)
+        trainee, root = _load(settings, data)
+        loop = Loop(settings, trainee, data, out, root)
+        try:
+            progress = _run(loop, resume)
+            shipped = loop.shipped(progress)
+            world.first(lambda: _ship(settings, loop, progress, shipped))
+        finally:
+            loop.close()
+        return read_record(RunRecord, out / RECORD_NAME)
+
+
+def _load(settings: TrainSettings, data: RunData) -> tuple[Trainee, nn.Module]:
+    """The trainee, and the module that all its passes go through; of several processes each reads its part."""
+    world, folder, dtype = data.world, Path(settings.model), _DTYPES[settings.precision]
     needs_reference = settings.retention.kl_weight > 0
-    trainee = arm_of(settings.arm).load(Path(settings.model), _DTYPES[settings.precision], needs_reference)
+    trainee = arm_of(settings.arm).load(folder, dtype, needs_reference, empty=world.mesh is not None)
     _check_sizes(trainee.model, data, settings)
-    nn.Module.to(trainee.model, device)
     if settings.compile_blocks:
         _compile_blocks(trainee.model)
-    loop = Loop(settings, trainee, data, out)
-    progress = Progress(step=0, settings_digest=digest)
+    if world.mesh is None:
+        return trainee, nn.Module.to(Root(trainee.model, *trainee.others), world.device)
+    names = [names_to_fill(model) for model in (trainee.model, *trainee.others)]
+    trainee, root = shard(trainee, world.mesh, world.device, dtype)
+    for model, own in zip((trainee.model, *trainee.others), names, strict=True):
+        fill(model, own, folder)
+    return trainee, root
+
+
+def _run(loop: Loop, resume: bool) -> Progress:
+    """Do the steps there are to do.
+
+    Raises:
+        Interrupted: a signal came, and the rest is left.
+    """
+    settings, world, out = loop.settings, loop.world, loop.run_folder
     checkpoint = newest_checkpoint(out) if resume else None
+    progress = Progress(step=0, settings_digest=run_digest(settings))
     if checkpoint is not None:
-        loop.restore(checkpoint)
-        progress = checkpoint.progress
-    tracker = Tracker(out, progress.step)
-    row_tokens = data.domain.row_tokens
+        progress = loop.restore(checkpoint)
+    world.wait()  # all have found the same checkpoint before anything is removed or written
+    if world.leads:
+        remove_unfinished(out)
+    tracker = Tracker(out, progress.step) if world.leads else SilentTracker()
     title = f"{settings.arm.kind} lr {settings.optimizer.lr:g}"
     try:
-        remaining = (loop.num_steps - progress.step) * settings.rows_per_step * row_tokens
+        remaining = (loop.num_steps - progress.step) * settings.rows_per_step * loop.data.domain.row_tokens
         with _signals() as stopping, bar(title, remaining, "tokens") as live:
             progress = loop.run(progress, tracker, live, stopping)
     finally:
         tracker.close()
     if progress.step < loop.num_steps:
-        raise Interrupted(f"stopped at step {progress.step} of {loop.num_steps}; resume with --resume")
-    training = {"settings_digest": digest, "arm": settings.arm.kind, "blockexpand_version": __version__}
-    export_model(Path(settings.model), out / "model", loop.shipped(), training)
-    record = _record(settings, loop, progress)
-    write_record(out / RECORD_NAME, record)
-    return record
+        kind = Preempted if signal.SIGTERM in stopping else Interrupted
+        raise kind(f"stopped at step {progress.step} of {loop.num_steps}; resume with --resume")
+    return progress
+
+
+def _ship(settings: TrainSettings, loop: Loop, progress: Progress, tensors: dict[str, Tensor]) -> None:
+    """Write the model and, last, the run's record."""
+    source, out = Path(settings.model), Path(settings.out)
+    training = {"settings_digest": run_digest(settings), "arm": settings.arm.kind, "blockexpand_version": __version__}
+    export_model(source, out / "model", tensors, training)
+    num_unchanged = prove_unchanged(source, out / "model", tensors)
+    counts = {"num_trained_tensors": len(tensors), "num_unchanged_tensors": num_unchanged}
+    write_record(out / RECORD_NAME, dataclasses.replace(_record(settings, loop, progress), **counts))
 
 
 def run_digest(settings: TrainSettings) -> str:
@@ -227,6 +275,8 @@ def _record(settings: TrainSettings, loop: Loop, progress: Progress) -> RunRecor
         train_seconds=round(progress.train_seconds, 3),
         tokens_per_second=round(num_tokens / max(progress.train_seconds, 1e-9), 1),
         peak_memory_bytes=_peak_memory_bytes(),
+        num_skipped_steps=progress.num_skipped_in_all,
+        num_processes=loop.world.size,
         machine=f"{platform.machine()}, {torch.get_num_threads()} threads"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
         versions={"torch": torch.__version__, "transformers": transformers.__version__},

@@ -35,6 +35,19 @@ class Tracker:
         self._board.close()
 
 
+class SilentTracker(Tracker):
+    """What the other processes of a run have: the first one writes for all."""
+
+    def __init__(self) -> None:
+        """Open nothing."""
+
+    def write(self, step: int, kind: str, values: Mapping[str, float | None]) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics file; a last line cut short by a kill is left out."""
     if not path.exists():

@@ -24,10 +24,10 @@ FLOATS = ("BF16", "F16", "F32", "F64")
 class Blocks:
     """LLaMA Pro's post-pretraining (paper section 3.2)."""
 
-    def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool) -> Trainee:
+    def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool, empty: bool = False) -> Trainee:
         """Load the expanded checkpoint; the base is inside it, so a reference costs nothing."""
         del needs_reference
-        loaded, _ = live.load(folder, dtype=dtype)
+        loaded, _ = live.load(folder, dtype=dtype, device="meta" if empty else "cpu")
         checkpoint = open_checkpoint(folder)
         family = family_for(checkpoint.config, str(folder), checkpoint.tensors)
         _check_shippable(checkpoint, live.tensors_on_disk(loaded, family))
@@ -38,7 +38,7 @@ class Blocks:
             trainable=trainable,
             writers=live.writers(loaded),
             reference=lambda: _base_of(model),
-            tensors=lambda: live.tensors_on_disk(model, family),
+            tensors=lambda values: live.tensors_on_disk(model, family, values),
         )
 
 

@@ -23,9 +23,18 @@ class Lora:
         """Exactly one of the two is set."""
         self._rank, self._trainable_parameters = rank, trainable_parameters
 
-    def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool) -> Trainee:
-        """Load the checkpoint and wrap its linear layers; switching the adapters off gives the base."""
+    def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool, empty: bool = False) -> Trainee:
+        """Load the checkpoint and wrap its linear layers; switching the adapters off gives the base.
+
+        Raises:
+            TrainingError: `empty` is asked for: adapters are drawn at random when they are made.
+        """
         del needs_reference
+        if empty:
+            raise TrainingError(
+                "arm.kind 'lora' trains in one process, and there are several here; expected 'blocks', 'old-blocks' or "
+                "'full'; start it without torchrun, or with --nproc-per-node 1"
+            )
         from peft import LoraConfig, PeftModel, get_peft_model
 
         base = load_model(folder, dtype)
@@ -53,7 +62,7 @@ class Lora:
             trainable=trainable,
             writers=frozenset(),
             reference=reference,
-            tensors=lambda: _merged(model),
+            tensors=lambda _values: _merged(model),
         )
 
 

@@ -27,29 +27,34 @@ class Trainee:
     """Which of these are residual writers that started at zero."""
     reference: Callable[[], AbstractContextManager[PreTrainedModel]]
     """A context in which the model given behaves as the base did."""
-    tensors: Callable[[], dict[str, Tensor]]
-    """What changed, by the names of the checkpoint on disk."""
+    tensors: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    """What changed, by the names of the checkpoint on disk, given the values of `trainable` by their names."""
+    others: tuple[PreTrainedModel, ...] = ()
+    """Further models that the reference runs, of the same checkpoint: all frozen."""
 
 
 class Arm(Protocol):
     """A method: settings that can load a checkpoint into a trainee."""
 
-    def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool) -> Trainee:
+    def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool, empty: bool = False) -> Trainee:
         """The trainee of the checkpoint in `folder`, its frozen weights in `dtype`.
 
         `needs_reference` says whether the run will ask how the base answers (a second copy, for an arm
-        that cannot step back into the base).
+        that cannot step back into the base). `empty`: no weights are read and parameters have no memory
+        (the meta device), so that several processes can each fill in their part.
         """
         ...
 
 
-def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_model(folder: Path, dtype: torch.dtype, empty: bool = False) -> PreTrainedModel:
     """The causal language model in `folder`, frozen, in eval mode, without remote code or network.
+
+    `empty`: without its values, on the meta device.
 
     Raises:
         LiveError: transformers cannot load it, or a tensor is missing.
     """
-    model = cast(PreTrainedModel, modules.load_model(folder, dtype=dtype))
+    model = cast(PreTrainedModel, modules.load_model(folder, dtype=dtype, device="meta" if empty else "cpu"))
     model.requires_grad_(False)
     return model
 

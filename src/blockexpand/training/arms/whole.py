@@ -18,9 +18,9 @@ from blockexpand.training.arms.trainee import Trainee, load_model, make_trainabl
 class Full:
     """Every parameter trains."""
 
-    def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool) -> Trainee:
+    def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool, empty: bool = False) -> Trainee:
         """Load the checkpoint; the reference, when one is needed, is a frozen second copy."""
-        model = load_model(folder, dtype)
+        model = load_model(folder, dtype, empty)
         return _trainee(model, dict(model.named_parameters()), needs_reference)
 
 
@@ -31,9 +31,9 @@ class OldBlocks:
         """`blocks` are indices of old blocks."""
         self._blocks = blocks
 
-    def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool) -> Trainee:
+    def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool, empty: bool = False) -> Trainee:
         """Load the checkpoint and switch the chosen blocks on."""
-        model = load_model(folder, dtype)
+        model = load_model(folder, dtype, empty)
         layers = model.get_decoder().layers
         outside = [index for index in self._blocks if not 0 <= index < len(layers)]
         if outside or not self._blocks:
@@ -60,5 +60,6 @@ def _trainee(model: PreTrainedModel, parameters: Mapping[str, nn.Parameter], nee
         trainable=trainable,
         writers=frozenset(),
         reference=reference,
-        tensors=lambda: {name: parameter.detach() for name, parameter in trainable.items()},
+        tensors=dict,
+        others=(base,) if base is not None else (),
     )

@@ -1,0 +1,54 @@
+"""A run that cannot fit is refused before it is loaded, with what would do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from blockexpand.errors import TrainingError
+from blockexpand.training import fitting as fitting_module
+from blockexpand.training import train
+from blockexpand.training.arms.trainee import load_model
+from blockexpand.training.fitting import check_fits, device_bytes, keeps_gradients, needs_of
+from blockexpand.training.settings import FullArm, RetentionSettings
+from blockexpand.training.world import World
+from training_ground import Ground
+
+ALONE = World(device=torch.device("cpu"))
+
+
+def test_what_a_run_needs_is_what_it_holds(ground: Ground, tmp_path: Path) -> None:
+    settings = ground.settings(tmp_path / "run", precision="bfloat16")
+    parameters = dict(load_model(ground.expanded, torch.bfloat16).named_parameters())
+    new = [p for name, p in parameters.items() if name.startswith(("model.layers.2.", "model.layers.5."))]
+    num_new, num_all = (sum(p.numel() for p in some) for some in (new, parameters.values()))
+    assert needs_of(settings).state_bytes == 2 * (num_all - num_new) + 16 * num_new
+    outer = sum(p.numel() for name, p in parameters.items() if ".layers." not in name)
+    assert needs_of(settings).gathered_bytes == 2 * (outer + num_new)
+    full = ground.settings(
+        tmp_path / "run", arm=FullArm(kind="full"), retention=RetentionSettings(replay=0.5, kl_weight=1)
+    )
+    assert needs_of(full).state_bytes == (16 + 4) * num_all
+
+
+def test_a_run_that_cannot_fit_is_refused_with_how_many_processes_would_do(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ground.settings(tmp_path / "run")
+    check_fits(settings, ALONE)
+    assert device_bytes(ALONE) == 2 * device_bytes(World(device=ALONE.device, local_size=2))
+    needs = needs_of(settings)
+    monkeypatch.setattr(fitting_module, "device_bytes", lambda _world: needs.per_process(3))
+    with pytest.raises(TrainingError, match=r"expanded needs .* GB in each of 1 processes .*; start 3 processes"):
+        train(settings)
+    monkeypatch.setattr(fitting_module, "device_bytes", lambda _world: needs.gathered_bytes)
+    with pytest.raises(TrainingError, match="no number of such devices would do; take larger ones"):
+        check_fits(settings, ALONE)
+
+
+def test_gradients_are_kept_whole_between_passes_where_they_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting_module, "device_bytes", lambda _world: 80 * 10**9)
+    assert keeps_gradients(1_700_000_000, ALONE)  # eight new blocks of an 8B
+    assert not keeps_gradients(8_000_000_000, ALONE)
