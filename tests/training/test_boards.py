@@ -1,4 +1,4 @@
-"""The boards: what they are told, and what is refused. trackio and wandb are stood in for by a module of their shape."""
+"""The boards: what they are told, and what is refused. trackio and wandb are stood in for by a module."""
 
 from __future__ import annotations
 

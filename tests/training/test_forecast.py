@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from blockexpand.training.computation import recompute_blocks
 from torch import Tensor
 
 from blockexpand.checkpoint import open_checkpoint
@@ -16,9 +17,7 @@ from blockexpand.numerics.forward import RowBatch, hidden_states
 from blockexpand.planning import read_expansion
 from blockexpand.training import Devices, forecast, train
 from blockexpand.training.arms.build import arm_of
-from blockexpand.training.computation import recompute_blocks
 from blockexpand.training.settings import (
-    BlocksArm,
     DataSettings,
     FullArm,
     LoraArm,
@@ -143,5 +142,3 @@ def test_refused(ground: Ground, tmp_path: Path) -> None:
         Devices(number=0)
     with pytest.raises(RecordError, match="peak_tflops"):
         Devices(peak_tflops=0)
-
-

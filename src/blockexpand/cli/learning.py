@@ -115,9 +115,7 @@ REAL = DryRun()
 Asked = Annotated[DryRun, Parameter(name="*")]
 
 
-def train(
-    recipe: Path, /, *settings: str, resume: bool = False, dry: Asked = REAL, common: Shared = DEFAULTS
-) -> int:
+def train(recipe: Path, /, *settings: str, resume: bool = False, dry: Asked = REAL, common: Shared = DEFAULTS) -> int:
     """Post-pretrain the new blocks, or the arm that the recipe names.
 
     Parameters
@@ -139,9 +137,7 @@ def train(
     return DONE
 
 
-def sft(
-    recipe: Path, /, *settings: str, resume: bool = False, dry: Asked = REAL, common: Shared = DEFAULTS
-) -> int:
+def sft(recipe: Path, /, *settings: str, resume: bool = False, dry: Asked = REAL, common: Shared = DEFAULTS) -> int:
     """Instruction-tune on chats, by a recipe: the same loop; every parameter trains unless the recipe says not.
 
     Parameters

@@ -83,7 +83,6 @@ def check_boards(names: Sequence[str]) -> None:
 
 def open_boards(names: Sequence[str], folder: Path, from_step: int, settings: Mapping[str, Any]) -> list[Board]:
     """The boards of a run in `folder` that goes on from `from_step`; `settings` is shown beside the figures."""
-    boards: list[Board] = []
-    for name in names:
-        boards.append(TensorBoard(folder, from_step) if name == "tensorboard" else Hosted(name, folder, settings))
-    return boards
+    return [
+        TensorBoard(folder, from_step) if name == "tensorboard" else Hosted(name, folder, settings) for name in names
+    ]

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, cast
 
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.corpus import open_corpus
 from blockexpand.errors import TrainingError
+from blockexpand.numerics.loss import CHUNK_POSITIONS
 from blockexpand.planning import SILENT, BlockTensor, Survey, read_expansion, survey, training_flops
 from blockexpand.records import check
-from blockexpand.numerics.loss import CHUNK_POSITIONS
 from blockexpand.training.fitting import needs_of
 from blockexpand.training.settings import SELF, BlocksArm, FullArm, LoraArm, OldBlocksArm, TrainSettings
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from blockexpand.records import check
+from blockexpand.records import WRITTEN_WHEN_SET, check
 
 SELF = "self"
 """In the place of a folder of general text: text that the base itself writes."""
@@ -171,6 +171,10 @@ class TrainSettings:
     measure_every_steps: int = 50
     checkpoint_every_steps: int = 500
     keep_checkpoints: int = 2
+    track: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = dataclasses.field(
+        default=("tensorboard",), metadata=WRITTEN_WHEN_SET
+    )
+    """Where the figures of metrics.jsonl are shown besides; trackio and wandb where they are installed."""
     seed: int = 0
 
     def __post_init__(self) -> None:
