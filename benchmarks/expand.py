@@ -3,34 +3,47 @@
 A random bf16 Llama checkpoint in shards is written first (1.1b: 22 blocks of hidden size 2048 as TinyLlama's, and
 2 new; 7b: 32 blocks of 4096 as Llama 2's, and 8 new). Compared, each a process of its own:
 
-- `blockexpand expand`, which also reads and hashes every tensor of the base, and `expand --no-digest`, which does not;
-- `cp -r` of the expanded folder: the same bytes (holes stay holes), nothing else;
+- `blockexpand expand`, which also hashes every tensor of the base, and `expand --no-digest`, which does not;
+- `cp -r` of the expanded folder: the same bytes and nothing else. GNU cp 9.1 moves them with copy_file_range and leaves
+  the holes that ours has for zeros as holes; `cp -r --sparse=never` writes every byte of the output;
 - load-rename-save, the procedure of LLaMA-Factory's expansion script, redone here by its steps: transformers loads
   the whole model; each tensor gets its new name, each new block a copy of the one below with its two output
   projections zero; safetensors saves all in shards of at most 5 GB, with index and config. (No tokenizer is there
-  to be copied by anyone.) Its result is compared with ours, tensor by tensor, in the first round.
+  to be copied by anyone.)
+- mergekit itself (`--mergekit PATH` of its mergekit-yaml, in an environment of its own; left out where there is none):
+  passthrough slices, a slice of one block for each new one with its two output projections scaled by 0;
+- load-deepcopy-pickle, the procedure of TencentARC's script for LLaMA Pro, redone by its steps: the model in float16,
+  a second dictionary with deep copies, one torch.save. It writes other bytes (float16, a pickle), so it is no judge of
+  speed at the same job.
+
+What load-rename-save and mergekit wrote is compared with ours, byte by byte, in the first round; mergekit's zeros are
+partly -0.0, which counts as the same.
 
 Measured: seconds until every byte is on the disk (each file and folder of the output is fsynced inside the timed
 span, whoever wrote it), CPU seconds, peak memory of the process. The base is in the page cache as far as memory
-allows, unless `--cold` drops it before each run. Rounds alternate.
+allows, unless `--cold` drops it before each run. Rounds alternate. `--lock FILE` holds a lock while a rival runs that
+takes the whole model into memory; waiting for it is not timed.
 
-    .venv/bin/python benchmarks/expand.py [--shape 1.1b|7b] [--rounds 5] [--cold] [--work FOLDER] [--json]
+    .venv/bin/python benchmarks/expand.py [--shape 1.1b|7b] [--rounds 5] [--cold] [--mergekit PATH] [--without NAME ..]
+        [--work FOLDER] [--lock FILE] [--json]
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
+import fcntl
 import os
 import resource
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 
+from bases import SHAPES, LlamaShape, write_llama
 from measuring import (
     Cost,
     Row,
@@ -45,197 +58,34 @@ from measuring import (
     show,
     task_command,
 )
-
-_BF16_BYTES = 2
-_POOL_BYTES = 8 << 20
-_RIVAL_SHARD = "5GB"
-"""The default of LLaMA-Factory's script."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LlamaShape:
-    """The sizes of a Llama, and how it is to be expanded."""
-
-    num_blocks: int
-    num_new: int
-    hidden: int
-    intermediate: int
-    num_heads: int
-    num_kv_heads: int
-    vocabulary: int
-    shard_bytes: int
-
-    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Every tensor's name and shape, in the order of the stack."""
-        key_value = self.hidden // self.num_heads * self.num_kv_heads
-        yield "model.embed_tokens.weight", (self.vocabulary, self.hidden)
-        for block in range(self.num_blocks):
-            inside = {
-                "input_layernorm": (self.hidden,),
-                "self_attn.q_proj": (self.hidden, self.hidden),
-                "self_attn.k_proj": (key_value, self.hidden),
-                "self_attn.v_proj": (key_value, self.hidden),
-                "self_attn.o_proj": (self.hidden, self.hidden),
-                "post_attention_layernorm": (self.hidden,),
-                "mlp.gate_proj": (self.intermediate, self.hidden),
-                "mlp.up_proj": (self.intermediate, self.hidden),
-                "mlp.down_proj": (self.hidden, self.intermediate),
-            }
-            yield from ((f"model.layers.{block}.{tail}.weight", shape) for tail, shape in inside.items())
-        yield "model.norm.weight", (self.hidden,)
-        yield "lm_head.weight", (self.vocabulary, self.hidden)
-
-    def config(self) -> dict[str, object]:
-        """The config.json that goes with them."""
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "dtype": "bfloat16",
-            "hidden_size": self.hidden,
-            "intermediate_size": self.intermediate,
-            "num_hidden_layers": self.num_blocks,
-            "num_attention_heads": self.num_heads,
-            "num_key_value_heads": self.num_kv_heads,
-            "vocab_size": self.vocabulary,
-            "max_position_embeddings": 2048,
-            "rms_norm_eps": 1e-5,
-            "tie_word_embeddings": False,
-        }
-
-    @property
-    def base_bytes(self) -> int:
-        """The bytes of all tensors."""
-        return sum(_num_bytes(shape) for _, shape in self.tensors())
-
-    @property
-    def expanded_bytes(self) -> int:
-        """The same with the new blocks."""
-        block = sum(_num_bytes(shape) for name, shape in self.tensors() if name.startswith("model.layers.0."))
-        return self.base_bytes + self.num_new * block
-
-
-SHAPES = {
-    "tiny": LlamaShape(
-        num_blocks=8, num_new=2, hidden=64, intermediate=176, num_heads=4, num_kv_heads=2, vocabulary=256,
-        shard_bytes=1 << 18,
-    ),
-    "1.1b": LlamaShape(
-        num_blocks=22, num_new=2, hidden=2048, intermediate=5632, num_heads=32, num_kv_heads=4, vocabulary=32000,
-        shard_bytes=10**9,
-    ),
-    "7b": LlamaShape(
-        num_blocks=32, num_new=8, hidden=4096, intermediate=11008, num_heads=32, num_kv_heads=32, vocabulary=32000,
-        shard_bytes=5 * 10**9,
-    ),
-}  # fmt: skip
-
-
-def _num_bytes(shape: Sequence[int]) -> int:
-    total = _BF16_BYTES
-    for size in shape:
-        total *= size
-    return total
-
-
-# --- the base ---------------------------------------------------------------------------------------------
-
-
-def write_llama(folder: Path, shape: LlamaShape) -> None:
-    """Write a checkpoint of this shape, finite random bf16 in it, with nothing but the standard library."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(shape.config(), indent=2), encoding="utf-8")
-    shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
-    size = 0
-    for name, sizes in shape.tensors():
-        if shards[-1] and size + _num_bytes(sizes) > shape.shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append((name, sizes))
-        size += _num_bytes(sizes)
-    pool = _random_bf16()
-    weight_map = {}
-    for number, tensors in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(folder / file, tensors, pool)
-        weight_map |= {name: file for name, _ in tensors}
-    index = {"metadata": {"total_size": shape.base_bytes}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-
-
-def _random_bf16() -> memoryview:
-    """Numbers between 0.002 and 0.016 of either sign, as weights are; written twice over, so any start will do."""
-    # The upper byte holds the sign and seven bits of the exponent, the lower its last bit and the mantissa.
-    upper = os.urandom(_POOL_BYTES // 2).translate(bytes((0x3B, 0x3C, 0xBB, 0xBC)) * 64)
-    pool = bytearray(_POOL_BYTES)
-    pool[0::2], pool[1::2] = os.urandom(_POOL_BYTES // 2), upper
-    return memoryview(pool + pool)
-
-
-def _write_shard(path: Path, tensors: Sequence[tuple[str, tuple[int, ...]]], pool: memoryview) -> None:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name, shape in tensors:
-        end = position + _num_bytes(shape)
-        entries[name] = {"dtype": "BF16", "shape": shape, "data_offsets": (position, end)}
-        position = end
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    with open(path, "xb", buffering=0) as stream:
-        stream.write(len(header).to_bytes(8, "little") + header)
-        for name, shape in tensors:
-            remaining, start = _num_bytes(shape), _BF16_BYTES * (hash(name) % (_POOL_BYTES // _BF16_BYTES))
-            while remaining:
-                written = stream.write(pool[start : start + min(remaining, _POOL_BYTES)])
-                remaining -= written
-        os.fsync(stream.fileno())
+from rivals import load_deepcopy_pickle, load_rename_save, mergekit_slices
 
 
 def _write_base(folder: str, shape: str) -> None:
     write_llama(Path(folder), SHAPES[shape])
 
 
-# --- the rivals' tasks ------------------------------------------------------------------------------------
-
-
-def _load_rename_save(base: str, out: str, num_new: int) -> None:
-    """Everything into memory, a new dictionary of tensors, everything out again."""
-    import torch
-    from huggingface_hub import split_torch_state_dict_into_shards
-    from safetensors.torch import save_file
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    state = model.state_dict()
-    group = config.num_hidden_layers // num_new
-    deeper, position = {}, 0
-    for block in range(config.num_hidden_layers):
-        prefix = f"model.layers.{block}."
-        tensors = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-        deeper |= {f"model.layers.{position}.{tail}": t for tail, t in tensors.items()}
-        position += 1
-        if (block + 1) % group == 0:
-            for tail, tensor in tensors.items():
-                writes = tail in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
-                made = torch.zeros_like(tensor) if writes else torch.clone(tensor)
-                deeper[f"model.layers.{position}.{tail}"] = made
-            position += 1
-    deeper |= {name: t for name, t in state.items() if not name.startswith("model.layers.")}
-    config.num_hidden_layers = position
-    config.save_pretrained(out)
-    split = split_torch_state_dict_into_shards(deeper, max_shard_size=_RIVAL_SHARD)
-    for file, names in split.filename_to_tensors.items():
-        save_file({name: deeper[name] for name in names}, os.path.join(out, file), metadata={"format": "pt"})
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        Path(out, "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-
-
 def _same_tensors(one: str, other: str) -> bool:
-    """Whether two checkpoints hold the same tensors, byte for byte."""
+    """Whether two checkpoints hold the same tensors byte for byte; -0.0, of which mergekit makes some, is zero."""
+    from safetensors import safe_open
+
     from blockexpand.checkpoint import digest_tensors, open_checkpoint
 
-    return digest_tensors(open_checkpoint(one)) == digest_tensors(open_checkpoint(other))
+    ours, theirs = open_checkpoint(one), open_checkpoint(other)
+    expected, found = digest_tensors(ours), digest_tensors(theirs)
+    if set(expected) != set(found):
+        return False
+    for name in (name for name in expected if expected[name].digest != found[name].digest):
+        with safe_open(theirs.folder / theirs.tensors[name].file, framework="pt") as stream:
+            if not expected[name].all_zero or stream.get_tensor(name).any():
+                return False
+    return True
+
+
+_SAME = ("load-rename-save", "mergekit")
+"""The rivals that write the same tensors."""
+_IN_MEMORY = (*_SAME, "load-deepcopy-pickle")
+"""The rivals that hold the model in memory."""
 
 
 # --- measuring --------------------------------------------------------------------------------------------
@@ -261,6 +111,16 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+@contextlib.contextmanager
+def _locked(path: str | None) -> Generator[None]:
+    if path is None:
+        yield
+        return
+    with open(path, "a", encoding="utf-8") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
 @dataclasses.dataclass
 class _Course:
     """The folders of one benchmark, and the runs in them."""
@@ -271,7 +131,10 @@ class _Course:
     out: Path
     shape: LlamaShape
     cold: bool
-    num_compared: int = 0
+    mergekit: str | None
+    without: tuple[str, ...]
+    lock: str | None
+    compared: set[str] = dataclasses.field(default_factory=set)
 
     def commands(self) -> dict[str, list[str]]:
         """Every rival's command; each writes `out`."""
@@ -280,15 +143,26 @@ class _Course:
             "--blocks", str(self.shape.num_new), "--quiet",
         ]  # fmt: skip
         theirs = {"base": str(self.base), "out": str(self.out), "num_new": self.shape.num_new}
-        return {
+        commands = {
             "expand": ours,
             "expand --no-digest": [*ours, "--no-digest"],
             "cp -r": ["cp", "-r", str(self.reference), str(self.out)],
+            "cp -r --sparse=never": ["cp", "-r", "--sparse=never", str(self.reference), str(self.out)],
             "load-rename-save": task_command(__file__, "load-rename-save", **theirs),
+            "load-deepcopy-pickle": task_command(__file__, "load-deepcopy-pickle", **theirs),
         }
+        if self.mergekit is not None:
+            slices = self.base.with_name("slices.yaml")
+            slices.write_text(mergekit_slices(self.base, self.shape), encoding="utf-8")
+            commands["mergekit"] = [self.mergekit, str(slices), str(self.out), "--no-copy-tokenizer"]
+        return {name: command for name, command in commands.items() if name not in self.without}
 
     def run(self, name: str) -> Cost:
         """One rival's run, from a quiet disk until its output is durable; then the output goes."""
+        with _locked(self.lock if name in _IN_MEMORY else None):
+            return self._run(name)
+
+    def _run(self, name: str) -> Cost:
         os.sync()
         if self.cold:
             for folder in (self.base, self.reference):
@@ -302,10 +176,10 @@ class _Course:
             seconds=time.perf_counter() - start,
             cpu_seconds=cost.cpu_seconds + _cpu_seconds() - cpu_seconds,
         )
-        if name == "load-rename-save" and not self.num_compared:
+        if name in _SAME and name not in self.compared:
             if not run_task(__file__, "same", one=str(self.reference), other=str(self.out)):
-                sys.exit("load-rename-save made other tensors than blockexpand expand: the comparison is void")
-            self.num_compared += 1
+                sys.exit(f"{name} made other tensors than blockexpand expand: the comparison is void")
+            self.compared.add(name)
         shutil.rmtree(self.out)
         return cost
 
@@ -317,7 +191,7 @@ def _rows(costs: dict[str, list[Cost]]) -> list[Row]:
             "who": name,
             "seconds, durable": Spread.of(seconds[name]),
             "times cp": ratios(seconds[name], seconds["cp -r"]),
-            "times load-rename-save": ratios(seconds[name], seconds["load-rename-save"]),
+            **{f"times {rival}": ratios(seconds[name], seconds[rival]) for rival in _SAME if rival in seconds},
             "CPU seconds": Spread.of(cost.cpu_seconds for cost in found),
             "peak MB": Spread.of(cost.peak_bytes / 1e6 for cost in found),
         }
@@ -330,6 +204,9 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="1.1b")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cold", action="store_true", help="drop the inputs from the page cache before each run")
+    parser.add_argument("--mergekit", help="path of mergekit-yaml, in an environment of its own")
+    parser.add_argument("--without", nargs="+", default=(), help="leave these out, e.g. load-deepcopy-pickle")
+    parser.add_argument("--lock", help="a file to lock while a rival holds the model in memory")
     parser.add_argument("--work", help="where the temporary folder is made")
     arguments = parser.parse_args()
     shape = SHAPES[arguments.shape]
@@ -344,7 +221,7 @@ def main() -> None:
             )
         course = _Course(
             base=Path(work) / "base", reference=Path(work) / "reference", out=Path(work) / "out", shape=shape,
-            cold=arguments.cold,
+            cold=arguments.cold, mergekit=arguments.mergekit, without=tuple(arguments.without), lock=arguments.lock,
         )  # fmt: skip
         print(f"  writing a base of {shape.base_bytes / 1e9:.1f} GB", file=sys.stderr, flush=True)
         run_task(__file__, "write-base", folder=str(course.base), shape=arguments.shape)
@@ -357,4 +234,12 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    serve_or(main, {"write-base": _write_base, "load-rename-save": _load_rename_save, "same": _same_tensors})
+    serve_or(
+        main,
+        {
+            "write-base": _write_base,
+            "load-rename-save": load_rename_save,
+            "load-deepcopy-pickle": load_deepcopy_pickle,
+            "same": _same_tensors,
+        },
+    )

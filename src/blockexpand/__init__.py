@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from blockexpand.errors import BlockexpandError
     from blockexpand.evaluation import evaluate
     from blockexpand.expansion import expand, verify
+    from blockexpand.guidance import Calibration, plan
     from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
-    from blockexpand.planning import Plan, plan, read_plan
+    from blockexpand.planning import Plan, read_plan
     from blockexpand.reporting import report
     from blockexpand.training import BlockExpansionCallback, sft, train
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "BlockExpansionCallback": "training",
     "BlockexpandError": "errors",
+    "Calibration": "guidance",
     "Plan": "planning",
     "adopt": "live",
     "bypass": "live",
@@ -39,7 +41,7 @@ _ROOMS = {
     "freeze": "live",
     "load": "live",
     "new_blocks": "live",
-    "plan": "planning",
+    "plan": "guidance",
     "prepare": "corpus",
     "read_plan": "planning",
     "report": "reporting",
@@ -51,6 +53,7 @@ _ROOMS = {
 __all__ = [
     # grow
     "plan",
+    "Calibration",
     "read_plan",
     "Plan",
     "expand",

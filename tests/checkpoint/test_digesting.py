@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
 from safetensors.torch import load_file, save_file
 
 from blockexpand.checkpoint import digest_tensors, digesting, open_checkpoint, refuse_not_finite
@@ -16,19 +18,19 @@ from helpers import MakeBase
 TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def sha256(tensor: torch.Tensor) -> str:
-    return "sha256:" + hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+def hashed(tensor: torch.Tensor) -> str:
+    return "blake3:" + blake3(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 @pytest.mark.parametrize("chunk_bytes", [8, 1 << 20])
-def test_a_tensors_digest_is_the_sha256_of_its_bytes(
+def test_a_tensors_digest_is_the_blake3_of_its_bytes(
     tiny_base: MakeBase, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(digesting, "_CHUNK_BYTES", chunk_bytes)
     folder = tiny_base("llama", sharded=True)
     found = digest_tensors(open_checkpoint(folder))
     tensors = {k: v for path in folder.glob("*.safetensors") for k, v in load_file(path).items()}
-    assert {name: result.digest for name, result in found.items()} == {n: sha256(t) for n, t in tensors.items()}
+    assert {name: result.digest for name, result in found.items()} == {n: hashed(t) for n, t in tensors.items()}
     assert not any(result.all_zero or result.num_not_finite for result in found.values())
 
 
@@ -98,3 +100,12 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(own_base: MakeBase):
         stream.truncate(path.stat().st_size - 100)
     with pytest.raises(CheckpointError, match=r"model\.safetensors ended at byte [\d,]+ while it was read"):
         digest_tensors(checkpoint)
+
+
+def test_without_blake3_the_digest_is_the_sha256_and_says_so(own_base: MakeBase, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "blake3", None)
+    folder = own_base("llama")
+    tensor = load_file(folder / "model.safetensors")["model.norm.weight"]
+    data = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    found = digest_tensors(open_checkpoint(folder), ["model.norm.weight"])["model.norm.weight"]
+    assert found.digest == f"sha256:{hashlib.sha256(data).hexdigest()}"

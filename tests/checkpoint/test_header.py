@@ -197,7 +197,7 @@ def test_any_bytes_are_read_whole_or_refused_in_words(raw: bytes):
 
 def test_a_header_longer_than_readers_accept_is_not_written(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("blockexpand.checkpoint.header.MAX_HEADER_BYTES", 5000)
-    with pytest.raises(CheckpointError, match="8,184 bytes, more than the 5,000"):
+    with pytest.raises(CheckpointError, match="65,528 bytes, more than the 5,000"):
         build_header([(f"tensor{i}", "F32", (2, 2)) for i in range(90)], {})
 
 

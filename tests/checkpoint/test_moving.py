@@ -1,19 +1,16 @@
-"""Bytes move whole, in the kernel or by hand, and ranges merge when they can."""
+"""Bytes move whole, in the kernel or by hand."""
 
 from __future__ import annotations
 
 import errno
 import os
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from blockexpand.checkpoint import moving
-from blockexpand.checkpoint.moving import Range, merge, move
+from blockexpand.checkpoint.moving import Range, move
 from blockexpand.errors import CheckpointError
 
 DATA = bytes(i * 7 % 251 for i in range(50_000))
@@ -96,34 +93,3 @@ def test_a_source_that_shrank_is_refused(tmp_path: Path, kernel: bool, monkeypat
         monkeypatch.setattr(os, "copy_file_range", lambda *_: 0)
     with pytest.raises(CheckpointError, match=r"f ended at byte 20,000 .* expected 20,124 more"):
         run(tmp_path, PIECE, size=20_000)
-
-
-RANGES = st.lists(
-    st.builds(
-        Range,
-        file=st.sampled_from("ab"),
-        source=st.integers(0, 9),
-        target=st.just(0),
-        num_bytes=st.integers(0, 4),
-    ),
-    max_size=9,
-)
-
-
-@settings(max_examples=200)
-@given(ranges=RANGES, gap=st.integers(0, 1))
-def test_merging_moves_the_same_bytes_in_no_more_ranges(ranges: list[Range], gap: int):
-    placed, position = [], 0
-    for r in ranges:
-        placed.append(Range(file=r.file, source=r.source, target=position, num_bytes=r.num_bytes))
-        position += r.num_bytes + gap
-
-    def bytes_of(items: list[Range]) -> list[tuple[str, int, int]]:
-        return [(r.file, r.source + i, r.target + i) for r in items for i in range(r.num_bytes)]
-
-    merged = merge(placed)
-    assert bytes_of(merged) == bytes_of(placed)
-    for one, two in pairwise(merged):
-        touching = one.source + one.num_bytes == two.source and one.target + one.num_bytes == two.target
-        assert not (touching and one.file == two.file)
-    assert all(r.num_bytes for r in merged)

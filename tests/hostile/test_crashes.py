@@ -76,7 +76,7 @@ def test_everything_is_flushed_before_it_gets_its_name_and_the_name_before_the_o
     if scenario.startswith("plan"):
         assert sweep.needed == ["place", "plan.json (hidden)"]
     else:
-        shards = [f"model-{i:05d}-of-00003.safetensors" for i in (1, 2, 3)]
+        shards = [f"model-{i:05d}-of-00004.safetensors" for i in (1, 2, 3, 4)]
         assert {"place", "out (hidden)", "extra", "notes.txt", "tokenizer.json", *shards} <= set(sweep.needed)
         assert scenario != "expand" or {"new", "folders"} <= set(sweep.needed)
 

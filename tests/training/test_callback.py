@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer, Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
@@ -17,7 +18,6 @@ from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import LiveError, PlanError, TrainingError
 from blockexpand.live import expand_live
 from blockexpand.training import BlockExpansionCallback
-from blockexpand.training.checkpoints import load_tensors
 from lm_helpers import sentences
 from training_ground import Ground
 
@@ -81,7 +81,7 @@ def test_in_trainer_exactly_the_new_blocks_train_and_the_base_stays_inside(groun
     model.eval()
     with torch.no_grad(), blockexpand.bypass(model), blockexpand.bypass(base):
         assert torch.equal(model(tokens_BT).logits, base(tokens_BT).logits)
-    saved = load_tensors(tmp_path / "blocks/blocks-00000002/blocks.safetensors")
+    saved = load_file(tmp_path / "blocks/blocks-00000002/blocks.safetensors")
     assert set(saved) == {n for n, _ in trained_names(model)}
     assert [p.name for p in sorted((tmp_path / "blocks").iterdir())] == ["blocks-00000002", "model"]
 

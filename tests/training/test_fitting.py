@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from blockexpand.errors import TrainingError
+from blockexpand.errors import LiveError, TrainingError
 from blockexpand.training import fitting as fitting_module
 from blockexpand.training import train
 from blockexpand.training.arms.trainee import load_model
 from blockexpand.training.fitting import check_fits, device_bytes, keeps_gradients, needs_of
 from blockexpand.training.settings import FullArm, RetentionSettings
 from blockexpand.training.world import World
+from lm_helpers import make_expanded
 from training_ground import Ground
 
 ALONE = World(device=torch.device("cpu"))
@@ -52,3 +54,13 @@ def test_gradients_are_kept_whole_between_passes_where_they_are_small(monkeypatc
     monkeypatch.setattr(fitting_module, "device_bytes", lambda _world: 80 * 10**9)
     assert keeps_gradients(1_700_000_000, ALONE)  # eight new blocks of an 8B
     assert not keeps_gradients(8_000_000_000, ALONE)
+
+
+def test_a_plan_and_a_checkpoint_that_disagree_are_refused(ground: Ground, tmp_path: Path) -> None:
+    """A folder with another's record: its plan says five blocks, its files hold six."""
+    other = make_expanded(tmp_path / "other", ground.base, blocks=1)
+    mixed = tmp_path / "mixed"
+    shutil.copytree(ground.expanded, mixed)
+    shutil.copy(other / "blockexpand.json", mixed / "blockexpand.json")
+    with pytest.raises(LiveError, match=r"has 6 blocks .*; expected the 5 of the plan"):
+        train(ground.settings(tmp_path / "run", model=str(mixed)))

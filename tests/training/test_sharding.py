@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def start(words: list[str], num_processes: int = 2) -> list[subprocess.Popen[str
     ]
 
 
-def ended(processes: list[subprocess.Popen[str]], seconds: float = 900) -> list[tuple[int, str, str]]:
+def ended(processes: list[subprocess.Popen[str]], seconds: float = 600) -> list[tuple[int, str, str]]:
     """Each one's exit code and what it said, on standard output and on standard error."""
     try:
         said = [process.communicate(timeout=seconds) for process in processes]
@@ -229,8 +230,9 @@ def test_torchrun_starts_the_verb_and_one_process_speaks(ground: Ground, tmp_pat
     processes = start(words)
     while len(read_metrics(tmp_path / "run" / "metrics.jsonl")) < 3:
         assert [process.poll() for process in processes] == [None, None], ended(processes)
+        time.sleep(0.1)
     processes[1].send_signal(signal.SIGTERM)
-    (code, out, err), (other_code, other_out, other_err) = ended(processes)
+    (code, out, err), (other_code, other_out, other_err) = ended(processes, 300)
     assert (code, other_code) == (0, 0), (err, other_err)
     assert "; resume with --resume" in err
     assert (other_out, out) == ("", "")

@@ -1,6 +1,7 @@
 """Safetensors checkpoints on disk: headers, byte ranges, shards, digests. Knows no model family."""
 
-from blockexpand.checkpoint.digesting import TensorDigest, digest_tensors, refuse_not_finite
+from blockexpand.checkpoint.comparing import Comparison, compare_tensors
+from blockexpand.checkpoint.digesting import TensorDigest, digest_tensors, refuse_counted, refuse_not_finite
 from blockexpand.checkpoint.files import OtherFiles, copy_files, other_files
 from blockexpand.checkpoint.header import (
     Header,
@@ -36,6 +37,9 @@ __all__ = [
     "TensorDigest",
     "digest_tensors",
     "refuse_not_finite",
+    "refuse_counted",
+    "Comparison",
+    "compare_tensors",
     "OtherFiles",
     "other_files",
     "copy_files",

@@ -4,25 +4,27 @@ In: an opened base, the new names of its tensors, and the tensors to add, each a
 zeros. Out: `model.safetensors`, or shards and their index, in an existing folder. No tensor is decoded, and
 memory does not grow with the model.
 
-The order of the bytes is ours to choose (the format asks only that they be contiguous), and it decides the
-speed: each of the base's files is moved in one piece, the added copies follow in ranges as long as the
-donor's neighbours allow, then the few constants, and the zeros come last, as a hole that is never written.
+Where a file's data begins and the order of its tensors are ours to choose (the format asks only that there be no
+gaps), and they decide the speed: the bytes of each of the base's files keep their order and their offsets modulo
+64 KiB, the added copies are put in an order in which most do, too, then come the few constants, and the zeros last,
+as a hole that is never written.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockexpand.checkpoint.header import TensorEntry, build_header, num_bytes, num_elements, open_to_read
-from blockexpand.checkpoint.moving import Range, merge, move, write_whole
+from blockexpand.checkpoint.copying import Place, copy_tensors
+from blockexpand.checkpoint.digesting import TensorDigest, new_hasher
+from blockexpand.checkpoint.header import ALIGNMENT_BYTES, TensorEntry, build_header, num_bytes, num_elements
+from blockexpand.checkpoint.moving import write_whole
 from blockexpand.checkpoint.reading import INDEX, SINGLE, Checkpoint
 from blockexpand.errors import StagingError
-from blockexpand.progress import bar
 from blockexpand.records import write_json
 
 
@@ -69,6 +71,8 @@ def zeros(name: str, entry: TensorEntry) -> OutputTensor:
     return OutputTensor(name=name, dtype=entry.dtype, shape=entry.shape, source=None)
 
 
+_BEGINNINGS = 16
+"""How many places modulo ALIGNMENT_BYTES are tried for the beginning of a further shard's data."""
 _DRAWN_AT_ONCE = 1 << 20
 """Numbers drawn in one piece: memory stays constant."""
 _MINUS_ONE = {
@@ -87,7 +91,9 @@ def minus_ones(name: str, entry: TensorEntry) -> OutputTensor:
 
 def digest_of_minus_ones(entry: TensorEntry) -> str:
     """The digest that such a tensor's bytes have."""
-    return f"sha256:{hashlib.sha256(_MINUS_ONE[entry.dtype] * entry.num_elements).hexdigest()}"
+    algorithm, hasher = new_hasher()
+    hasher.update(_MINUS_ONE[entry.dtype] * entry.num_elements)
+    return f"{algorithm}:{hasher.hexdigest()}"
 
 
 def drawn(name: str, entry: TensorEntry, spread: float) -> OutputTensor:
@@ -117,38 +123,90 @@ def lay_out(base: Checkpoint, kept: dict[str, str], added: Sequence[OutputTensor
     """Which tensor goes into which file, in which order.
 
     `kept` gives the new name of every tensor of the base. A base in one file stays in one file. A base in
-    shards keeps each of them whole; the added tensors go into further shards no larger than its largest.
+    shards keeps each of them whole; the added tensors go into further shards no larger than its largest, each with
+    copies from one file.
     """
     assert set(kept) == set(base.tensors), "every tensor of the base is kept, under some name"
     shards = [[renamed(kept[n], e) for n, e in base.tensors.items() if e.file == shard] for shard in base.shards]
     if not base.sharded:
-        return (OutputFile(name=SINGLE, tensors=(*shards[0], *_holes_last(added))),)
+        end = max(entry.end for entry in base.tensors.values())
+        return (OutputFile(name=SINGLE, tensors=(*shards[0], *_arrange(added, end))),)
     limit = max(sum(t.num_bytes for t in shard) for shard in shards)
-    groups = [*shards, *(_holes_last(group) for group in _pack(added, limit))]
+    groups = [*shards, *(_arrange(group, None) for group in _pack(added, limit))]
     return tuple(
         OutputFile(name=f"model-{i:05d}-of-{len(groups):05d}.safetensors", tensors=tuple(group))
         for i, group in enumerate(groups, start=1)
     )
 
 
-def _holes_last(tensors: Iterable[OutputTensor]) -> list[OutputTensor]:
-    return sorted(tensors, key=lambda tensor: tensor.source is None and not _is_made(tensor))
+def _arrange(tensors: Iterable[OutputTensor], position: int | None) -> list[OutputTensor]:
+    """Copies in an order in which most keep their offset modulo ALIGNMENT_BYTES, then what is made, then zeros.
+
+    `position` is the offset at which they begin, or None when that can be chosen.
+    """
+    given = list(tensors)
+    copies = [t for t in given if t.source is not None]
+    begins = [position] if position is not None else list(_residues(copies))[:_BEGINNINGS]
+    orders = [_order(copies, begin) for begin in begins]
+    made = [t for t in given if t.source is None and _is_made(t)]
+    empty = [t for t in given if t.source is None and not _is_made(t)]
+    return [*(max(orders, key=lambda order: order[1])[0] if orders else []), *made, *empty]
+
+
+def _residues(copies: Iterable[OutputTensor]) -> dict[int, deque[int]]:
+    """The numbers of the copies that have the same offset modulo ALIGNMENT_BYTES in their source, large ones first."""
+    found: dict[int, deque[int]] = {}
+    for number, tensor in sorted(enumerate(copies), key=lambda pair: (-pair[1].num_bytes, pair[0])):
+        found.setdefault(_residue(tensor), deque()).append(number)
+    return found
+
+
+def _order(copies: Sequence[OutputTensor], begin: int) -> tuple[list[OutputTensor], int]:
+    """The copies in an order for data that begins at `begin`, and how many bytes of them keep their offset.
+
+    Where no copy fits, the smallest that is left goes first: as a shim, or because there is no help.
+    """
+    fitting = _residues(copies)
+    shims = iter(sorted(range(len(copies)), key=lambda number: (copies[number].num_bytes, number)))
+    placed: set[int] = set()
+    order: list[OutputTensor] = []
+    offset, num_fit = begin, 0
+    while len(order) < len(copies):
+        waiting = fitting.get(offset % ALIGNMENT_BYTES, deque())
+        while waiting and waiting[0] in placed:
+            waiting.popleft()
+        number = waiting.popleft() if waiting else next(n for n in shims if n not in placed)
+        tensor = copies[number]
+        num_fit += tensor.num_bytes if _residue(tensor) == offset % ALIGNMENT_BYTES else 0
+        placed.add(number)
+        order.append(tensor)
+        offset += tensor.num_bytes
+    return order, num_fit
+
+
+def _residue(tensor: OutputTensor) -> int:
+    assert tensor.source is not None, f"{tensor.name} is not a copy"
+    return tensor.source.start % ALIGNMENT_BYTES
 
 
 def _pack(tensors: Iterable[OutputTensor], limit: int) -> list[list[OutputTensor]]:
+    """In groups no larger than `limit`, each with copies from one file only: other files have other offsets."""
     groups: list[list[OutputTensor]] = []
-    size = 0
+    size, origin = 0, None
     for tensor in tensors:
-        if not groups or size + tensor.num_bytes > limit:
+        source = tensor.source.file if tensor.source is not None else origin
+        if not groups or size + tensor.num_bytes > limit or source != (origin or source):
             groups.append([])
-            size = 0
+            size, origin = 0, None
         groups[-1].append(tensor)
-        size += tensor.num_bytes
+        size, origin = size + tensor.num_bytes, source if tensor.source is not None else origin
     return groups
 
 
-def write_weights(base: Checkpoint, files: Sequence[OutputFile], folder: Path) -> None:
-    """Write the files, and the index when the base had one, into `folder`.
+def write_weights(
+    base: Checkpoint, files: Sequence[OutputFile], folder: Path, *, digest: bool = False
+) -> dict[str, TensorDigest]:
+    """Write the files, and the index when the base had one, into `folder`; the digests of the base, when asked for.
 
     Raises:
         StagingError: there is less space than the copied bytes need.
@@ -162,55 +220,48 @@ def write_weights(base: Checkpoint, files: Sequence[OutputFile], folder: Path) -
             "some space or choose another output folder. Nothing was left behind"
         )
     metadata = {**base.metadata, "format": base.metadata.get("format", "pt")}
-    with bar("copying weights", num_copied, "B") as progress, contextlib.ExitStack() as sources:
-        handles = {s: sources.enter_context(open_to_read(base.folder / s)).fileno() for s in base.shards}
-        for file in files:
-            header, ranges, size = _plan_file(file, metadata)
-            with open(folder / file.name, "xb", buffering=0) as stream:
-                # The whole length first: what is not written after this is a hole, and reads as zeros.
-                stream.truncate(size)
-                write_whole(stream, header)
-                for piece in ranges:
-                    move(handles[piece.file], stream.fileno(), piece, progress.advance)
-                for offset, tensor in _made(file, len(header)):
-                    stream.seek(offset)
-                    for part in _draw(tensor) if tensor.spread else [tensor.element * num_elements(tensor.shape)]:
-                        write_whole(stream, part)
+    places: dict[TensorEntry, list[Place]] = {}
+    for file in files:
+        _begin(file, folder / file.name, metadata, places)
+    digests = copy_tensors(base, places, folder, digest=digest)
     if base.sharded:
         _write_index(files, folder)
+    return digests
 
 
-def _plan_file(file: OutputFile, metadata: dict[str, str]) -> tuple[bytes, list[Range], int]:
-    """The header, the ranges to move, and the length of the whole file."""
-    header = build_header(((t.name, t.dtype, t.shape) for t in file.tensors), metadata)
-    position, ranges = len(header), []
+def _begin(file: OutputFile, path: Path, metadata: dict[str, str], places: dict[TensorEntry, list[Place]]) -> None:
+    """Write the header and what is neither copied nor zero, and note where the copies go."""
+    header = build_header(((t.name, t.dtype, t.shape) for t in file.tensors), metadata, _data_residue(file))
+    with open(path, "xb", buffering=0) as stream:
+        # The whole length first: what is not written after this is a hole, and reads as zeros.
+        stream.truncate(len(header) + sum(t.num_bytes for t in file.tensors))
+        write_whole(stream, header)
+        position = len(header)
+        for tensor in file.tensors:
+            if tensor.source is not None:
+                assert tensor.source.num_bytes == tensor.num_bytes, f"{tensor.name} does not have its source's size"
+                places.setdefault(tensor.source, []).append(Place(file=file.name, start=position))
+            elif _is_made(tensor):
+                stream.seek(position)
+                for part in _draw(tensor) if tensor.spread else [tensor.element * num_elements(tensor.shape)]:
+                    write_whole(stream, part)
+            position += tensor.num_bytes
+
+
+def _data_residue(file: OutputFile) -> int:
+    """Where the data begins, modulo ALIGNMENT_BYTES: so that most copied bytes keep their offset modulo that."""
+    position = 0
+    num_bytes: dict[int, int] = {}
     for tensor in file.tensors:
         if tensor.source is not None:
-            assert tensor.source.num_bytes == tensor.num_bytes, f"{tensor.name} does not have its source's size"
-            ranges.append(
-                Range(
-                    file=tensor.source.file,
-                    source=tensor.source.start,
-                    target=position,
-                    num_bytes=tensor.num_bytes,
-                )
-            )
+            residue = (tensor.source.start - position) % ALIGNMENT_BYTES
+            num_bytes[residue] = num_bytes.get(residue, 0) + tensor.num_bytes
         position += tensor.num_bytes
-    return header, merge(ranges), position
+    return max(num_bytes, key=lambda residue: num_bytes[residue]) if num_bytes else 0
 
 
 def _is_made(tensor: OutputTensor) -> bool:
     return bool(tensor.element) or tensor.spread is not None
-
-
-def _made(file: OutputFile, position: int) -> list[tuple[int, OutputTensor]]:
-    """Where the tensors go that are neither copied nor zero; `position` is where the tensors begin."""
-    found = []
-    for tensor in file.tensors:
-        if _is_made(tensor):
-            found.append((position, tensor))
-        position += tensor.num_bytes
-    return found
 
 
 def _write_index(files: Sequence[OutputFile], folder: Path) -> None:

@@ -18,7 +18,6 @@ from blockexpand.checkpoint import (
     Checkpoint,
     OutputTensor,
     copy_files,
-    digest_tensors,
     drawn,
     lay_out,
     minus_ones,
@@ -66,7 +65,7 @@ def expand(
         plan: a plan for this base, or the path of a saved one.
         overwrite: replace `out` if blockexpand made it.
         prove: run the whole proof on what was written, and keep nothing if it fails.
-        digest: read every tensor of the base once, to refuse NaN and to record its fingerprint.
+        digest: hash every tensor of the base as it is copied, to record its fingerprint, and refuse NaN.
 
     Raises:
         ExpansionError: plan and base do not belong together, or the proof failed.
@@ -79,14 +78,15 @@ def expand(
     _check_apart(checkpoint.folder, target)
     check_output(target, overwrite)
     files = other_files(checkpoint)
-    digests = _digests(checkpoint) if digest else None
     with staged_folder(target, overwrite) as staged:
         copy_files(checkpoint, files.copied, staged)
         write_json(staged / CONFIG, with_entries(checkpoint.config, chosen.config_changes))
         family = family_for(checkpoint.config, checkpoint.source, checkpoint.tensors)
         kept, added = _tensors(family, checkpoint, chosen)
-        write_weights(checkpoint, lay_out(checkpoint, kept, added), staged)
+        found = write_weights(checkpoint, lay_out(checkpoint, kept, added), staged, digest=digest)
+        refuse_not_finite(checkpoint, found)
         proof = _prove(checkpoint, staged, chosen) if prove else None
+        digests = {name: result.digest for name, result in sorted(found.items())} if digest else None
         record = _record(chosen, digests, files.copied, files.left_out, proof)
         write_record(staged / RECORD_NAME, record)
     if files.left_out:
@@ -142,12 +142,6 @@ def _check_apart(base: Path, out: Path) -> None:
         raise ExpansionError(f"the output {out} is inside the base {base}; expected a folder beside it")
     if target in source.parents:
         raise ExpansionError(f"the output {out} contains the base {base}; expected a folder beside it")
-
-
-def _digests(checkpoint: Checkpoint) -> dict[str, str]:
-    results = digest_tensors(checkpoint)
-    refuse_not_finite(checkpoint, results)
-    return {name: result.digest for name, result in sorted(results.items())}
 
 
 def _tensors(family: Family, checkpoint: Checkpoint, plan: Plan) -> tuple[dict[str, str], list[OutputTensor]]:

@@ -1,7 +1,8 @@
 """The parts of the proof that need the models in memory (torch, transformers).
 
-In: the base and the expanded checkpoint, and the plan. Out: checks with figures. One model is held at a time.
-No remote code is run and nothing is fetched.
+In: the base and the expanded checkpoint, and the plan. Out: checks with figures. One model is held at a time, or
+only a few of its blocks when there is not enough memory; then logits are compared, and no step is taken. No remote
+code is run and nothing is fetched.
 
 Shapes: B = 1 sequence, T tokens, V vocabulary.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import cast
 
 import torch
@@ -18,6 +20,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from blockexpand.checkpoint import Checkpoint
+from blockexpand.expansion.lockstep import BlockByBlock, block_bytes, tensor_bytes
 from blockexpand.families import Family, family_for
 from blockexpand.families.modules import config_entries, load_model, parameters_of, put_stack, set_config, stack_of
 from blockexpand.planning import Check, Plan, base_entries
@@ -38,6 +41,10 @@ _CACHE = next(f.name for f in fields(CausalLMOutputWithPast) if f.name in ("cach
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
+NO_STEP = "gradients and the first step's drift: the models were run block by block, for want of memory"
+"""What a proof by block says that it does not."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """What this module found."""
@@ -46,6 +53,8 @@ class Measured:
     """The precisions in which logits were compared."""
     checks: tuple[Check, ...]
     """The checks, in order."""
+    left_out: tuple[str, ...] = ()
+    """What was not looked at, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +69,32 @@ class Answers:
     """Greedy continuations."""
 
 
-def measure(base: Checkpoint, out: Checkpoint, plan: Plan, *, trained: bool, device: str) -> Measured:
-    """Compare the models, then (for untrained blocks) take one step and look at gradients and drift."""
+def measure(
+    base: Checkpoint, out: Checkpoint, plan: Plan, *, trained: bool, device: str, memory: int | None = None
+) -> Measured:
+    """Compare the models, then (for untrained blocks) take one step and look at gradients and drift.
+
+    With `memory`, the bytes that a model may take, models that are larger are run block by block, and then no step is
+    taken.
+
+    Raises:
+        ExpansionError: a single block does not fit.
+    """
     family = family_for(base.config, base.source, base.tensors)
     names = _dtypes_of(plan)
     checks: list[Check] = []
+    by_block = memory is not None and memory < whole_bytes(out, plan)
     for name in names:
+        if by_block:
+            assert memory is not None, "by block only because of the memory"
+            blocks = BlockByBlock(base, family, dtype=_DTYPES[name], device=device, memory=memory)
+            expected = answers_by_block(blocks)
+            blocks = BlockByBlock(out, family, dtype=_DTYPES[name], device=device, memory=memory)
+            if trained:
+                blocks.keep(plan.old_to_new)
+                set_config(blocks.model, family, base_entries(family, plan, config_entries(blocks.model)))
+            checks += compare(expected, answers_by_block(blocks), name, bypassed=trained)
+            continue
         expected = _answers_of(base, family, _DTYPES[name], device)
         model = load_model(out.folder, dtype=_DTYPES[name], device=device, loader=family.loader)
         if trained:
@@ -73,7 +102,18 @@ def measure(base: Checkpoint, out: Checkpoint, plan: Plan, *, trained: bool, dev
         checks += compare(expected, answers(model, sequences(model)), name, bypassed=trained)
         if name == "F32" and not trained:
             checks += _step(model, family, plan, expected.logits_BTV)
-    return Measured(dtypes=names, checks=tuple(checks))
+    left_out = (NO_STEP,) if by_block and not trained else ()
+    return Measured(dtypes=names, checks=tuple(checks), left_out=left_out)
+
+
+def whole_bytes(out: Checkpoint, plan: Plan) -> int:
+    """What the proof takes at its peak when whole models are loaded.
+
+    That is the deeper model in float32, with gradients and AdamW's two moments for the new blocks.
+    """
+    family = family_for(out.config, out.source, out.tensors)
+    new = sum(block_bytes(out, family, torch.float32)[position] for position in plan.new_positions)
+    return tensor_bytes(out, torch.float32) + 3 * new
 
 
 def _dtypes_of(plan: Plan) -> tuple[str, ...]:
@@ -113,6 +153,28 @@ def answers(model: nn.Module, tokens: Sequence[Tensor]) -> Answers:
     )
 
 
+def answers_by_block(blocks: BlockByBlock) -> Answers:
+    """The same on a model of which only a few blocks are in memory, with shorter continuations.
+
+    Every token that goes through the cache alone needs the whole checkpoint to be read again, so there are no more
+    generated ones than cached ones and the prompt's.
+    """
+    model = blocks.model
+    tokens = sequences(model)
+
+    def plain(tokens_BT: Tensor) -> Tensor:
+        return model(tokens_BT, use_cache=False).logits
+
+    ways = (plain, partial(_through_the_cache, model), partial(_greedy, model, num_tokens=CACHED_TOKENS + 1))
+    found = blocks.run([partial(way, tokens_BT) for way in ways for tokens_BT in tokens])
+    count = len(tokens)
+    return Answers(
+        logits_BTV=tuple(found[:count]),
+        cached_BTV=tuple(found[count : 2 * count]),
+        generated_BT=tuple(found[2 * count :]),
+    )
+
+
 def _through_the_cache(model: nn.Module, tokens_BT: Tensor) -> Tensor:
     first = max(1, tokens_BT.shape[1] - CACHED_TOKENS)
     output = model(tokens_BT[:, :first], use_cache=True)
@@ -123,10 +185,10 @@ def _through_the_cache(model: nn.Module, tokens_BT: Tensor) -> Tensor:
     return torch.cat(pieces, dim=1)
 
 
-def _greedy(model: nn.Module, tokens_BT: Tensor) -> Tensor:
+def _greedy(model: nn.Module, tokens_BT: Tensor, num_tokens: int = GENERATED_TOKENS) -> Tensor:
     # A config of our own: the model's may sample, stop early, or ask for another kind of cache.
     config = GenerationConfig(
-        do_sample=False, max_new_tokens=GENERATED_TOKENS, eos_token_id=None, pad_token_id=0, use_cache=True
+        do_sample=False, max_new_tokens=num_tokens, eos_token_id=None, pad_token_id=0, use_cache=True
     )
     mask_BT = torch.ones_like(tokens_BT)
     generated = cast(GenerationMixin, model).generate(tokens_BT, attention_mask=mask_BT, generation_config=config)

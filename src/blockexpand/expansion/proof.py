@@ -6,7 +6,8 @@ In: the base and the expanded folder. Out: a frozen `Proof`: one line a check, w
    its donor's bytes except the residual writers, which are zero (or -1, where a gain is stored as gain minus one);
    all values are finite.
 2. In memory: the logits, with and without KV cache, and greedy generation, bit for bit, in the checkpoint's
-   dtype and in float32.
+   dtype and in float32. Where there is not enough memory, block by block; then parts 3 and 4 are left out, and the
+   proof says so.
 3. Gradient: at step 0 every writer of every new block gets some and no old tensor gets any; once the writers
    have moved, every tensor of every new block gets some.
 4. Drift: how far one small optimiser step moves the model, in nats (KL), against a bound.
@@ -19,26 +20,42 @@ holds for new blocks that were not started as identities (an ablation).
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from blockexpand.checkpoint import (
     Checkpoint,
     TensorDigest,
     TensorEntry,
+    compare_tensors,
     digest_of_minus_ones,
     digest_tensors,
+    refuse_counted,
     refuse_not_finite,
 )
 from blockexpand.digests import digest_json
+from blockexpand.errors import ExpansionError
 from blockexpand.families import Family, family_for, with_entries
 from blockexpand.planning import SILENT, Check, Plan, Proof
 from blockexpand.records import with_format
 
+_SPARE = 0.8
+"""The share of the free memory that a proof takes when nobody says how much it may."""
+
 
 def prove_checkpoints(
-    base: Checkpoint, out: Checkpoint, plan: Plan, *, trained: bool = False, device: str = "cpu"
+    base: Checkpoint,
+    out: Checkpoint,
+    plan: Plan,
+    *,
+    trained: bool = False,
+    device: str = "cpu",
+    memory: int | None = None,
 ) -> Proof:
     """Run every check that can be run; when the disk already disagrees on names, nothing is loaded.
+
+    `memory` is how many bytes the models may take; None is what is free. Larger ones are run block by block.
 
     Raises:
         CheckpointError: a file is broken, or a weight of either is NaN or infinite.
@@ -46,14 +63,16 @@ def prove_checkpoints(
     family = family_for(base.config, base.source, base.tensors)
     checks = [_check_config(base, out, plan), _check_names(family, base, out, plan)]
     dtypes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     if all(check.passed for check in checks):
         checks += _check_bytes(family, base, out, plan, trained)
         # The only import of torch in this room.
         from blockexpand.expansion.measuring import measure
 
         bypassed = trained or plan.init != "identity"
-        measured = measure(base, out, plan, trained=bypassed, device=device)
-        dtypes = measured.dtypes
+        allowed = free_bytes(device) if memory is None else memory
+        measured = measure(base, out, plan, trained=bypassed, device=device, memory=allowed)
+        dtypes, left_out = measured.dtypes, measured.left_out
         checks += measured.checks
     return Proof(
         plan_digest=digest_json(with_format(plan)),
@@ -61,7 +80,33 @@ def prove_checkpoints(
         dtypes=dtypes,
         device=device,
         checks=tuple(checks),
+        left_out=left_out,
     )
+
+
+def memory_bytes(memory_gb: float | None) -> int | None:
+    """Bytes of so many GB.
+
+    Raises:
+        ExpansionError: it is not a positive number.
+    """
+    if memory_gb is None:
+        return None
+    if not 0 < memory_gb < float("inf"):
+        raise ExpansionError(
+            f"the memory of the proof is {memory_gb} GB; expected a number above 0, e.g. --memory-gb 16; leave it out "
+            "to use what is free"
+        )
+    return int(memory_gb * 1e9)
+
+
+def free_bytes(device: str) -> int | None:
+    """What models may take here when nobody says how much; None where it is not known."""
+    meminfo = Path("/proc/meminfo")
+    if device != "cpu" or not meminfo.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
+    return int(_SPARE * 1024 * int(lines["MemAvailable"].split()[0]))
 
 
 def _check_config(base: Checkpoint, out: Checkpoint, plan: Plan) -> Check:
@@ -99,36 +144,50 @@ def _kind(entry: TensorEntry | None) -> str:
 
 
 def _check_bytes(family: Family, base: Checkpoint, out: Checkpoint, plan: Plan, trained: bool) -> list[Check]:
-    of_base, of_out = digest_tensors(base), digest_tensors(out)
-    refuse_not_finite(base, of_base)
-    refuse_not_finite(out, of_out)
     names = {name: plan.new_name(family, name) for name in base.tensors}
-    changed = [new for old, new in names.items() if of_base[old].digest != of_out[new].digest]
+    planned = () if trained else tuple(planned_tensors(family, plan))
+    expected = {old: [new] for old, new in names.items()}
+    for new, donor, starts in planned:
+        if starts == "donor":
+            expected[donor].append(new)
+    compared = compare_tensors(base, out, expected)
+    refuse_counted(base, compared.num_not_finite)
+    # What has a base tensor's bytes has its finite numbers; everything else is looked at on its own.
+    same = {new for news in expected.values() for new in news} - compared.different
+    others = digest_tensors(out, [name for name in out.tensors if name not in same])
+    refuse_not_finite(out, others)
+    changed = [new for new in names.values() if new in compared.different]
     checks = [
         Check(
             name="old tensors have the base's bytes",
             passed=not changed,
             figure=f"{len(changed)} of {len(names):,} differ: {changed[0]}"
             if changed
-            else f"{len(names):,} tensors, {base.num_bytes:,} bytes, SHA-256",
+            else f"{len(names):,} tensors, {base.num_bytes:,} bytes compared",
         )
     ]
-    return checks if trained else [*checks, *_check_new_blocks(family, base, (of_base, of_out), plan)]
+    return checks if trained else [*checks, *_check_new_blocks(base, plan, planned, others)]
 
 
-def _check_new_blocks(
-    family: Family, base: Checkpoint, digests: tuple[dict[str, TensorDigest], dict[str, TensorDigest]], plan: Plan
-) -> list[Check]:
-    of_base, of_out = digests
-    not_silent, not_donor, counts = [], [], dict.fromkeys(("donor", "zero", "minus-one", "random"), 0)
+def planned_tensors(family: Family, plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """Every tensor of the new blocks: its name, its donor's, and what it starts as."""
     for block in plan.new_blocks:
         for tensor in plan.tensors_of(block.donor):
             name, donor = family.name_of(block.position, tensor.tail), family.name_of(block.donor, tensor.tail)
-            counts[tensor.starts] += 1
-            if tensor.starts == "donor":
-                not_donor += [name] if of_out[name].digest != of_base[donor].digest else []
-            elif tensor.starts in SILENT and not _is_silent(tensor.starts, of_out[name], base.tensors[donor]):
-                not_silent.append(name)
+            yield name, donor, tensor.starts
+
+
+def _check_new_blocks(
+    base: Checkpoint, plan: Plan, planned: Sequence[tuple[str, str, str]], others: dict[str, TensorDigest]
+) -> list[Check]:
+    """`others` are the digests of the output's tensors that do not have the bytes of a tensor of the base."""
+    not_silent, not_donor, counts = [], [], dict.fromkeys(("donor", "zero", "minus-one", "random"), 0)
+    for name, donor, starts in planned:
+        counts[starts] += 1
+        if starts == "donor":
+            not_donor += [name] if name in others else []
+        elif starts in SILENT and not _is_silent(starts, others[name], base.tensors[donor]):
+            not_silent.append(name)
     num_silent = f"{counts['zero']} residual writers"
     if counts["minus-one"]:
         num_silent = (

@@ -10,12 +10,17 @@ from pathlib import Path
 
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.expansion.expanding import check_fit
-from blockexpand.expansion.proof import prove_checkpoints
+from blockexpand.expansion.proof import memory_bytes, prove_checkpoints
 from blockexpand.planning import Proof, read_expansion
 
 
 def verify(
-    base: str | Path | Checkpoint, out: str | Path, *, trained: bool | None = None, device: str = "cpu"
+    base: str | Path | Checkpoint,
+    out: str | Path,
+    *,
+    trained: bool | None = None,
+    device: str = "cpu",
+    memory_gb: float | None = None,
 ) -> Proof:
     """Prove that the folder `out` is `base`, only deeper.
 
@@ -24,13 +29,17 @@ def verify(
         out: a folder that blockexpand wrote; its `blockexpand.json` says which blocks are new.
         trained: whether the new blocks were trained since; None takes the record's word.
         device: where to compute logits, e.g. "cuda".
+        memory_gb: what the models may take, in GB (1e9 bytes); larger ones are run a few blocks at a time. None is
+            what is free.
 
     Raises:
         PlanError: `out` has no record.
-        ExpansionError: its plan is for another base.
+        ExpansionError: its plan is for another base, or the memory is too little for one block.
     """
     checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base)
     record = read_expansion(out)
     check_fit(record.plan, checkpoint)
     was_trained = record.training is not None if trained is None else trained
-    return prove_checkpoints(checkpoint, open_checkpoint(out), record.plan, trained=was_trained, device=device)
+    memory = memory_bytes(memory_gb)
+    opened = open_checkpoint(out)
+    return prove_checkpoints(checkpoint, opened, record.plan, trained=was_trained, device=device, memory=memory)

@@ -117,10 +117,18 @@ def as_in_files(family: Family, block: int, tail: str, tensor: torch.Tensor) -> 
     }
 
 
-def load_model(folder: Path, *, dtype: torch.dtype, device: str = "cpu", loader: Loader = "text") -> nn.Module:
+def load_model(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    loader: Loader = "text",
+    places: dict[str, str] | None = None,
+) -> nn.Module:
     """The model in a folder, in eval mode: no remote code, no network, no pickle; FP8 weights become floats.
 
     On the device "meta" no weights are read: parameters have no memory, to be sharded and filled by the caller.
+    `places` says which modules stay on the meta device (see parts.py).
 
     Raises:
         LiveError: transformers cannot build it, or a tensor it needs is not in the files.
@@ -141,6 +149,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: str = "cpu", loader:
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
+                device_map=places,
                 **_as_floats(PreTrainedConfig.get_config_dict(str(folder), local_files_only=True)[0]),
             )
         except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError, SafetensorError) as error:
@@ -157,7 +166,12 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: str = "cpu", loader:
             f"{folder} lacks the tensor {sorted(absent)[0]!r} ({len(absent)} in all) in the shape its config.json asks "
             "for; expected every tensor; write or download the folder again"
         )
-    return _in_memory_of_its_own(model.eval().to(device))
+    return _in_memory_of_its_own(to_device(model.eval(), device))
+
+
+def to_device(module: nn.Module, device: str) -> nn.Module:
+    """Move all that has numbers; what is only a shape stays one."""
+    return module._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
 
 
 def _without_values(folder: Path, dtype: torch.dtype, loading_class: Any) -> nn.Module:

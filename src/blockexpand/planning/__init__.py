@@ -3,6 +3,7 @@
 from blockexpand.planning.costing import Cost, training_flops
 from blockexpand.planning.drawing import draw, draw_rich
 from blockexpand.planning.formulas import unsayable
+from blockexpand.planning.guided import MEASURE_WORDS, BlockScore, Guidance, Measure
 from blockexpand.planning.making import plan
 from blockexpand.planning.plans import SILENT, BaseFacts, NewBlock, Placement, Plan, StackEntry, read_plan
 from blockexpand.planning.record import Check, ExpansionRecord, Proof, read_expansion
@@ -17,6 +18,10 @@ __all__ = [
     "StackEntry",
     "SILENT",
     "Placement",
+    "Guidance",
+    "BlockScore",
+    "Measure",
+    "MEASURE_WORDS",
     "BaseFacts",
     "BlockTensor",
     "BlockKind",

@@ -14,8 +14,9 @@ from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.digests import digest_json
 from blockexpand.errors import PlanError, nearest
 from blockexpand.planning.costing import cost
-from blockexpand.planning.formulas import unsayable
-from blockexpand.planning.placing import Insertion, place
+from blockexpand.planning.formulas import stateable, unsayable
+from blockexpand.planning.guided import Guidance, check_guided, place_guided
+from blockexpand.planning.placing import Insertion, Placed, place
 from blockexpand.planning.plans import BaseFacts, NewBlock, Placement, Plan, number
 from blockexpand.planning.rewriting import rewrite
 from blockexpand.planning.survey import Init, Survey, started, survey
@@ -28,7 +29,7 @@ def plan(
     base: str | Path | Checkpoint,
     blocks: int | None = None,
     *,
-    placement: str = "interleaved",
+    placement: str | Guidance = "interleaved",
     after: Sequence[int] | None = None,
     per_group: int = 1,
     init: Init = "identity",
@@ -39,7 +40,8 @@ def plan(
         base: a model folder, a hub id, or an opened checkpoint.
         blocks: how many new blocks in all.
         placement: "interleaved" (the paper's: copies of each group's top `per_group` blocks on top of it),
-            "prefix" (below block 0, copies of the first blocks) or "suffix" (above the last, of the last).
+            "prefix" (below block 0, copies of the first blocks), "suffix" (above the last, of the last), or
+            measured scores (`blockexpand.plan` measures them): on top of the blocks that general text misses least.
         after: instead of `blocks`: a new block on top of each listed old block, a copy of it; -1 for below
             block 0.
         per_group: new blocks for each group when interleaved.
@@ -56,7 +58,7 @@ def plan(
             f"unknown init {init!r}; expected one of {', '.join(get_args(Init))}; {nearest(str(init), get_args(Init))}"
         )
     kinds = started(facts.kinds, init)
-    placed = place(facts.depth, blocks, placement, after, per_group)
+    placed, said = _placed(facts, checkpoint.config, placement, blocks, (after, per_group))
     new_blocks = number(placed.insertions)
     positions = tuple(block.position for block in new_blocks)
     sources = _sources(facts.depth, placed.insertions)
@@ -83,9 +85,24 @@ def plan(
         init=init,
         config_changes=result.changes,
         config_before=result.before,
-        notes=(*result.notes, *_notes(new_blocks), *_about_code(checkpoint.config)),
+        notes=(*said, *result.notes, *_notes(new_blocks), *_about_code(checkpoint.config)),
         cost=cost(facts, checkpoint.config, sources, positions),
+        guidance=placement if isinstance(placement, Guidance) else None,
     )
+
+
+def _placed(
+    facts: Survey,
+    config: dict[str, Any],
+    placement: str | Guidance,
+    blocks: int | None,
+    others: tuple[Sequence[int] | None, int],
+) -> tuple[Placed, tuple[str, ...]]:
+    """The insertions, and what is to be said of them; `others` are `after` and `per_group`."""
+    if not isinstance(placement, Guidance):
+        return place(facts.depth, blocks, placement, *others), ()
+    wanted = check_guided(placement, facts.depth, blocks, others)
+    return place_guided(placement, wanted, stateable(facts.family, config, facts.depth + wanted))
 
 
 def _sources(depth: int, insertions: Sequence[Insertion]) -> list[int]:

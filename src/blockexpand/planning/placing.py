@@ -17,7 +17,7 @@ from typing import Literal
 
 from blockexpand.errors import PlanError, nearest
 
-PlacementKind = Literal["interleaved", "prefix", "suffix", "explicit"]
+PlacementKind = Literal["interleaved", "prefix", "suffix", "explicit", "guided"]
 _BY_COUNT = ("interleaved", "prefix", "suffix")
 
 
@@ -49,6 +49,11 @@ def place(depth: int, blocks: int | None, placement: str, after: Sequence[int] |
     Raises:
         PlanError: the request contradicts itself, or does not fit a model of `depth` blocks.
     """
+    if placement == "guided":
+        raise PlanError(
+            "placement 'guided' without scores; expected text to measure the base on; give `calibration` to "
+            "blockexpand.plan, or --text to `blockexpand plan`"
+        )
     if placement not in _BY_COUNT:
         hint = nearest(str(placement), _BY_COUNT)
         raise PlanError(f"unknown placement {placement!r}; expected one of {', '.join(_BY_COUNT)}; {hint}")
@@ -58,12 +63,12 @@ def place(depth: int, blocks: int | None, placement: str, after: Sequence[int] |
             f"{given} of blocks ({blocks}) and after ({_listed(after)}) given; expected exactly one: a number of new "
             f"blocks, e.g. blocks={max(1, depth // 4)}, or the old blocks they go after, e.g. after={depth - 1}"
         )
-    _check_count("per_group", per_group)
+    check_count("per_group", per_group)
     if after is not None:
         _refuse_beside_after(placement, per_group)
         return _explicit(depth, after)
     assert blocks is not None
-    _check_count("blocks", blocks)
+    check_count("blocks", blocks)
     if placement == "interleaved":
         return _interleaved(depth, blocks, per_group)
     if per_group != 1:
@@ -78,7 +83,12 @@ def _listed(after: Sequence[int] | None) -> str:
     return "none" if after is None else ", ".join(str(a) for a in after)
 
 
-def _check_count(name: str, value: int) -> None:
+def check_count(name: str, value: int) -> None:
+    """Refuse what is no positive whole number.
+
+    Raises:
+        PlanError: it is not.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise PlanError(f"{name} is {value!r}; expected a whole number, 1 or more; e.g. {name}=1")
 

@@ -6,13 +6,13 @@ which blocks are new. There is no time or machine in it: expanding twice writes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from blockexpand.errors import PlanError
 from blockexpand.planning.plans import Plan
-from blockexpand.records import read_record
+from blockexpand.records import WRITTEN_WHEN_SET, read_record
 from blockexpand.staging import RECORD_NAME
 
 
@@ -50,6 +50,8 @@ class Proof:
     """Where they were computed."""
     checks: tuple[Check, ...]
     """Every check, in the order it was made."""
+    left_out: tuple[str, ...] = field(default=(), metadata=WRITTEN_WHEN_SET)
+    """What was not looked at, and why."""
 
     @property
     def passed(self) -> bool:
@@ -58,8 +60,8 @@ class Proof:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """A line for each check."""
-        return tuple(check.line for check in self.checks)
+        """A line for each check, and for what was left out."""
+        return (*(check.line for check in self.checks), *(f"--   left out: {what}" for what in self.left_out))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ class ExpansionRecord:
     plan: Plan
     """Which blocks are new. Every later step reads it here and nowhere else."""
     base_digests: dict[str, str] | None
-    """The SHA-256 of each tensor of the base; null when digests were switched off."""
+    """The BLAKE3 of each tensor of the base (SHA-256 in older folders; the prefix says); null when switched off."""
     files_copied: tuple[str, ...]
     """The base's other files that came along."""
     files_left_out: tuple[str, ...]

@@ -17,6 +17,7 @@ from blockexpand.reporting import formats
 from blockexpand.reporting.answers import RULE, answering, answers_table, samples
 from blockexpand.reporting.charts import cost_figure, frontier_figure, outcome_figure
 from blockexpand.reporting.course_charts import compared_losses_figure, curves_figure, runs_figure
+from blockexpand.reporting.importance import guidance_figure
 from blockexpand.reporting.judging import RULES, verdict
 from blockexpand.reporting.methods import MARKERS, REFERENCE_MARKER, methods_of
 from blockexpand.reporting.plotting import Figure
@@ -81,6 +82,8 @@ def make_page(material: Material) -> Page:
     if material.comparison is not None:
         values |= _comparison(material, contents)
     contents.add_figures(stack_figure(found, n) for n, found in enumerate(material.expansions))
+    guided = [found.value.plan for found in material.expansions if found.value.plan.guidance is not None]
+    contents.add_figures(guidance_figure(plan, n) for n, plan in enumerate(guided))
     proofs = [proof_table(found, n) for n, found in enumerate(material.proofs)]
     contents.add_tables(proofs)
     values |= _answers(material, contents)

@@ -160,11 +160,14 @@ class Loop:
         return self.trainee.tensors(values) if self.world.leads else {}
 
     def _stops(self, stopping: list[int]) -> bool:
-        """Whether a signal came to any process; the list holds it afterwards, the demand to save and end first."""
+        """Whether a signal came to any process; the list holds it afterwards, the demand to save and end first.
+
+        Only the sums decide: a signal that comes while they are taken is this process's alone, until the next ones.
+        """
         ends, interrupts = self.world.total([float(signal.SIGTERM in stopping), float(signal.SIGINT in stopping)])
         if ends or interrupts:
             stopping[:] = [signal.SIGTERM if ends else signal.SIGINT]
-        return bool(stopping)
+        return bool(ends or interrupts)
 
     def _save(self, progress: Progress) -> None:
         """Write a checkpoint, unless this step has one: then the run began there, or a signal came just after."""
