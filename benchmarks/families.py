@@ -91,6 +91,8 @@ Refused in every family: models that run code of their own (`auto_map`); quantis
 MXFP4, compressed-tensors and others), in which zero bytes need not be zeros, except FP8 with a scale beside each
 weight (`quant_method` fp8), which is expanded exactly; any tensor that the family does not name; and lists in
 config.json with one item a block that it does not know.
+
+A model type that is on neither list has no file: it goes through structural discovery ([discovery.md](discovery.md)).
 """
 
 

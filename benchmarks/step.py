@@ -78,9 +78,9 @@ def _make(folder: str, size: str, num_steps: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from blockexpand import expand, plan
-    from blockexpand.corpus.dataset import write_split
     from blockexpand.corpus.packing import Piece
     from blockexpand.corpus.tokens import Encoded
+    from blockexpand.corpus.writing import Shape, fetch_from, write_shard
 
     sizes, work = _SIZES[size], Path(folder)
     torch.manual_seed(0)
@@ -99,7 +99,8 @@ def _make(folder: str, size: str, num_steps: int) -> None:
     trained_T = np.ones(sizes.row_tokens, dtype=bool)
     rows = [[Piece(document=number, start=0, length=sizes.row_tokens)] for number in range(len(tokens_NT))]
     encoded = [Encoded(tokens_A=tokens_T, trained_A=trained_T) for tokens_T in tokens_NT]
-    write_split(work / "train.arrow", rows, encoded, shape=(sizes.row_tokens, sizes.vocabulary), pad=0)
+    shape = Shape(row_tokens=sizes.row_tokens, vocabulary_size=sizes.vocabulary, pad=0)
+    write_shard(work / "train.arrow", rows, shape, fetch_from(encoded))
 
 
 def _prepared(folder: str, precision: str) -> tuple[TrainSettings, RunData, Trainee]:

@@ -102,7 +102,7 @@ class _LineBar:
 
 def _rate(rate: float, unit: str) -> str:
     if unit == "B":
-        return f"{rate / 1e6:,.1f} MB/s"
+        return f"{rate / 1e6:,.1f} MB/s" if rate >= 1e6 else f"{rate / 1e3:,.0f} kB/s"
     return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s"
 
 

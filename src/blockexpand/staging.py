@@ -40,7 +40,7 @@ def _beside(path: Path, kind: str = "partial") -> Path:
 
 
 @contextlib.contextmanager
-def full_disk_is_an_error(path: Path) -> Generator[None]:
+def full_disk_is_an_error(path: Path, kept: str = "Nothing was left behind") -> Generator[None]:
     """Turn "no space left", quota and read-only errors into one line that says where and how much is free."""
     try:
         yield
@@ -50,14 +50,14 @@ def full_disk_is_an_error(path: Path) -> Generator[None]:
             free = shutil.disk_usage(folder).free
             raise StagingError(
                 f"no space left on the device while writing {path}: {free:,} bytes free; free some space or choose "
-                "another output folder. Nothing was left behind"
+                f"another output folder. {kept}"
             ) from error
         if error.errno == errno.EROFS:
             raise StagingError(f"{path} is on a read-only file system; choose another output folder") from error
         if error.errno in (errno.EIO, errno.EFBIG):
             raise StagingError(
                 f"{path} could not be written: {os.strerror(error.errno)}; expected a disk that takes what is written; "
-                "check the disk, or choose another output folder. Nothing was left behind"
+                f"check the disk, or choose another output folder. {kept}"
             ) from error
         raise
 
@@ -68,7 +68,7 @@ def staged_file(path: Path) -> Generator[BinaryIO]:
     if path.is_dir():
         raise StagingError(f"{path} is a folder; expected the path of a file to write")
     temporary = _beside(path)
-    with full_disk_is_an_error(path), _parent_of(path):
+    with full_disk_is_an_error(path), parent_of(path):
         done = False
         try:
             with open(temporary, "xb") as stream:
@@ -95,7 +95,7 @@ def _flush_name(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _parent_of(path: Path) -> Generator[None]:
+def parent_of(path: Path) -> Generator[None]:
     """The folders above `path`; those that were made for it go again when the block ends with an error."""
     made = [folder for folder in path.parents if not folder.exists()]
     done = False
@@ -166,7 +166,7 @@ def staged_folder(path: Path, overwrite: bool = False) -> Generator[Path]:
     _tidy(path)
     check_output(path, overwrite)
     before = _identity(path)
-    with full_disk_is_an_error(path), _parent_of(path):
+    with full_disk_is_an_error(path), parent_of(path):
         temporary, handle = _own_folder(path)
         try:
             yield temporary
@@ -244,6 +244,19 @@ def _remove_unowned(folder: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(handle)
+
+
+def publish_folder(folder: Path, path: Path, overwrite: bool = False) -> None:
+    """Make a finished folder durable and let it become `path`; an older one is at `folder` then.
+
+    For work that takes hours, is done in a folder that outlives errors, and so cannot be a `staged_folder`.
+
+    Raises:
+        StagingError: the output is taken.
+    """
+    _flush_tree(folder)
+    check_output(path, overwrite)
+    _swap_in(folder, path, _identity(path))
 
 
 def _flush_tree(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,10 @@ def test_a_file_that_cannot_be_opened_is_one_line(tmp_path: Path):
     (tmp_path / "x.safetensors").mkdir()
     with pytest.raises(CheckpointError, match=r"x\.safetensors cannot be read: Is a directory"):
         read_header(tmp_path / "x.safetensors")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    for path in (tmp_path / "pipe.safetensors", Path("/dev/zero")):
+        with pytest.raises(CheckpointError, match=f"{path} cannot be read: it is a pipe or a device"):
+            read_header(path)
 
 
 def test_our_dtypes_are_those_of_the_safetensors_library():

@@ -66,7 +66,7 @@ def test_counts_add_up(tmp_path: Path, model: Path) -> None:
     assert parts + counts.num_too_short + counts.num_duplicates == 63
     assert counts.num_kept == sum(split.num_documents for split in record.splits.values())
     assert set(record.splits) == {"train", "test"}
-    assert sorted(os.listdir(tmp_path / "out")) == ["blockexpand.json", "test.arrow", "train.arrow"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["blockexpand.json", "test-00000.arrow", "train-00000.arrow"]
     for name, split in record.splits.items():
         rows = open_corpus(tmp_path / "out").rows(name)
         every = np.arange(rows.num_rows)
@@ -110,7 +110,7 @@ def test_conversations_are_packed_and_marked(tmp_path: Path, model: Path) -> Non
 def test_bad_input_leaves_nothing(tmp_path: Path, model: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b'{"text": "\xe9"}')
     bad = PrepareRecipe(sources=(JsonSource(kind="json", path=str(tmp_path / "latin.jsonl")),))
-    with pytest.raises(CorpusError, match="latin.jsonl is not UTF-8"):
+    with pytest.raises(CorpusError, match="latin.jsonl, line 1 is not UTF-8"):
         prepare(bad, model, tmp_path / "out")
     with pytest.raises(CorpusError, match="the split 'train' is empty: .* share of 1.0; give more text"):
         prepare(recipe_of(tmp_path, ["", " "]), model, tmp_path / "out")
@@ -153,11 +153,11 @@ def test_folders_that_are_no_corpus_are_refused(tmp_path: Path, model: Path) -> 
     corpus = open_corpus(make_corpus(tmp_path / "c", model))
     with pytest.raises(CorpusError, match="has no split 'tset'; it has: train, replay, validation, test"):
         corpus.rows("tset")
-    (tmp_path / "c" / "test.arrow").write_bytes(b"ARROW1 nonsense")
-    with pytest.raises(CorpusError, match="test.arrow is damaged"):
+    (tmp_path / "c" / "test-00000.arrow").write_bytes(b"ARROW1 nonsense")
+    with pytest.raises(CorpusError, match="test-00000.arrow is damaged"):
         corpus.rows("test")
-    (tmp_path / "c" / "train.arrow").unlink()
-    with pytest.raises(CorpusError, match="no split at .*train.arrow"):
+    (tmp_path / "c" / "train-00000.arrow").unlink()
+    with pytest.raises(CorpusError, match="no split at .*train-00000.arrow"):
         corpus.rows("train")
 
 

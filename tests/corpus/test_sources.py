@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from blockexpand.corpus.documents import Message
-from blockexpand.corpus.sources import ChatSource, JsonSource, ProseSource, PythonSource, TextSource, documents
+from blockexpand.corpus.reading import documents
+from blockexpand.corpus.sources import ChatSource, JsonSource, ProseSource, PythonSource, TextSource
 from blockexpand.errors import CorpusError
 
 
@@ -60,10 +61,13 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
         (TextSource(kind="text", path=write(tmp_path / "l.txt", b"ab\xe9")), "l.txt is not UTF-8 text: "),
         (TextSource(kind="text", path=write(tmp_path / "l.txt", b"ab\xe9")), "at byte 2"),
         (PythonSource(kind="python", path=write(tmp_path / "x.py", b"")), "expected a folder of Python sources"),
-        (JsonSource(kind="json", path=write(tmp_path / "j.jsonl", b'{"text": "a"}\n{"te')), "j.jsonl is not JSON"),
+        (
+            JsonSource(kind="json", path=write(tmp_path / "j.jsonl", b'{"text": "a"}\n{"te')),
+            "j.jsonl, line 2 is not JSON",
+        ),
         (JsonSource(kind="json", path=write(tmp_path / "k.jsonl", b'{"body": "a"}')), "line 1 has no field 'text'"),
         (JsonSource(kind="json", path=write(tmp_path / "m.jsonl", b'{"text": 3}')), "'text' is 3; expected str"),
-        (ChatSource(kind="chat", path=write(tmp_path / "c.jsonl", b'{"messages": [{"role": "u"}]}')), "'content'"),
+        (ChatSource(kind="chat", path=write(tmp_path / "c.jsonl", b'{"messages": [{"role": "user"}]}')), "'content'"),
         (
             ChatSource(
                 kind="chat", path=write(tmp_path / "d.jsonl", b'{"messages": [{"role": "bot", "content": ""}]}')

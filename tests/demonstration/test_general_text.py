@@ -75,7 +75,7 @@ def test_further_text_comes_from_its_folders(tmp_path: Path, monkeypatch: pytest
 
 def only_files(source):
     """The reader of sources, without the installed packages."""
-    from blockexpand.corpus.sources import documents
+    from blockexpand.corpus.reading import documents
 
     return iter(()) if source.kind == "prose" else documents(source)
 

@@ -176,10 +176,11 @@ def test_an_expanded_model_can_be_expanded_again(tiny_base: MakeBase, tmp_path: 
 
 
 def test_a_hub_cache_of_links_becomes_a_folder_of_files(tiny_base: MakeBase, tmp_path: Path):
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
-    for path in tiny_base("llama").iterdir():
-        (snapshot / path.name).symlink_to(path)
+    snapshot, blobs = tmp_path / "cache" / "snapshots" / "0123", tmp_path / "cache" / "blobs"
+    snapshot.mkdir(parents=True)
+    shutil.copytree(tiny_base("llama"), blobs)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
     make(snapshot, tmp_path / "out")
     assert not any(p.is_symlink() for p in (tmp_path / "out").rglob("*"))
     assert torch.equal(answers(tiny_base("llama"))[0], answers(tmp_path / "out")[0])

@@ -152,7 +152,7 @@ def test_an_unknown_rule_is_refused():
     plain = plain_family("llama")
     plain["per_layer"][0]["kind"] = "copy"
     with pytest.raises(
-        RecordError, match=r"'kind' to be one of 'copy-from-donor', 'threshold', .*'repeats', got 'copy'"
+        RecordError, match=r"'kind' to be one of 'copy-from-donor', 'threshold', .*'written-out', got 'copy'"
     ):
         from_plain(Family, plain)
 
@@ -166,7 +166,7 @@ def test_an_unknown_rule_is_refused():
         ({"auto_map": {"AutoModel": "modeling.X"}}, ["auto_map", "modeling.X", "without remote code"]),
         ({"quantization_config": {"quant_method": "gptq"}}, ["quantised", "'gptq'", "unquantised"]),
         ({"model_type": "lama"}, ["'lama'", "did you mean 'llama'"]),
-        ({"model_type": "xlstm"}, ["unknown model family 'xlstm'", "docs/families.md"]),
+        ({"model_type": "xlstm"}, ["unknown model family 'xlstm'", "cannot be used", "docs/families.md"]),
         ({"model_type": "rwkv"}, ["'rwkv' cannot be expanded", "halves the residual stream", "another base"]),
         ({"model_type": None}, ["model_type None", "llama"]),
         ({"model_type": 7}, ["model_type 7"]),

@@ -6,8 +6,10 @@ time. The targets know nothing of a fuzzer, so that tests run them, too.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,7 +32,8 @@ MOST_SECONDS = 1.0
 """Of processor time for one input."""
 MOST_CHARACTERS = 1500
 """Of a message: a line that somebody reads."""
-_FOLDER = Path(tempfile.mkdtemp(prefix="blockexpand-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+_FOLDER = Path(tempfile.mkdtemp(prefix="blockexpand-targets-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 _LARGEST_FILE = 1 << 40
 
 

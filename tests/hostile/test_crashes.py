@@ -33,11 +33,12 @@ def test_a_new_output_is_whole_or_not_there_wherever_the_run_is_killed_or_the_di
     found = swept("expand")
     num_calls = len(found["calls"])
     assert {"mkdir", "openat", "write", "copy_file_range", "ftruncate", "fsync", "rename"} <= set(found["calls"])
-    assert num_calls > 50
+    assert num_calls > 60
     assert found["kills"] >= num_calls + 10  # before each call, and in the middle of those that write
     assert (found["older or nothing"], found["newer"]) == (found["kills"] - 1, 1)
     assert found["tidied"] == found["kills"]
-    assert found["failed calls"] == num_calls
+    num_copies = found["calls"].count("copy_file_range")
+    assert num_calls - num_copies < found["failed calls"] < num_calls  # a sample of the copies, which are all alike
     assert found["budgets"] > 50
     assert found["short writes"] > 10
 
@@ -49,6 +50,12 @@ def test_an_older_output_stays_until_the_newer_one_takes_its_place_in_one_step()
     assert found["newer"] > 5
     assert found["older or nothing"] > 50
     assert found["failed calls"] > 10
+
+
+def test_several_threads_that_write_make_no_difference():
+    found = swept("overwrite in threads")
+    assert found["older or nothing"] + found["newer"] == found["kills"] == found["tidied"] == len(found["calls"])
+    assert found["older or nothing"] > 50
 
 
 def test_without_an_exchanging_rename_an_older_output_set_aside_is_put_back_by_the_next_run():
@@ -66,7 +73,9 @@ def test_a_plan_is_whole_or_what_it_was(scenario: str):
     assert found["budgets"] == 4
 
 
-@pytest.mark.parametrize("scenario", ["expand", "overwrite", "overwrite without exchange", "plan", "plan over"])
+@pytest.mark.parametrize(
+    "scenario", ["expand", "overwrite", "overwrite without exchange", "overwrite in threads", "plan", "plan over"]
+)
 def test_everything_is_flushed_before_it_gets_its_name_and_the_name_before_the_older_goes(
     scenario: str, tmp_path: Path
 ):
@@ -160,11 +169,11 @@ except StagingError as error:
 @pytest.mark.parametrize("how", ["new", "overwrite"])
 def test_of_two_runs_to_one_output_one_wins_and_the_other_is_told(tmp_path: Path, how: str):
     base, out = crash_points.make_base(tmp_path / "base"), tmp_path / "out"
-    made = {n: crash_points.plan(base, n) for n in (1, 2, 4)}
+    made = {n: crash_points.plan(base, n) for n in (1, 2)}
     for n in (1, 2):
         crash_points.expand(base, tmp_path / f"alone-{n}", made[n])
     if how == "overwrite":
-        crash_points.expand(base, out, made[4])
+        crash_points.expand(base, out, crash_points.plan(base, 1, placement="prefix"))
     command = [sys.executable, "-c", RACE, base, out]
     runs = [
         subprocess.Popen([*command, str(n), how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

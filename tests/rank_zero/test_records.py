@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockexpand.errors import RecordError
@@ -77,6 +77,7 @@ def test_a_value_survives_a_file(tmp_path: Path) -> None:
     assert read_record(Outer, tmp_path / "r.json") == FULL
 
 
+@settings(deadline=None)
 @given(
     name=st.text(),
     count=st.integers(),

@@ -64,3 +64,16 @@ def test_a_plan_and_a_checkpoint_that_disagree_are_refused(ground: Ground, tmp_p
     shutil.copy(other / "blockexpand.json", mixed / "blockexpand.json")
     with pytest.raises(LiveError, match=r"has 6 blocks .*; expected the 5 of the plan"):
         train(ground.settings(tmp_path / "run", model=str(mixed)))
+
+
+def test_one_process_trains_models_of_no_known_family(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object) -> None:
+        raise AssertionError("the family was asked for")
+
+    whole = needs_of(ground.settings(tmp_path, arm=FullArm(kind="full"))).state_bytes
+    monkeypatch.setattr(fitting_module, "family_for", unknown)
+    settings = ground.settings(tmp_path, arm=FullArm(kind="full"))
+    assert needs_of(settings, sharded=False).state_bytes == whole
+    check_fits(settings, ALONE)

@@ -84,7 +84,7 @@ def test_a_checkpoint_is_read_back_to_the_bit(parameters: dict[str, torch.nn.Par
 
 def test_a_checkpoint_is_no_larger_than_masters_and_moments(tmp_path: Path) -> None:
     """At most 1.02 times the bytes of the new blocks' float32 masters and two moments: nothing of the base."""
-    base = make_base(tmp_path / "base", hidden_size=128, intermediate_size=256)
+    base = make_base(tmp_path / "base", hidden_size=256, intermediate_size=512)
     trainee = Blocks().load(make_expanded(tmp_path / "expanded", base), torch.bfloat16, needs_reference=False)
     parameters = dict(trainee.trainable)
     folder = save(tmp_path / "run", parameters, stepped(parameters))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from blockexpand.comparison import load_recipe
+from blockexpand.corpus import load_recipe as load_corpus_recipe
 from blockexpand.training.running import load_settings
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -21,5 +22,7 @@ def test_there_are_some() -> None:
 def test_it_is_read(path: Path) -> None:
     if path.stem.startswith("compare"):
         assert len(load_recipe(path).arms) > 1
+    elif path.stem.startswith("prepare"):
+        assert load_corpus_recipe(path).sources
     else:
         assert load_settings(path).domain_tokens > 0

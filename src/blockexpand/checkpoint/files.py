@@ -2,7 +2,8 @@
 
 In: an opened checkpoint. Out: the relative paths to copy through (tokenizer, chat template, generation
 config, licence, whatever else), and those left out: weights in other formats, folders that
-hold such weights, hidden folders, and records of an earlier expansion. Refused: a link that leads nowhere.
+hold such weights, hidden folders, and records of an earlier expansion. Refused: a link that leads nowhere, and one
+that leads out of the folder, unless the folder is a snapshot in a hub cache and the link leads to its blobs.
 """
 
 from __future__ import annotations
@@ -38,16 +39,29 @@ def other_files(checkpoint: Checkpoint) -> OtherFiles:
     """Sort the folder's other files into those that travel and those that stay.
 
     Raises:
-        CheckpointError: a file is a link that leads nowhere, so the folder is incomplete.
+        CheckpointError: a file is a link that leads nowhere, so the folder is incomplete, or out of the folder.
     """
     copied, left_out = _walk(checkpoint.folder, "")
     own = {CONFIG, *checkpoint.shards}
     if checkpoint.sharded:
         own.add("model.safetensors.index.json")
+    for name in copied:
+        _check_link(checkpoint.folder, name)
     return OtherFiles(
         copied=tuple(sorted(name for name in copied if name != CONFIG)),
         left_out=tuple(sorted(name for name in left_out if name not in own)),
     )
+
+
+def _check_link(folder: Path, name: str) -> None:
+    """A link out of the folder could bring any file of this machine into a model that is then given to others."""
+    root, file = Path(os.path.realpath(folder)), Path(os.path.realpath(folder / name))
+    blobs = (root.parent.parent / "blobs",) if root.parent.name == "snapshots" else ()
+    if not any(place in file.parents for place in (root, *blobs)):
+        raise CheckpointError(
+            f"{folder / name} leads to {file}, outside of the model's folder; expected the file itself, or a link into "
+            "the blobs of a hub cache; put the file itself there if it belongs to the model, else remove the link"
+        )
 
 
 def _walk(folder: Path, prefix: str) -> tuple[list[str], list[str]]:
@@ -83,8 +97,17 @@ def _stays(name: str) -> bool:
 
 
 def copy_files(checkpoint: Checkpoint, names: tuple[str, ...], target: Path) -> None:
-    """Copy the named files of the checkpoint's folder into `target`, links followed."""
+    """Copy the named files of the checkpoint's folder into `target`, links followed.
+
+    Raises:
+        CheckpointError: a name is there already, since the file system there does not tell it from another.
+    """
     for name in names:
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(path):
+            raise CheckpointError(
+                f"{checkpoint.folder / name} would take the place of another file: the file system of {target.parent} "
+                "does not tell their names apart; expected names that differ in more than case; rename one of them"
+            )
         shutil.copyfile(checkpoint.folder / name, path)

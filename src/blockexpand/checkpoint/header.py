@@ -10,8 +10,10 @@ sizes that do not follow from shape and dtype, and byte ranges that overlap, lea
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,10 +96,15 @@ def open_to_read(path: Path) -> BinaryIO:
     """The file, open.
 
     Raises:
-        CheckpointError: it cannot be opened.
+        CheckpointError: it cannot be opened, or is no plain file.
     """
     try:
-        return open(path, "rb")
+        # A pipe that nobody writes to would be waited for without end.
+        stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+        if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            return stream
+        stream.close()
+        raise OSError(errno.EINVAL, "it is a pipe or a device")
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read: {error.strerror}; expected a readable file; check its permissions and its disk"

@@ -1,97 +1,17 @@
-"""The verbs that make data and train: prepare, train, sft."""
+"""The verbs that train: train, sft."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
 from blockexpand.cli.output import DEFAULTS, DONE, Shared, show
-from blockexpand.errors import UsageError
 
 if TYPE_CHECKING:
-    from blockexpand.corpus import CorpusRecord, PrepareRecipe
     from blockexpand.training import RunRecord, TrainSettings
-
-
-def prepare(
-    sources: Annotated[list[str], Parameter(negative="")],
-    /,
-    *,
-    tokenizer: Path,
-    out: Path,
-    kind: Literal["text", "python", "json", "chat"] | None = None,
-    row_tokens: int = 1024,
-    held_out: float = 0.02,
-    overwrite: bool = False,
-    common: Shared = DEFAULTS,
-) -> int:
-    """Make packed token data from text, code or chats.
-
-    Parameters
-    ----------
-    sources
-        A recipe (.yaml), or files and folders of one kind.
-    tokenizer
-        The model whose tokenizer is used.
-    out
-        The folder to write.
-    kind
-        What the files are; by their names if not given (.jsonl with a `text` field is json).
-    row_tokens
-        Length of a packed row. Without a recipe only.
-    held_out
-        Share of the documents for each of the splits `validation` and `test`. Without a recipe only.
-    overwrite
-        Replace the folder, if blockexpand made it.
-    """
-    from blockexpand import corpus
-
-    recipes = [source for source in sources if source.endswith((".yaml", ".yml"))]
-    if recipes and (len(sources) > 1 or kind is not None):
-        raise UsageError(f"give either one recipe or files of one kind, got {' '.join(sources)}")
-    recipe = corpus.load_recipe(Path(recipes[0])) if recipes else _recipe(sources, kind, row_tokens, held_out)
-    record = corpus.prepare(recipe, tokenizer, out, overwrite)
-    show(common, record, _counts(out, record))
-    return DONE
-
-
-def _recipe(sources: list[str], kind: str | None, row_tokens: int, held_out: float) -> PrepareRecipe:
-    from blockexpand.corpus import PrepareRecipe
-    from blockexpand.records import from_plain
-
-    splits = {"train": 1 - 2 * held_out, "validation": held_out, "test": held_out}
-    plain = {
-        "sources": [{"kind": kind or _guess(source), "path": source} for source in sources],
-        "row_tokens": row_tokens,
-        "splits": {name: {"share": share} for name, share in splits.items() if share > 0},
-    }
-    return from_plain(PrepareRecipe, plain, "prepare")
-
-
-def _guess(source: str) -> str:
-    kinds = {".txt": "text", ".md": "text", ".json": "json", ".jsonl": "json"}
-    if Path(source).suffix not in kinds:
-        raise UsageError(f"cannot tell what {source} holds; add --kind text, python, json or chat")
-    return kinds[Path(source).suffix]
-
-
-def _counts(out: Path, record: CorpusRecord) -> str:
-    lines = [f"{out}: rows of {record.row_tokens} tokens"]
-    for source in record.sources:
-        dropped = source.num_too_short + source.num_duplicates
-        lines.append(
-            f"  {source.source['path']}: {source.num_read:,} documents read, {source.num_kept:,} kept, {dropped:,} "
-            f"dropped ({source.num_duplicates:,} duplicates)"
-        )
-    for name, split in record.splits.items():
-        lines.append(
-            f"  {name:<12} {split.num_documents:>8,} documents  {split.num_tokens:>12,} tokens  {split.fill:.1%} full"
-        )
-    return "\n".join(lines)
-
 
 _DRY = Group("Before a run", sort_key=50)
 

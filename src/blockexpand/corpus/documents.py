@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 _SHINGLE_WORDS = 5
@@ -38,31 +38,65 @@ class Document:
     """The turns of a conversation; empty for plain text."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Bad:
+    """A record that cannot be read: what is counted, quoted and, within the budget, passed over."""
+
+    why: str
+    """One line: the place, what is there, what was expected."""
+
+
+def words_of(text: str) -> list[str]:
+    """The words by which texts are compared: lower case, without spacing and punctuation."""
+    return _WORD.findall(text.lower())
+
+
+def key_of(words: Sequence[str]) -> bytes:
+    """`content_key` of a text that has these words."""
+    return hashlib.blake2b(" ".join(words).encode(), digest_size=16).digest()
+
+
 def content_key(text: str) -> bytes:
     """Equal for texts that differ in case, spacing and punctuation only: what exact duplicates share."""
-    return hashlib.blake2b(" ".join(_WORD.findall(text.lower())).encode(), digest_size=16).digest()
+    return key_of(words_of(text))
 
 
-def _smallest_shingle(text: str) -> int:
-    words = _WORD.findall(text.lower())
+def _smallest_shingle(words: Sequence[str]) -> bytes:
     runs = (words[i : i + _SHINGLE_WORDS] for i in range(max(1, len(words) - _SHINGLE_WORDS + 1)))
-    smallest = min(hashlib.blake2b(" ".join(run).encode(), digest_size=8).digest() for run in runs)
+    return min(hashlib.blake2b(" ".join(run).encode(), digest_size=8).digest() for run in runs)
+
+
+def position_of(words: Sequence[str], *, by_content: bool = False) -> float:
+    """Where on [0, 1) the document with these words falls, by which its split is chosen.
+
+    `by_content` hashes all words at once: forty times as fast, and near copies fall apart.
+    """
+    key = key_of(words) if by_content else _smallest_shingle(words)
     # Hashed once more: a minimum lies close to 0, and shares are taken from a uniform number.
-    return int.from_bytes(hashlib.blake2b(smallest, digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") / 2**64
 
 
-def split_of(text: str, shares: Mapping[str, float]) -> str:
-    """The name of the split that `text` belongs to, given each split's share of all documents.
+def split_at(position: float, shares: Mapping[str, float]) -> str:
+    """The name of the split at a position, given each split's share of all documents.
 
     The shares sum to 1; their order matters, and adding a split at the end by taking from the last one
     leaves every other document where it was.
     """
-    position = _smallest_shingle(text) / 2**64
     for name, share in shares.items():
         if position < share:
             return name
         position -= share
     return list(shares)[-1]  # rounding of the sum
+
+
+def split_of(text: str, shares: Mapping[str, float]) -> str:
+    """The name of the split that `text` belongs to, given each split's share of all documents."""
+    return split_at(position_of(words_of(text)), shares)
+
+
+def hash_order(paths: Iterable[str]) -> list[str]:
+    """Paths in the order of a hash of each: the same on every machine, and no sample of one end of the alphabet."""
+    return [path for _, path in sorted((hashlib.blake2b(p.encode(), digest_size=8).digest(), p) for p in paths)]
 
 
 def files_in_hash_order(root: Path, wanted: Callable[[str], bool]) -> list[Path]:
@@ -77,5 +111,5 @@ def files_in_hash_order(root: Path, wanted: Callable[[str], bool]) -> list[Path]
         for name in names:
             path = name if folder == "." else f"{folder}/{name}"
             if wanted(path):
-                found.append((hashlib.blake2b(path.encode(), digest_size=8).digest(), path))
-    return [root / path for _, path in sorted(found)]
+                found.append(path)
+    return [root / path for path in hash_order(found)]

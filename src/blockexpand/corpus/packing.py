@@ -2,7 +2,9 @@
 
 A document longer than a row is cut into pieces that overlap by one token, so that every token but a
 document's first is predicted exactly once. Pieces are then placed, longest first, each into the fullest
-row that still has room. Borders are kept: no token is ever predicted from another document.
+row that still has room. Borders are kept: no token is ever predicted from another document. A corpus is packed
+window by window, so that the memory needed does not grow with it; rows that a window leaves emptiest are broken
+up again and go into the next one.
 
 Shapes: a row has T tokens; a document of n tokens gives ceil((n - 1) / (T - 1)) pieces (one if n = 1).
 """
@@ -10,7 +12,14 @@ Shapes: a row has T tokens; a document of n tokens gives ceil((n - 1) / (T - 1))
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+_WINDOW_PIECES = 1 << 17
+"""Pieces looked at together: about 50 MB of them. Measured: benchmarks/prepare.py --fill."""
+_CARRIED_ROWS = 8
+"""One row of so many at most is broken up for the next window: what never fits well must be written one day."""
+_CARRIED_ROOM = 0.005
+"""A row with less room than this share of it stays."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,15 +31,21 @@ class Piece:
     start: int
     """Of its first token within the document."""
     length: int
+    source: int = 0
+    """Whose document it is."""
+    first: int = 0
+    """The document's first token among all of that source's."""
 
 
-def pieces_of(document: int, num_tokens: int, row_tokens: int) -> list[Piece]:
+def pieces_of(document: int, num_tokens: int, row_tokens: int, source: int = 0, first: int = 0) -> list[Piece]:
     """The pieces of one document of `num_tokens`, for rows of `row_tokens`."""
     if num_tokens <= row_tokens:
-        return [Piece(document=document, start=0, length=num_tokens)]
+        return [Piece(document=document, start=0, length=num_tokens, source=source, first=first)]
     step = row_tokens - 1
-    starts = range(0, num_tokens - 1, step)
-    return [Piece(document=document, start=s, length=min(row_tokens, num_tokens - s)) for s in starts]
+    return [
+        Piece(document=document, start=s, length=min(row_tokens, num_tokens - s), source=source, first=first)
+        for s in range(0, num_tokens - 1, step)
+    ]
 
 
 def best_fit(pieces: Sequence[Piece], row_tokens: int) -> list[list[Piece]]:
@@ -57,6 +72,26 @@ def best_fit(pieces: Sequence[Piece], row_tokens: int) -> list[list[Piece]]:
         rows_with_room[left].append(row)
         rooms |= 1 << left
     return rows
+
+
+def packed(pieces: Iterable[Piece], row_tokens: int, window_pieces: int = _WINDOW_PIECES) -> Iterator[list[Piece]]:
+    """Rows of any number of pieces, window by window; one window alone gives what `best_fit` gives."""
+    window: list[Piece] = []
+    for piece in pieces:
+        if len(window) >= window_pieces:
+            kept, window = _closed(best_fit(window, row_tokens), row_tokens)
+            yield from kept
+        window.append(piece)
+    yield from best_fit(window, row_tokens)
+
+
+def _closed(rows: list[list[Piece]], row_tokens: int) -> tuple[list[list[Piece]], list[Piece]]:
+    """The rows that stay, and the pieces of the emptiest ones."""
+    rooms = [row_tokens - sum(piece.length for piece in row) for row in rows]
+    emptiest = sorted(range(len(rows)), key=lambda n: (-rooms[n], n))[: len(rows) // _CARRIED_ROWS]
+    carried = {n for n in emptiest if rooms[n] > _CARRIED_ROOM * row_tokens}
+    kept = [row for n, row in enumerate(rows) if n not in carried]
+    return kept, [piece for n in sorted(carried) for piece in rows[n]]
 
 
 def fill(rows: Iterable[Sequence[Piece]], row_tokens: int) -> float:

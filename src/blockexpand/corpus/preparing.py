@@ -1,49 +1,50 @@
 """`prepare`: a recipe of sources into a folder of packed splits.
 
-In: a recipe (sources, splits, row length) and the folder of the model whose tokenizer is used. Out: one
-Arrow file a split and `blockexpand.json`, which counts what went in and what was dropped. The same
-inputs give the same bytes. Refused: sources that cannot be read, and a split that would be empty.
+In: a recipe (sources, splits, weights, row length) and the folder of the model whose tokenizer is used. Out: Arrow
+files of each split and `blockexpand.json`, which counts what went in and what was dropped. The same inputs give the
+same bytes, however often the work was interrupted. Memory does not grow with the corpus. Refused: sources that
+cannot be read, a split that would be empty, an unfinished folder of other inputs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+import itertools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from blockexpand.corpus.dataset import CorpusRecord, SourceCounts, SplitCounts, write_split
-from blockexpand.corpus.documents import Document, content_key, split_of
-from blockexpand.corpus.packing import best_fit, fill, pieces_of
-from blockexpand.corpus.recipe import PrepareRecipe, SplitRecipe
-from blockexpand.corpus.sources import Source, documents
-from blockexpand.corpus.tokens import Encoded, Encoder, ends_of, load_tokenizer, tokenizer_digest
+import numpy as np
+
+from blockexpand import __version__
+from blockexpand.corpus.decontamination import EvaluationTexts, evaluation_texts
+from blockexpand.corpus.duplicates import Seen
+from blockexpand.corpus.filling import Filling
+from blockexpand.corpus.fingerprints import banding_for
+from blockexpand.corpus.mixing import Chosen, Weight, choose, interleaved, wanted_tokens
+from blockexpand.corpus.packing import Piece, packed, pieces_of
+from blockexpand.corpus.recipe import PrepareRecipe, plain_source, weights_of
+from blockexpand.corpus.record import CorpusRecord, MixCounts, Shard, SourceCounts, SplitCounts
+from blockexpand.corpus.sources import title_of
+from blockexpand.corpus.spool import Journal, SourceState, Spool, Stored, discard, locked, partial_of
+from blockexpand.corpus.tokens import ends_of, load_tokenizer, tokenizer_digest
+from blockexpand.corpus.worker import Job
+from blockexpand.corpus.workers import Workers
+from blockexpand.corpus.writing import Fetch, Shape, shard_name, split_counts, write_shard
 from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import CorpusError
-from blockexpand.progress import bar
-from blockexpand.records import from_plain, read_yaml, to_plain, write_record
-from blockexpand.staging import RECORD_NAME, check_output, staged_folder
+from blockexpand.progress import bar, say
+from blockexpand.records import from_plain, read_record, read_yaml, write_record
+from blockexpand.staging import RECORD_NAME, check_output, full_disk_is_an_error, parent_of, publish_folder
 
-_DOCUMENTS_PER_BATCH = 256
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-
-class _Split:
-    """A split while it is being filled."""
-
-    def __init__(self, recipe: SplitRecipe) -> None:
-        self.recipe = recipe
-        self.encoded: list[Encoded] = []
-        self.num_tokens = 0
-        self.num_bytes = 0
-
-    @property
-    def full(self) -> bool:
-        return self.recipe.max_tokens is not None and self.num_tokens >= self.recipe.max_tokens
-
-    def add(self, document: Document, encoded: Encoded) -> None:
-        self.encoded.append(encoded)
-        self.num_tokens += len(encoded.tokens_A)
-        self.num_bytes += len(document.text.encode())
+_COMMIT_TOKENS = 1 << 23
+"""A smaller corpus is made again sooner than its journal is looked after."""
+_MOST_DOCUMENTS = 2**31 - 1
+"""Of a split: its files number them with 32 bits."""
 
 
 def load_recipe(path: Path) -> PrepareRecipe:
@@ -55,141 +56,299 @@ def load_recipe(path: Path) -> PrepareRecipe:
     return from_plain(PrepareRecipe, read_yaml(path), str(path))
 
 
-def prepare(recipe: PrepareRecipe, tokenizer: str | Path, out: str | Path, overwrite: bool = False) -> CorpusRecord:
+def prepare(
+    recipe: PrepareRecipe,
+    tokenizer: str | Path,
+    out: str | Path,
+    overwrite: bool = False,
+    resume: bool = False,
+    workers: int | None = None,
+) -> CorpusRecord:
     """Read the sources, tokenise, pack, and write the folder `out`.
 
     Args:
         recipe: What goes in.
         tokenizer: The folder of the model whose tokenizer is used.
         out: The folder to write; it appears whole or not at all.
-        overwrite: Replace an earlier prepared folder.
+        overwrite: Replace an earlier prepared folder, or an unfinished one.
+        resume: Go on with what an interrupted run left in `<out>.partial`; from the beginning if there is nothing.
+        workers: Processes that tokenise; as many as there are cores if not given. The result does not depend on it.
 
     Raises:
         CorpusError: a source cannot be read, or a split would be empty.
         StagingError: `out` is taken or cannot be written.
+        KeyboardInterrupt: with words that say where the unfinished work is.
     """
-    check_output(Path(out), overwrite)
+    out = Path(out)
+    if workers is not None and workers < 1:
+        raise CorpusError(f"workers is {workers}; expected 1 or more")
     loaded = load_tokenizer(tokenizer)
-    splits = {name: _Split(split) for name, split in recipe.splits.items()}
-    sources = _fill(recipe, splits, Encoder(loaded))
-    shape = (recipe.row_tokens, len(loaded))
-    with staged_folder(Path(out), overwrite) as folder:
-        record = CorpusRecord(
-            row_tokens=recipe.row_tokens,
-            tokenizer_digest=tokenizer_digest(tokenizer),
-            vocabulary_size=len(loaded),
-            recipe_digest=digest_json(recipe),
-            conversations=recipe.sources[0].kind == "chat",
-            sources=sources,
-            splits={
-                name: _write(folder / f"{name}.arrow", split, shape, ends_of(loaded).eos)
-                for name, split in splits.items()
-                if split.recipe.write
-            },
-        )
-        write_record(folder / RECORD_NAME, record)
+    partial = partial_of(out)
+    if resume and (record := _finished(recipe, tokenizer, out)) is not None:
+        discard(partial)
+        return record
+    check_output(out, overwrite)
+    kept = f"What is done is kept in {partial}: go on with --resume"
+    with full_disk_is_an_error(out, kept), parent_of(out), locked(partial):
+        work = _Preparation(recipe, loaded, Path(tokenizer), partial)
+        try:
+            work.begin(overwrite=overwrite, resume=resume)
+            record = work.run(workers or len(os.sched_getaffinity(0)))
+            publish_folder(partial / "ready", out, overwrite)
+            discard(partial)
+        except KeyboardInterrupt:
+            if work.interrupt():
+                raise KeyboardInterrupt(f"{kept}, begin anew with --overwrite") from None
+            discard(partial)
+            raise
+        except BaseException:
+            if work.worth_keeping:
+                say(kept)
+            else:
+                discard(partial)
+            raise
     return record
 
 
-def _fill(recipe: PrepareRecipe, splits: dict[str, _Split], encoder: Encoder) -> tuple[SourceCounts, ...]:
-    seen: set[bytes] = set()
-    counts = []
-    for source in recipe.sources:
-        counter: Counter[str] = Counter()
-        with bar(f"prepare {source.kind} {source.path}", 0, "documents") as progress:
-            for name, batch in _batches(_sorted_out(recipe, source, splits, seen, counter)):
-                for document, encoded in zip(batch, encoder.encode(batch), strict=True):
-                    if splits[name].full:
-                        counter["beyond"] += 1
-                    else:
-                        splits[name].add(document, encoded)
-                        counter["kept"] += 1
-                progress.advance(len(batch))
-        counts.append(_source_counts(source, counter))
-    return tuple(counts)
+def _finished(recipe: PrepareRecipe, tokenizer: str | Path, out: Path) -> CorpusRecord | None:
+    """The record of the output, when it is there and of this recipe and tokenizer."""
+    path = out / RECORD_NAME
+    if not path.is_file():
+        return None
+    record = read_record(CorpusRecord, path)
+    same = record.recipe_digest == digest_json(recipe) and record.tokenizer_digest == tokenizer_digest(tokenizer)
+    return record if same else None
 
 
-def _sorted_out(
-    recipe: PrepareRecipe, source: Source, splits: dict[str, _Split], seen: set[bytes], counter: Counter[str]
-) -> Iterator[tuple[str, Document]]:
-    """The documents to encode, each with its split, until all splits are full; the rest is counted."""
-    shares = {name: split.share for name, split in recipe.splits.items()}
-    wanted = [split for split in splits.values() if split.recipe.write]
-    for document in documents(source):
-        if all(split.full for split in wanted):
-            break
-        counter["read"] += 1
-        if len(document.text.strip()) < recipe.min_chars:
-            counter["short"] += 1
-            continue
-        key = content_key(document.text)
-        if key in seen:
-            counter["duplicate"] += 1
-            continue
-        seen.add(key)
-        name = split_of(document.text, shares)
-        if not splits[name].recipe.write:
-            counter["other"] += 1
-        elif splits[name].full:
-            counter["beyond"] += 1
-        else:
-            yield name, _cut(document, splits[name].recipe.max_document_chars)
+class _Preparation:
+    """The work on one unfinished folder."""
+
+    def __init__(self, recipe: PrepareRecipe, tokenizer: PreTrainedTokenizerBase, model: Path, partial: Path) -> None:
+        self._recipe, self._tokenizer, self._model, self._partial = recipe, tokenizer, model, partial
+        self._vocabulary = len(tokenizer)
+        self._spool = Spool(partial, np.dtype(np.uint16 if self._vocabulary <= 1 << 16 else np.uint32))
+        self._identity = digest_json(
+            [recipe.identity(), tokenizer_digest(model), str(tokenizer.chat_template), __version__]
+        )
+        self._journal = Journal(identity=self._identity)
+        self._filling: Filling | None = None
+        self._evaluation: EvaluationTexts | None = None
+
+    # --- beginning and ending ---------------------------------------------------------------------------
+
+    def begin(self, *, overwrite: bool, resume: bool) -> None:
+        """Find out where to begin, and cut every file to where that is.
+
+        Raises:
+            CorpusError: there is unfinished work and nobody said what to do with it, or it is of other inputs.
+        """
+        journal = self._spool.journal()
+        if journal is not None and not resume:
+            if not overwrite:
+                raise CorpusError(
+                    f"{self._partial} holds an unfinished prepare; go on with --resume, or begin anew with --overwrite"
+                )
+            (self._partial / "journal.json").unlink()
+            journal = None
+        if journal is not None:
+            if journal.identity != self._identity:
+                raise CorpusError(
+                    f"{self._partial} was begun with another recipe, tokenizer or version of blockexpand "
+                    f"({journal.identity[:19]}... is not {self._identity[:19]}...); give what it was begun with, or "
+                    "begin anew with --overwrite"
+                )
+            self._journal = journal
+        self._spool.rewind(self._journal)
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether a journal was written."""
+        return self._spool.journal() is not None
+
+    def interrupt(self) -> bool:
+        """Save what is done, if anything is; whether it is kept."""
+        if self._filling is not None and self._filling.journal.tokens:
+            self._filling.commit()
+        return self.worth_keeping
+
+    # --- the work ---------------------------------------------------------------------------------------
+
+    def run(self, num_processes: int) -> CorpusRecord:
+        """Everything from the sources to the record in `ready`."""
+        recipe = self._recipe
+        if self._journal.source < len(recipe.sources):
+            self._read(num_processes)
+        elif recipe.decontaminate is not None:
+            self._evaluation = evaluation_texts(recipe.decontaminate)
+        self._spool.ready.mkdir(exist_ok=True)
+        splits = {name: self._pack(name) for name, split in recipe.splits.items() if split.write}
+        record = CorpusRecord(
+            row_tokens=recipe.row_tokens,
+            tokenizer_digest=tokenizer_digest(self._model),
+            vocabulary_size=self._vocabulary,
+            recipe_digest=digest_json(recipe),
+            conversations=recipe.conversations,
+            sources=tuple(
+                _source_counts(plain_source(source), state)
+                for source, state in zip(recipe.sources, self._journal.sources, strict=True)
+            ),
+            splits=splits,
+            num_evaluation_texts=0 if self._evaluation is None else len(self._evaluation.names),
+            num_evaluation_texts_skipped=0 if self._evaluation is None else self._evaluation.num_skipped,
+        )
+        wanted = {RECORD_NAME, *(shard.name for split in splits.values() for shard in split.shards)}
+        for path in self._spool.ready.iterdir():
+            if path.name not in wanted:
+                path.unlink()
+        write_record(self._spool.ready / RECORD_NAME, record)
+        return record
+
+    def _read(self, num_processes: int) -> None:
+        recipe = self._recipe
+        if recipe.decontaminate is not None:
+            self._evaluation = evaluation_texts(recipe.decontaminate)
+        near = recipe.duplicates.near
+        banding = None if near is None else banding_for(near)
+        job = Job(
+            tokenizer_json=self._tokenizer.backend_tokenizer.to_str(),
+            ends=ends_of(self._tokenizer),
+            chat_folder=str(self._model) if recipe.conversations else None,
+            cleaning=tuple(source.clean for source in recipe.sources),
+            min_chars=recipe.min_chars,
+            place_by=recipe.split_by if len(recipe.splits) > 1 else None,
+            banding=banding,
+            run_words=recipe.duplicates.run_words,
+            evaluation=self._evaluation,
+        )
+        seen = Seen(recipe.duplicates, banding[0] if banding else 0, self._partial)
+        self._filling = Filling(recipe, self._spool, self._journal, seen)
+        try:
+            with Workers(job, num_processes) as workers:
+                self._journal = self._filling.run(workers)
+            if self._is_large:
+                self._filling.commit()
+        finally:
+            seen.close()
+        self._filling = None
+        self._spool.close()
+
+    @property
+    def _is_large(self) -> bool:
+        return sum(self._journal.tokens.values()) >= min(_COMMIT_TOKENS, self._recipe.shard_tokens)
+
+    # --- one split --------------------------------------------------------------------------------------
+
+    def _pack(self, split: str) -> SplitCounts:
+        recipe = self._recipe
+        stored = [self._spool.stored(f"{split}.{n}") for n in range(len(recipe.sources))]
+        own = [int(s.documents_D3[:, 1].sum()) for s in stored]
+        if not sum(own):
+            raise CorpusError(
+                f"the split {split!r} is empty: no document of the sources fell into its share of "
+                f"{recipe.splits[split].share}; give more text or a larger share"
+            )
+        weights = [
+            Weight(title=title_of(source), epochs=epochs, share=share, num_tokens=tokens)
+            for source, (epochs, share), tokens in zip(recipe.sources, weights_of(recipe, split), own, strict=True)
+        ]
+        limit = recipe.splits[split].max_tokens if recipe.weights_hold(split) else None
+        wanted = wanted_tokens(weights, limit, recipe.max_epochs)
+        chosen = [choose(s.documents_D3, tokens) for s, tokens in zip(stored, wanted, strict=True)]
+        streams = [(c, s.documents_D3) for c, s in zip(chosen, stored, strict=True)]
+        num_documents = sum(c.num_documents for c in chosen)
+        if num_documents > _MOST_DOCUMENTS:
+            raise CorpusError(
+                f"the split {split!r} has {num_documents:,} documents; expected at most {_MOST_DOCUMENTS:,}: divide it"
+            )
+        rows = packed(_pieces(streams, recipe.row_tokens), recipe.row_tokens)
+        with bar(f"pack {split}", sum(c.num_tokens for c in chosen), "tokens") as progress:
+            shards = []
+            for shard in self._shards(split, rows, _fetch(stored)):
+                shards.append(shard)
+                progress.advance(shard.num_tokens, f"{len(shards)} done")
+        counts = split_counts(shards, recipe.row_tokens, num_documents, sum(c.num_bytes for c in chosen))
+        mixed = len(recipe.sources) > 1 or recipe.weights_hold(split)
+        return dataclasses.replace(counts, mix=_mix(weights, wanted, chosen) if mixed else ())
+
+    def _shards(self, split: str, rows: Iterator[list[Piece]], fetch: Fetch) -> Iterator[Shard]:
+        """The split's files; those that an earlier run finished are not written again."""
+        size = self._recipe.shard_tokens // self._recipe.row_tokens
+        finished = self._journal.shards.get(split, ())
+        eos = ends_of(self._tokenizer).eos
+        shape = Shape(row_tokens=self._recipe.row_tokens, vocabulary_size=self._vocabulary, pad=eos)
+        number = 0
+        while (first := next(rows, None)) is not None:
+            here = itertools.chain([first], itertools.islice(rows, size - 1))
+            path = self._spool.ready / shard_name(split, number)
+            if number < len(finished) and path.is_file() and digest_file(path) == finished[number].digest:
+                for _ in here:  # the rows behind it depend on these
+                    pass
+                shard = finished[number]
+            else:
+                shard = write_shard(path, here, shape, fetch)
+                self._note(split, number, shard)
+            yield shard
+            number += 1
+
+    def _note(self, split: str, number: int, shard: Shard) -> None:
+        done = (*self._journal.shards.get(split, ())[:number], shard)
+        self._journal = dataclasses.replace(self._journal, shards={**self._journal.shards, split: done})
+        if self._is_large:
+            self._spool.commit(self._journal)
 
 
-def _cut(document: Document, max_chars: int | None) -> Document:
-    if max_chars is None or len(document.text) <= max_chars:
-        return document
-    return dataclasses.replace(document, text=document.text[:max_chars])
+def _pieces(streams: Sequence[tuple[Chosen, np.ndarray]], row_tokens: int) -> Iterator[Piece]:
+    for number, (source, first, num_tokens) in enumerate(interleaved(streams)):
+        yield from pieces_of(number, num_tokens, row_tokens, source, first)
 
 
-def _batches(items: Iterator[tuple[str, Document]]) -> Iterator[tuple[str, list[Document]]]:
-    waiting: dict[str, list[Document]] = {}
-    for name, document in items:
-        batch = waiting.setdefault(name, [])
-        batch.append(document)
-        if len(batch) == _DOCUMENTS_PER_BATCH:
-            yield name, waiting.pop(name)
-    yield from waiting.items()
+def _fetch(stored: Sequence[Stored]) -> Fetch:
+    def fetch(piece: Piece) -> tuple[np.ndarray, np.ndarray | None]:
+        one = stored[piece.source]
+        begin = piece.first + piece.start
+        end = begin + piece.length
+        return one.tokens[begin:end], None if one.trained is None else one.trained[begin:end]
+
+    return fetch
 
 
-def _source_counts(source: Source, counter: Counter[str]) -> SourceCounts:
-    parts = ("kept", "short", "duplicate", "other", "beyond")
-    assert counter["read"] == sum(counter[p] for p in parts), f"documents got lost in {source}: {counter}"
-    return SourceCounts(
-        source={key: str(value) for key, value in to_plain(source).items()},
-        num_read=counter["read"],
-        num_kept=counter["kept"],
-        num_too_short=counter["short"],
-        num_duplicates=counter["duplicate"],
-        num_other_splits=counter["other"],
-        num_beyond_limit=counter["beyond"],
+def _mix(weights: Sequence[Weight], wanted: Sequence[float], chosen: Sequence[Chosen]) -> tuple[MixCounts, ...]:
+    total, wanted_total = sum(c.num_tokens for c in chosen), sum(wanted)
+    return tuple(
+        MixCounts(
+            source=weight.title,
+            own_tokens=weight.num_tokens,
+            num_tokens=one.num_tokens,
+            wanted_epochs=round(tokens / weight.num_tokens, 6) if weight.num_tokens else 0.0,
+            got_epochs=round(one.num_tokens / weight.num_tokens, 6) if weight.num_tokens else 0.0,
+            wanted_share=round(tokens / wanted_total, 6),
+            got_share=round(one.num_tokens / total, 6),
+        )
+        for weight, tokens, one in zip(weights, wanted, chosen, strict=True)
     )
 
 
-def _write(path: Path, split: _Split, shape: tuple[int, int], pad: int) -> SplitCounts:
-    if not split.encoded:
-        raise CorpusError(
-            f"the split {path.stem!r} is empty: no document of the sources fell into its share of "
-            f"{split.recipe.share}; give more text or a larger share"
-        )
-    return write_documents(path, split.encoded, shape=shape, pad=pad, num_bytes=split.num_bytes)
-
-
-def write_documents(
-    path: Path, encoded: Sequence[Encoded], *, shape: tuple[int, int], pad: int, num_bytes: int
-) -> SplitCounts:
-    """Pack documents and write them as one split; `shape` is (row tokens, vocabulary size)."""
-    row_tokens, _ = shape
-    pieces = [p for n, e in enumerate(encoded) for p in pieces_of(n, len(e.tokens_A), row_tokens)]
-    rows = best_fit(pieces, row_tokens)
-    num_trained = write_split(path, rows, encoded, shape=shape, pad=pad)
-    return SplitCounts(
-        num_rows=len(rows),
-        num_documents=len(encoded),
-        num_tokens=sum(p.length for p in pieces),
-        num_trained_tokens=num_trained,
-        num_bytes=num_bytes,
-        largest_token=max(int(e.tokens_A.max()) for e in encoded),
-        fill=round(fill(rows, row_tokens), 6),
-        digest=digest_file(path),
+def _source_counts(source: dict[str, str], state: SourceState) -> SourceCounts:
+    counts = state.counts
+    cleaned = {name.partition(" ")[2]: n for name, n in counts.items() if name.startswith("cleaned ")}
+    parts = ("kept", "short", "duplicate", "near_duplicate", "contaminated", "other", "beyond", "bad")
+    total = sum(counts.get(part, 0) for part in parts) + sum(cleaned.values())
+    assert counts.get("read", 0) == total, f"documents got lost in {source}: {counts}"
+    return SourceCounts(
+        source=source,
+        num_read=counts.get("read", 0),
+        num_kept=counts.get("kept", 0),
+        num_too_short=counts.get("short", 0),
+        num_duplicates=counts.get("duplicate", 0),
+        num_other_splits=counts.get("other", 0),
+        num_beyond_limit=counts.get("beyond", 0),
+        num_near_duplicates=counts.get("near_duplicate", 0),
+        num_contaminated=counts.get("contaminated", 0),
+        num_bad=counts.get("bad", 0),
+        cleaned=dict(sorted(cleaned.items())),
+        bad=state.bad,
+        examples=state.examples,
+        num_files=counts.get("files", 0),
+        num_bytes=counts.get("file_bytes", 0),
+        content_digest=state.chain,
     )

@@ -94,18 +94,19 @@ def _pages(path: Path) -> Iterable[str]:
     return [text]
 
 
-def _may_hold_prose(path: str) -> bool:
+def may_hold_prose(path: str) -> bool:
     """Sources and pages of documentation; folders of tests and vendored copies left out."""
     return path.endswith((".py", ".md", ".rst", "/METADATA")) and _SKIPPED_FOLDERS.isdisjoint(path.split("/"))
 
 
 def prose_documents(root: Path) -> Iterator[Document]:
     """Documents of running English under `root` (a `site-packages` folder), file by file in hash order."""
-    for path in files_in_hash_order(root, _may_hold_prose):
-        yield from _documents_of(path, path.relative_to(root).as_posix())
+    for path in files_in_hash_order(root, may_hold_prose):
+        yield from documents_of_file(path, path.relative_to(root).as_posix())
 
 
-def _documents_of(path: Path, name: str) -> Iterator[Document]:
+def documents_of_file(path: Path, name: str) -> Iterator[Document]:
+    """The running English of one file: a docstring or a page each."""
     for number, page in enumerate(_pages(path)):
         text = prose_of(page)
         if text:

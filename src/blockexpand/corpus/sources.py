@@ -1,41 +1,44 @@
-"""Where text comes from: the source settings of a recipe, and the reader of each kind.
+"""The sources of a recipe: where text comes from, how often it is taken, what it is cleaned of.
 
-In: files and folders on this machine. Out: documents; the files of a folder come in the order of a hash
-of their names, the same everywhere, so that the first million tokens are a fair sample of all. Refused:
-what does not exist, what is not UTF-8, a line that is not JSON, a record without the field asked for;
-each with its file and line.
+In: the `sources` of a recipe. Out: settings that `reading` opens. Refused here: numbers out of bounds. A path
+may be a file, a folder (read recursively) or a glob (`data/**/*.jsonl.gz`, `*.parquet`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
-import json
-import sysconfig
-import tokenize
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from blockexpand.corpus.documents import Document, Message, files_in_hash_order
-from blockexpand.corpus.prose import prose_documents
-from blockexpand.errors import CorpusError
-
-_ROLES = ("system", "user", "assistant")
-_STDLIB_SKIPPED = frozenset(
-    # Tests and installers are not library code; the rest are tables of data or documentation in .py files.
-    {"test", "tests", "site-packages", "dist-packages", "idlelib", "ensurepip", "encodings", "pydoc_data"}
-    | {"turtledemo", "lib2to3", "__pycache__", "__phello__"}
-)
+from blockexpand.corpus.cleaning import CleanRecipe
+from blockexpand.records import WRITTEN_WHEN_SET, check
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextSource:
-    """Plain text files."""
+class _Weighted:
+    """What every source may say about how much of it is taken."""
+
+    epochs: float | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """How many times its own tokens go into the weighted splits, e.g. 0.5 or 1.5; not beside `share`."""
+    share: float | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """Its part of the final tokens of the weighted splits, in (0, 1]."""
+    clean: CleanRecipe | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """Which documents are dropped for what they look like; none unless set."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        check(self.epochs is None or self.epochs > 0, "epochs", self.epochs, "more than 0")
+        check(self.share is None or 0 < self.share <= 1, "share", self.share, "a number above 0 and at most 1")
+        both = self.epochs is not None and self.share is not None
+        check(not both, "share", self.share, "either epochs or share, not both")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextSource(_Weighted):
+    """Plain text files, as they are or compressed (.gz, .zst)."""
 
     kind: Literal["text"]
     path: str
-    """A file, or a folder read recursively."""
+    """A file, a folder or a glob."""
     pattern: str = "*.txt"
     """Which files of a folder."""
     separator: str = ""
@@ -43,7 +46,24 @@ class TextSource:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PythonSource:
+class CodeSource(_Weighted):
+    """Source trees of any language: one document a file, chosen by what the names end with."""
+
+    kind: Literal["code"]
+    path: str
+    """A file, a folder or a glob; hidden folders, node_modules and __pycache__ are passed over."""
+    extensions: tuple[str, ...] = (".py",)
+    """What the wanted files' names end with, e.g. [.c, .h]."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        super().__post_init__()
+        dotted = bool(self.extensions) and all(e.startswith(".") and len(e) > 1 for e in self.extensions)
+        check(dotted, "extensions", list(self.extensions), "endings with their dot, e.g. [.py, .rs]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PythonSource(_Weighted):
     """Python source trees: one document a file, decoded as its coding cookie says."""
 
     kind: Literal["python"]
@@ -52,7 +72,7 @@ class PythonSource:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ProseSource:
+class ProseSource(_Weighted):
     """The English of installed packages' documentation."""
 
     kind: Literal["prose"]
@@ -61,145 +81,91 @@ class ProseSource:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class JsonSource:
-    """Records with one text field: JSON lines, or one JSON list."""
+class JsonSource(_Weighted):
+    """Records with one text field: JSON lines, or one JSON list; as they are or compressed (.gz, .zst)."""
 
     kind: Literal["json"]
     path: str
+    """A file, a folder or a glob."""
     field: str = "text"
     """The field of each record that holds the text."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ChatSource:
-    """Conversations: JSON lines whose `messages` are a list of {role, content}."""
+class ParquetSource(_Weighted):
+    """Parquet files with one column of text."""
+
+    kind: Literal["parquet"]
+    path: str
+    """A file, a folder or a glob."""
+    field: str = "text"
+    """The column that holds the text."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArrowSource(_Weighted):
+    """Arrow files or streams (.arrow, .feather) with one column of text."""
+
+    kind: Literal["arrow"]
+    path: str
+    """A file, a folder or a glob."""
+    field: str = "text"
+    """The column that holds the text."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatSource(_Weighted):
+    """Conversations in JSON, Parquet or Arrow files: [{role, content}], or ShareGPT's [{from, value}]."""
 
     kind: Literal["chat"]
     path: str
-    field: str = "messages"
-    """The field of each record that holds the turns."""
+    """A file, a folder or a glob."""
+    field: str | None = None
+    """The field of each record that holds the turns; `messages` or `conversations`, which there is, if not given."""
 
 
-Source = TextSource | PythonSource | ProseSource | JsonSource | ChatSource
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HuggingFaceSource(_Weighted):
+    """A data set of the Hugging Face hub, of its cache, or a folder that `datasets` wrote or can read.
 
-
-def documents(source: Source) -> Iterator[Document]:
-    """The documents of one source.
-
-    Raises:
-        CorpusError: the source does not exist or cannot be read as its kind says.
+    Needs the `datasets` library: `pip install 'blockexpand[datasets]'`.
     """
-    root = _root(source)
-    if isinstance(source, TextSource):
-        return _text_documents(source, root)
-    if isinstance(source, PythonSource):
-        return _python_documents(root, stdlib=source.path == "stdlib")
-    if isinstance(source, ProseSource):
-        return prose_documents(root)
-    if isinstance(source, JsonSource):
-        return _json_documents(source, root)
-    return _chat_documents(source, root)
+
+    kind: Literal["huggingface"]
+    path: str
+    """A hub id (`owner/name`) or a folder."""
+    name: str | None = None
+    """Which of the data set's configurations."""
+    folder: str | None = None
+    """A folder within the data set whose files are wanted, e.g. `data/python`."""
+    split: str = "train"
+    revision: str | None = None
+    """A commit of the hub, so that the data stay what they are."""
+    streaming: bool = True
+    """Read rows as they arrive; false downloads the whole split into the cache first."""
+    holds: Literal["text", "chat"] = "text"
+    field: str | None = None
+    """The column; `text`, or for chats `messages` or `conversations`, if not given."""
 
 
-def _root(source: Source) -> Path:
-    special = {("python", "stdlib"): "stdlib", ("prose", "site-packages"): "purelib"}
-    scheme = special.get((source.kind, source.path))
-    root = Path(sysconfig.get_path(scheme)) if scheme else Path(source.path)
-    if not root.exists():
-        raise CorpusError(f"the source {source.path!r} does not exist; expected a file or folder of {source.kind}")
-    return root
+Source = (
+    TextSource
+    | CodeSource
+    | PythonSource
+    | ProseSource
+    | JsonSource
+    | ParquetSource
+    | ArrowSource
+    | ChatSource
+    | HuggingFaceSource
+)
 
 
-def _read_utf8(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; convert it first, e.g. iconv -f latin1 "
-            "-t utf-8"
-        ) from None
-    except OSError as error:
-        raise CorpusError(f"cannot read {path}: {error.strerror}") from None
+def holds_chats(source: Source) -> bool:
+    """Whether its documents are conversations."""
+    return isinstance(source, ChatSource) or (isinstance(source, HuggingFaceSource) and source.holds == "chat")
 
 
-def _text_documents(source: TextSource, root: Path) -> Iterator[Document]:
-    paths = [root] if root.is_file() else files_in_hash_order(root, lambda p: _matches(p, source.pattern))
-    if not paths:
-        raise CorpusError(f"no file in {root} matches {source.pattern!r}; set 'pattern' to what the files are called")
-    for path in paths:
-        text = _read_utf8(path)
-        pieces = text.split(source.separator) if source.separator else [text]
-        for number, piece in enumerate(pieces):
-            yield Document(text=piece.strip("\n"), name=f"{path}#{number}")
-
-
-def _python_documents(root: Path, *, stdlib: bool) -> Iterator[Document]:
-    if root.is_file():
-        raise CorpusError(f"{root} is a file; expected a folder of Python sources (use kind: text for one file)")
-    for path in files_in_hash_order(root, _is_stdlib_code if stdlib else _is_python):
-        try:
-            with tokenize.open(path) as stream:
-                text = stream.read()
-        except (SyntaxError, UnicodeDecodeError) as error:
-            raise CorpusError(
-                f"{path} cannot be decoded: {error}; it is neither UTF-8 nor what its coding line says"
-            ) from None
-        yield Document(text=text, name=path.relative_to(root).as_posix())
-
-
-def _matches(path: str, pattern: str) -> bool:
-    return fnmatch.fnmatch(path.rpartition("/")[2], pattern)
-
-
-def _is_python(path: str) -> bool:
-    return path.endswith(".py")
-
-
-def _is_stdlib_code(path: str) -> bool:
-    generated = path.startswith(("config-", "_sysconfigdata"))  # build settings, another on every machine
-    return _is_python(path) and not generated and _STDLIB_SKIPPED.isdisjoint(path.split("/"))
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    text = _read_utf8(path)
-    try:
-        if text.lstrip().startswith("["):
-            for number, row in enumerate(json.loads(text)):
-                yield f"{path}, record {number + 1}", row
-            return
-        for number, line in enumerate(text.splitlines()):
-            if line.strip():
-                yield f"{path}, line {number + 1}", json.loads(line)
-    except json.JSONDecodeError as error:
-        raise CorpusError(
-            f"{path} is not JSON or JSON lines: {error.msg} at line {error.lineno}; it reads "
-            f"{error.doc[error.pos :][:40]!r}"
-        ) from None
-
-
-def _field(row: Any, field: str, place: str, kind: type) -> Any:
-    if not isinstance(row, dict) or field not in row:
-        keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise CorpusError(f"{place} has no field {field!r}; it has: {keys}. Set 'field' to one of these")
-    if not isinstance(row[field], kind):
-        raise CorpusError(f"{place}: {field!r} is {row[field]!r:.60}; expected {kind.__name__}")
-    return row[field]
-
-
-def _json_documents(source: JsonSource, path: Path) -> Iterator[Document]:
-    for place, row in _json_rows(path):
-        yield Document(text=_field(row, source.field, place, str), name=place)
-
-
-def _chat_documents(source: ChatSource, path: Path) -> Iterator[Document]:
-    for place, row in _json_rows(path):
-        messages = tuple(
-            Message(role=_field(turn, "role", place, str), content=_field(turn, "content", place, str))
-            for turn in _field(row, source.field, place, list)
-        )
-        for message in messages:
-            if message.role not in _ROLES:
-                raise CorpusError(f"{place}: unknown role {message.role!r}; expected one of {', '.join(_ROLES)}")
-        if not any(message.role == "assistant" for message in messages):
-            raise CorpusError(f"{place} has no assistant turn, so nothing in it could be trained; remove it")
-        yield Document(text="\n".join(m.content for m in messages), name=place, messages=messages)
+def title_of(source: Source) -> str:
+    """The source in a few words."""
+    return f"{source.kind} {source.path}"

@@ -8,16 +8,20 @@ the first, EOS included; of a conversation the assistant's turns and the templat
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
 
 from blockexpand.corpus.documents import Document
 from blockexpand.digests import digest_file
 from blockexpand.errors import CorpusError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # A = tokens of one document.
 
@@ -59,16 +63,48 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """
     if not (Path(folder) / "tokenizer.json").is_file():
         raise CorpusError(f"{folder} has no tokenizer.json; give the folder of a model with a fast tokenizer")
+    from transformers import AutoTokenizer  # seconds: not for the processes that tokenise plain text
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CorpusError(f"the tokenizer in {folder} cannot be loaded: {str(error).splitlines()[0]}") from None
-    return cast(PreTrainedTokenizerBase, tokenizer)
+    return cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def tokenizer_digest(folder: str | Path) -> str:
     """What a dataset and a model compare to know that they speak the same tokens."""
     return digest_file(Path(folder) / "tokenizer.json")
+
+
+class PlainEncoder:
+    """Encodes texts with nothing but the `tokenizers` library: what the processes of `prepare` hold."""
+
+    def __init__(self, tokenizer_json: str, ends: Ends) -> None:
+        """Build the tokenizer from its JSON."""
+        self._tokenizer = Tokenizer.from_str(tokenizer_json)
+        # A text that mentions <|end|> must not end the document: what is text stays text.
+        self._tokenizer.encode_special_tokens = True
+        # A tokenizer.json may say how long a model's input is; documents are not cut by it.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._bos = [] if ends.bos is None else [ends.bos]
+        self._eos = [ends.eos]
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of all texts behind one another, uint32, and how many each has, int64."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        pieces = [piece for encoding in encodings for piece in (self._bos, encoding.ids, self._eos)]
+        ends = len(self._bos) + len(self._eos)
+        lengths = np.array([len(encoding) + ends for encoding in encodings], dtype=np.int64)
+        flat = itertools.chain.from_iterable(pieces)
+        return np.fromiter(flat, dtype=np.uint32, count=int(lengths.sum())), lengths
+
+
+def _plain(tokens_A: np.ndarray) -> Encoded:
+    trained_A = np.ones(len(tokens_A), dtype=bool)
+    trained_A[0] = False  # nothing stands before it to predict it from
+    return Encoded(tokens_A=tokens_A, trained_A=trained_A)
 
 
 class Encoder:
@@ -79,8 +115,7 @@ class Encoder:
         self._tokenizer = tokenizer
         ends = ends_of(tokenizer)
         self._special = tuple(tokenizer.all_special_tokens)
-        self._bos = [] if ends.bos is None else [ends.bos]
-        self._eos = [ends.eos]
+        self._plain = PlainEncoder(tokenizer.backend_tokenizer.to_str(), ends)
 
     def encode(self, documents: Sequence[Document]) -> list[Encoded]:
         """The documents' tokens, in order."""
@@ -88,20 +123,9 @@ class Encoder:
             return [self._conversation(document) for document in documents]
         if not documents:
             return []
-        # A text that mentions <|end|> must not end the document: what is text stays text.
-        backend = self._tokenizer.backend_tokenizer
-        backend.encode_special_tokens = True
-        try:
-            encodings = backend.encode_batch_fast([d.text for d in documents], add_special_tokens=False)
-        finally:
-            backend.encode_special_tokens = False
-        return [self._plain(encoding.ids) for encoding in encodings]
-
-    def _plain(self, ids: list[int]) -> Encoded:
-        tokens_A = np.array([*self._bos, *ids, *self._eos], dtype=np.int64)
-        trained_A = np.ones(len(tokens_A), dtype=bool)
-        trained_A[0] = False  # nothing stands before it to predict it from
-        return Encoded(tokens_A=tokens_A, trained_A=trained_A)
+        tokens, lengths = self._plain.encode([d.text for d in documents])
+        parts = np.split(tokens.astype(np.int64), np.cumsum(lengths)[:-1])
+        return [_plain(part_A) for part_A in parts]
 
     def _conversation(self, document: Document) -> Encoded:
         for token in self._special:

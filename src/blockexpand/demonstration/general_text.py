@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from blockexpand.corpus.documents import Document, content_key, split_of
-from blockexpand.corpus.sources import JsonSource, ProseSource, TextSource, documents
+from blockexpand.corpus.reading import documents
+from blockexpand.corpus.sources import JsonSource, ProseSource, TextSource
 from blockexpand.errors import CorpusError
 from blockexpand.progress import bar
 

@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 
 from blockexpand.corpus import CorpusRecord, PrepareRecipe, SplitRecipe, open_corpus, prepare
 from blockexpand.corpus.documents import Document, split_of
-from blockexpand.corpus.sources import JsonSource, documents
+from blockexpand.corpus.reading import documents
+from blockexpand.corpus.sources import JsonSource
 from blockexpand.demonstration.general_text import SHARES, divide, general_documents
 from blockexpand.demonstration.tokenizer import save_tokenizer, train_tokenizer
 from blockexpand.evaluation import HeldOut, evaluate

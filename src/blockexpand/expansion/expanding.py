@@ -64,7 +64,8 @@ def expand(
         out: the folder to write; it appears whole or not at all.
         plan: a plan for this base, or the path of a saved one.
         overwrite: replace `out` if blockexpand made it.
-        prove: run the whole proof on what was written, and keep nothing if it fails.
+        prove: run the whole proof on what was written, and keep nothing if it fails. Always done for a family that
+            has no file: found by structure, it is used only if the proof passes.
         digest: hash every tensor of the base as it is copied, to record its fingerprint, and refuse NaN.
 
     Raises:
@@ -85,7 +86,7 @@ def expand(
         kept, added = _tensors(family, checkpoint, chosen)
         found = write_weights(checkpoint, lay_out(checkpoint, kept, added), staged, digest=digest)
         refuse_not_finite(checkpoint, found)
-        proof = _prove(checkpoint, staged, chosen) if prove else None
+        proof = _prove(checkpoint, staged, chosen) if prove or family.discovered else None
         digests = {name: result.digest for name, result in sorted(found.items())} if digest else None
         record = _record(chosen, digests, files.copied, files.left_out, proof)
         write_record(staged / RECORD_NAME, record)
@@ -163,10 +164,12 @@ def _prove(checkpoint: Checkpoint, staged: Path, plan: Plan) -> Proof:
     proof = prove_checkpoints(checkpoint, open_checkpoint(staged), plan)
     if not proof.passed:
         failed = "; ".join(check.line for check in proof.checks if not check.passed)
-        raise ExpansionError(
-            f"the proof failed for {checkpoint.source}: {failed}; nothing was written; expand without the proof to "
-            "look at the result"
+        advice = (
+            f"family {plan.base.family!r} has no file, so choose another base or write one"
+            if plan.base.discovered
+            else "expand without the proof to look at the result"
         )
+        raise ExpansionError(f"the proof failed for {checkpoint.source}: {failed}; nothing was written; {advice}")
     return proof
 
 

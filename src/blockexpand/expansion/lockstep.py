@@ -23,7 +23,7 @@ from torch import nn
 from blockexpand.checkpoint import Checkpoint
 from blockexpand.errors import ExpansionError
 from blockexpand.families import Family
-from blockexpand.families.modules import put_stack, renumber, stack_of, to_device
+from blockexpand.families.modules import put_stack, stack_of, to_device
 from blockexpand.families.parts import load_blocks, load_outside
 
 Result = TypeVar("Result")
@@ -98,7 +98,6 @@ class BlockByBlock:
         for position, number in zip(self._loaded, numbers, strict=True):
             block = to_device(found[number], self._device)
             _take(self._stack[position], block)
-            renumber(self._stack[position], position)
 
     def _release(self) -> None:
         for position in self._loaded:

@@ -15,6 +15,7 @@ from blockexpand.families.rules import (
     PerLayer,
     Repeats,
     Threshold,
+    WrittenOut,
 )
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Only",
     "PerLayer",
     "CopyFromDonor",
+    "WrittenOut",
     "Threshold",
     "Pattern",
     "Indices",

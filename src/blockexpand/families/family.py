@@ -122,6 +122,8 @@ class Family:
     """Settings with which a silent copy is no identity, and those with which it is."""
     not_per_layer: tuple[str, ...] = ()
     """Lists of this family that say nothing about single blocks, whatever their length."""
+    discovered: bool = False
+    """Whether no file says it: found by structure for one config, so that the proof decides."""
 
     def __post_init__(self) -> None:
         check(all(s.usual.endswith(".") for s in self.spellings), "spellings", self.spellings, "names up to a dot")

@@ -1,14 +1,16 @@
 """From a config to the family that serves it.
 
 In: the content of a `config.json`, and the files' tensor names where their spelling matters. Out: the `Family`
-whose file serves its `model_type`. Refused: remote code (`auto_map`), quantised weights in which zero bytes need
-not be zeros, an unknown or missing `model_type`, models known to have no identity (`data/refused.toml`), other
+whose file serves its `model_type`, or what is found by structure when there is no file (`families/discovering`).
+Refused: remote code (`auto_map`), quantised weights in which zero bytes need not be zeros, a missing `model_type`
+or one of which nothing can be found, models known to have no identity (`data/refused.toml`), other
 architectures than a language model's, and per-layer entries the family does not know.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import re
 import tomllib
 from collections.abc import Iterable
@@ -20,11 +22,15 @@ from blockexpand.errors import FamilyError, nearest
 from blockexpand.families.configs import entry
 from blockexpand.families.family import Family, is_fp8
 from blockexpand.families.rules import keys_of
+from blockexpand.progress import say
 from blockexpand.records import from_plain
 
 _DATA = Path(__file__).parent / "data"
 _COMMON = "common.toml"
 _REFUSED = "refused.toml"
+_QUANTISED = ("quantization_config", "compression_config", "quantization")
+"""Where configs say so: transformers; compressed-tensors before it took that name; MLX."""
+_SECTIONS = ("text_config", "llm_config", "language_config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,18 +124,44 @@ def family_for(config: dict[str, Any], where: str, names: Iterable[str] = ()) ->
             "one in which a block adds f(x) to x, whatever its index; choose another base"
         )
     if model_type not in by_type:
-        _refuse_more_than_text(config, where)
-        raise FamilyError(
-            f"{where}: unknown model family {model_type!r}; {nearest(model_type, by_type)}; expected one of the "
-            f"{len(by_type)} types of docs/families.md; choose another base, or write a family file for it"
-        )
-    family = by_type[model_type]
+        refuse_more_than_text(config, where)
+        family = _found_by_structure(config, where)
+    else:
+        family = by_type[model_type]
     if not family.config_section:
-        _refuse_more_than_text(config, where)
+        refuse_more_than_text(config, where)
     _refuse_other_architectures(family, config, where)
     _refuse_settings(family, config, where)
     _refuse_unknown_per_layer(family, config, where)
     return family.spelled_as_in(names)
+
+
+_FOUND: dict[str, Family | FamilyError] = {}
+"""What was found of each config without a family file, by its content: it takes seconds, and is asked for often."""
+
+
+def _found_by_structure(config: dict[str, Any], where: str) -> Family:
+    key = json.dumps(config, sort_keys=True, default=str)
+    if key not in _FOUND:
+        # torch and transformers are needed here, and only here: no family that has a file comes this way.
+        from blockexpand.families.discovering import discover
+
+        say(f"  {where}: no file for family {config['model_type']!r}; looking at how such a model is built")
+        try:
+            _FOUND[key] = discover(config, not_per_layer())
+        except FamilyError as error:
+            _FOUND[key] = error
+    found = _FOUND[key]
+    if isinstance(found, Family):
+        return found
+    known = [t for family in known_families().values() for t in family.model_types]
+    close = nearest(config["model_type"], known)
+    meant = f"; {close}" if close.startswith("did you mean") else ""
+    raise FamilyError(
+        f"{where}: unknown model family {config['model_type']!r}: it has no file, and by its structure it cannot be "
+        f"used: {found}{meant}; expected one of the {len(known)} types of docs/families.md, or one in which a block "
+        "adds f(x) to x; choose another base, or write a family file for it"
+    )
 
 
 def _refuse_own_code(family: Family | None, config: dict[str, Any], where: str) -> None:
@@ -147,16 +179,28 @@ def _refuse_own_code(family: Family | None, config: dict[str, Any], where: str) 
 
 
 def _refuse_quantised(config: dict[str, Any], where: str) -> None:
-    quantization = config.get("quantization_config")
-    if quantization and not is_fp8(config):
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    inner = {f"{section}.{key}": entry(config, f"{section}.{key}") for section in _SECTIONS for key in _QUANTISED}
+    for key, quantization in {**{key: config.get(key) for key in _QUANTISED}, **inner}.items():
+        if not quantization or (key == "quantization_config" and is_fp8(config)):
+            continue
+        method = quantization.get("quant_method", quantization) if isinstance(quantization, dict) else quantization
         raise FamilyError(
-            f"{where}: the weights are quantised (quantization_config: {method!r}), where zero bytes need not mean "
+            f"{where}: the weights are quantised ({key}: {method!r:.80}), where zero bytes need not mean "
             "zero; expected float weights; expand the unquantised model and quantise the result"
         )
 
 
-def _refuse_more_than_text(config: dict[str, Any], where: str) -> None:
+def not_per_layer() -> tuple[str, ...]:
+    """Lists that say nothing about single blocks in any config, whatever their length."""
+    return _common().not_per_layer
+
+
+def refuse_more_than_text(config: dict[str, Any], where: str) -> None:
+    """Refuse a config that speaks of more than one text stack.
+
+    Raises:
+        FamilyError: it does.
+    """
     for key in _common().multimodal:
         if config.get(key) is not None:
             raise FamilyError(

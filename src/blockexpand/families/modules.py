@@ -102,14 +102,15 @@ def parameters_of(block: nn.Module, family: Family, tensors: Sequence[tuple[str,
 def as_in_files(family: Family, block: int, tail: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     """A block's tensor in memory as the tensors that the files hold, by their names there; views where it can be.
 
-    What transformers holds as one for all experts is taken apart again: first by expert, then (gate and up) by rows.
+    What transformers holds as one for all experts is taken apart again: first by expert, then (gate and up) by rows,
+    into equal parts.
     """
     group = next((g for g in family.block.in_memory if g.memory == tail), None)
     if group is None:
         return {family.name_of(block, tail): tensor}
     if NUMBER not in group.files[0].split("."):
-        assert len(group.files) == 1, f"{tail}: several files' tensors as one, and none is numbered"
-        return {family.name_of(block, group.files[0]): tensor}
+        parts = tensor.chunk(len(group.files))
+        return {family.name_of(block, file): part for file, part in zip(group.files, parts, strict=True)}
     return {
         family.name_of(block, pattern.replace(NUMBER, str(expert))): part
         for expert, whole in enumerate(tensor)
@@ -140,7 +141,7 @@ def load_model(
     loading_class = AutoModelForCausalLM if loader == "text" else AutoModelForImageTextToText
     if device == "meta":
         return _without_values(folder, dtype, loading_class)
-    with _no_progress_bars():
+    with no_progress_bars():
         try:
             loaded: Any = loading_class.from_pretrained(
                 str(folder),
@@ -222,7 +223,8 @@ def _in_memory_of_its_own(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _no_progress_bars() -> Generator[None]:
+def no_progress_bars() -> Generator[None]:
+    """Reading and writing small files by the dozen is not worth a bar each."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -151,7 +151,21 @@ class Repeats:
     """The list spelled out, which the class derives and also saves."""
 
 
-PerLayer = CopyFromDonor | Threshold | Pattern | Indices | First | Every | Between | Repeats
+@dataclass(frozen=True, kw_only=True)
+class WrittenOut:
+    """A list with one item a block that the class derives for this very config when it is missing.
+
+    Found by structure, where how the class derives it is not known: it is written out for the deeper stack.
+    """
+
+    kind: Literal["written-out"]
+    key: str
+    """The list."""
+    items: tuple[Any, ...]
+    """What the class derives for the base."""
+
+
+PerLayer = CopyFromDonor | Threshold | Pattern | Indices | First | Every | Between | Repeats | WrittenOut
 
 
 def keys_of(rule: PerLayer) -> tuple[str, ...]:

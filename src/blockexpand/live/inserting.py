@@ -64,7 +64,9 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "
         LiveError: transformers cannot load it, or it does not fit its record.
     """
     plan = read_expansion(folder).plan
-    model = load_model(Path(folder), dtype=dtype, device=device, loader=known_families()[plan.base.family].loader)
+    known = known_families().get(plan.base.family)
+    # A family that has no file is found among language models only.
+    model = load_model(Path(folder), dtype=dtype, device=device, loader=known.loader if known else "text")
     return adopt(model, plan), plan
 
 

@@ -1,7 +1,7 @@
 """From a checkpoint and a wish to a plan.
 
 In: a base checkpoint (headers and config only) and how many blocks, or where. Out: a `Plan`. Refused: what
-families, survey and placing refuse. No tensor is read and nothing heavy is imported.
+families, survey and placing refuse. No tensor is read, and nothing heavy is imported unless the family has no file.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, get_args
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.digests import digest_json
 from blockexpand.errors import PlanError, nearest
+from blockexpand.families import Family, with_entries
 from blockexpand.planning.costing import cost
 from blockexpand.planning.formulas import stateable, unsayable
 from blockexpand.planning.guided import Guidance, check_guided, place_guided
@@ -62,7 +63,7 @@ def plan(
     new_blocks = number(placed.insertions)
     positions = tuple(block.position for block in new_blocks)
     sources = _sources(facts.depth, placed.insertions)
-    reason = unsayable(facts.family, checkpoint.config, sources)
+    reason = _unsayable(facts.family, checkpoint.config, sources)
     if reason is not None:
         raise PlanError(
             f"{checkpoint.source}: {reason}; expected each old block to keep its kind and each new one to have its "
@@ -70,14 +71,7 @@ def plan(
         )
     result = rewrite(facts.family, checkpoint.config, sources)
     return Plan(
-        base=BaseFacts(
-            source=checkpoint.source,
-            family=facts.family.name,
-            model_type=checkpoint.config["model_type"],
-            num_blocks=facts.depth,
-            config_digest=digest_json(checkpoint.config),
-            layout_digest=facts.layout_digest,
-        ),
+        base=_base_facts(checkpoint, facts),
         placement=Placement(kind=placed.kind, per_group=per_group, group_sizes=placed.group_sizes),
         new_blocks=new_blocks,
         block=kinds[0].tensors if len(kinds) == 1 else (),
@@ -85,9 +79,28 @@ def plan(
         init=init,
         config_changes=result.changes,
         config_before=result.before,
-        notes=(*said, *result.notes, *_notes(new_blocks), *_about_code(checkpoint.config)),
+        notes=(
+            *_about_family(facts.family),
+            *said,
+            *result.notes,
+            *_notes(new_blocks),
+            *_about_code(checkpoint.config),
+        ),
         cost=cost(facts, checkpoint.config, sources, positions),
         guidance=placement if isinstance(placement, Guidance) else None,
+    )
+
+
+def _base_facts(checkpoint: Checkpoint, facts: Survey) -> BaseFacts:
+    """The model the plan is for."""
+    return BaseFacts(
+        source=checkpoint.source,
+        family=facts.family.name,
+        model_type=checkpoint.config["model_type"],
+        num_blocks=facts.depth,
+        config_digest=digest_json(checkpoint.config),
+        layout_digest=facts.layout_digest,
+        discovered=facts.family.discovered,
     )
 
 
@@ -114,13 +127,28 @@ def _sources(depth: int, insertions: Sequence[Insertion]) -> list[int]:
     return sources
 
 
+def _unsayable(family: Family, config: dict[str, Any], sources: Sequence[int]) -> str | None:
+    """Why the config cannot state such a stack, if it cannot.
+
+    Of a family found by structure nobody knows what its numbers mean, so the two models are built (without memory)
+    and compared block by block.
+    """
+    reason = unsayable(family, config, sources)
+    if reason is not None or not family.discovered:
+        return reason
+    from blockexpand.families.discovering import misplaced
+
+    deeper = with_entries(config, rewrite(family, config, sources).changes)
+    return misplaced(config, deeper, family.stack.module, sources)
+
+
 def _nearest_that_work(facts: Survey, checkpoint: Checkpoint, wanted: int) -> str:
     """The requests nearest in number that the config can state, in words."""
     found: list[str] = []
     for count in sorted(range(1, facts.depth + 1), key=lambda n: (abs(n - wanted), n)):
         for kind, per_group in _requests(facts.depth, count):
             placed = place(facts.depth, count, kind, None, per_group)
-            if unsayable(facts.family, checkpoint.config, _sources(facts.depth, placed.insertions)) is None:
+            if _unsayable(facts.family, checkpoint.config, _sources(facts.depth, placed.insertions)) is None:
                 of_groups = f" with per_group={per_group}" if per_group > 1 else ""
                 found.append(f"blocks={count} placement={kind}{of_groups}")
         if len(found) >= _SUGGESTED:
@@ -145,6 +173,16 @@ def _notes(new_blocks: Sequence[NewBlock]) -> tuple[str, ...]:
         f"{', '.join(lowest)} below the first block, where a trained model's residual stream is small: one AdamW step "
         "at lr 1e-5 moved a trained 8-block model by 0.2 nats a token from there, and by 1e-7 from anywhere else; "
         "train such blocks with a far smaller learning rate",
+    )
+
+
+def _about_family(family: Family) -> tuple[str, ...]:
+    """What is to be said of a family that has no file."""
+    if not family.discovered:
+        return ()
+    return (
+        f"family {family.name}: no file; found by structure; the proof decides: a tiny random model of it with silent "
+        "copies of its blocks was the same function bit for bit, and expand always runs the whole proof on this one",
     )
 
 

@@ -20,7 +20,7 @@ from blockexpand.planning.placing import Insertion, PlacementKind
 from blockexpand.planning.survey import BlockKind, BlockTensor, Init
 from blockexpand.records import WRITTEN_WHEN_SET, check, read_record, write_record
 
-MOST_BLOCKS = 100_000
+MOST_BLOCKS = 10_000
 """Deeper than any model; what a file claims beyond it is not looked at block by block."""
 SILENT = ("zero", "minus-one")
 """What a residual writer starts as so that its block adds nothing."""
@@ -76,6 +76,8 @@ class BaseFacts:
     """The digest of config.json's content."""
     layout_digest: str
     """The digest of all tensors' names, dtypes and shapes."""
+    discovered: bool = field(default=False, metadata=WRITTEN_WHEN_SET)
+    """Whether no file says what the family is: it was found by structure, and the whole proof decides."""
 
     def __post_init__(self) -> None:
         check(1 <= self.num_blocks <= MOST_BLOCKS, "num_blocks", self.num_blocks, f"1 to {MOST_BLOCKS:,}")

@@ -20,6 +20,7 @@ from blockexpand.families import (
     PerLayer,
     Repeats,
     Threshold,
+    WrittenOut,
     prefixed,
     switched_on,
 )
@@ -71,6 +72,9 @@ def _apply(rule: PerLayer, config: dict[str, Any], depth: int, sources: Sequence
         case CopyFromDonor():
             kinds = _list_of(config, rule.key, depth)
             return _NOTHING if kinds is None else _copied(rule.key, kinds, sources)
+        case WrittenOut():
+            stated = _list_of(config, rule.key, depth)
+            return _copied(rule.key, list(rule.items) if stated is None else stated, sources)
         case Threshold():
             return _rewrite_threshold(rule, config, depth, sources)
         case Pattern():
@@ -232,7 +236,7 @@ def _by_block(rule: PerLayer) -> tuple[str, ...]:
     match rule:
         case Threshold():
             return (rule.list_key,)
-        case CopyFromDonor() | Pattern():
+        case CopyFromDonor() | WrittenOut() | Pattern():
             return (rule.key,)
         case _:
             return ()

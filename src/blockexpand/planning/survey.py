@@ -28,6 +28,18 @@ _SPELLED = 8
 _FLOATS = ("BF16", "F16", "F32", "F64")
 _FP8 = "F8_E4M3"
 
+# What files of quantised weights have beside, or instead of, `weight`; some lack the config entry that says so.
+_QUANTISED = {
+    "qweight": "GPTQ or AWQ", "qzeros": "GPTQ or AWQ", "g_idx": "GPTQ", "scales": "GPTQ, AWQ or MLX", "biases": "MLX",
+    "absmax": "bitsandbytes", "quant_map": "bitsandbytes", "nested_absmax": "bitsandbytes",
+    "nested_quant_map": "bitsandbytes", "bitsandbytes": "bitsandbytes", "SCB": "bitsandbytes",
+    "weight_format": "bitsandbytes", "weight_packed": "compressed-tensors", "weight_shape": "compressed-tensors",
+    "weight_zero_point": "compressed-tensors", "weight_scale": "compressed-tensors or ModelOpt",
+    "weight_scale_2": "ModelOpt", "input_scale": "compressed-tensors or ModelOpt", "weight_scales": "EETQ",
+    "W_q": "HQQ", "gate_up_proj_blocks": "MXFP4", "gate_up_proj_scales": "MXFP4", "down_proj_blocks": "MXFP4",
+    "down_proj_scales": "MXFP4",
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class BlockTensor:
@@ -147,6 +159,7 @@ def _sort(family: Family, checkpoint: Checkpoint) -> tuple[dict[int, dict[str, T
 def _check_outer(family: Family, checkpoint: Checkpoint, outer: Iterable[str]) -> None:
     for name in outer:
         if not family.may_be_outer(name):
+            _refuse_quantised(checkpoint.source, name)
             raise PlanError(
                 f"{checkpoint.source}: the tensor {name!r} is not one of family {family.name!r}; "
                 f"{nearest(name, family.outer_known())}; expand a checkpoint of the plain language model"
@@ -157,6 +170,17 @@ def _check_outer(family: Family, checkpoint: Checkpoint, outer: Iterable[str]) -
                 f"{checkpoint.source}: the tensor {name!r} is missing; expected it under this config.json; download "
                 "the checkpoint again, or mend its config.json"
             )
+
+
+def _refuse_quantised(where: str, name: str) -> None:
+    """Say of a tensor that a family does not have what it is the mark of, if it is one."""
+    last = name.rpartition(".")[2]
+    method = _QUANTISED.get("bitsandbytes" if last.startswith("bitsandbytes__") else last)
+    if method:
+        raise PlanError(
+            f"{where}: the tensor {name!r} belongs to quantised weights ({method}), where zero bytes need not mean "
+            "zero; expected float weights; expand the unquantised model and quantise the result"
+        )
 
 
 def _check_depth(family: Family, checkpoint: Checkpoint, blocks: Iterable[int]) -> None:
@@ -205,6 +229,7 @@ def _check_tails(family: Family, checkpoint: Checkpoint, index: int, tensors: di
     allowed = family.allowed_tails(checkpoint.config, tensors)
     for tail in tensors:
         if not matches_any(allowed, tail):
+            _refuse_quantised(checkpoint.source, family.name_of(index, tail))
             group = family.switch_of(tail)
             why = f"{group.switch} is off in config.json" if group else nearest(tail, allowed)
             raise PlanError(

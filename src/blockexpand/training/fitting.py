@@ -42,17 +42,22 @@ class Needs:
         return self.state_bytes if size == 1 else -(-self.state_bytes // size) + self.gathered_bytes
 
 
-def needs_of(settings: TrainSettings) -> Needs:
-    """What the run keeps in memory, by the headers of its checkpoint."""
+def needs_of(settings: TrainSettings, sharded: bool = True) -> Needs:
+    """What the run keeps in memory, by the headers of its checkpoint.
+
+    Only several processes, and the arm `blocks`, ask for the family: any model that transformers loads may train
+    otherwise. Without it the old blocks that train are counted as if they did not: the sum is then too small.
+    """
     folder = Path(settings.model)
     checkpoint = open_checkpoint(folder)
-    family = family_for(checkpoint.config, str(folder), checkpoint.tensors)
+    known = sharded or isinstance(settings.arm, BlocksArm)
+    family = family_for(checkpoint.config, str(folder), checkpoint.tensors) if known else None
     trained = _trained_blocks(settings, folder)
     width = 4 if settings.precision == "float32" else 2
     whole_copy = settings.retention.kl_weight > 0 and isinstance(settings.arm, FullArm | OldBlocksArm)
     state, outer, blocks = 0, 0, {}
     for name, entry in checkpoint.tensors.items():
-        block = family.locate(name).block
+        block = family.locate(name).block if family is not None else None
         trains = isinstance(settings.arm, FullArm) or (block is not None and block in trained)
         each = (_TRAINED_BYTES if trains else width) + (width if whole_copy else 0)
         state += each * entry.num_elements
@@ -96,7 +101,7 @@ def check_fits(settings: TrainSettings, world: World) -> None:
     Raises:
         TrainingError: with what it needs, what there is, and how many processes would do.
     """
-    needs, there = needs_of(settings), device_bytes(world)
+    needs, there = needs_of(settings, sharded=world.size > 1), device_bytes(world)
     needed = needs.per_process(world.size)
     if needed <= there:
         return

@@ -16,8 +16,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from blockexpand.corpus import CorpusRecord, open_corpus
-from blockexpand.corpus.preparing import write_documents
 from blockexpand.corpus.tokens import Encoded, Ends, ends_of, load_tokenizer, tokenizer_digest
+from blockexpand.corpus.writing import Shape, write_documents
 from blockexpand.digests import digest_json
 from blockexpand.errors import TrainingError
 from blockexpand.numerics.generation import generate
@@ -64,8 +64,7 @@ def write_self_text(settings: TrainSettings, device: torch.device) -> None:
             splits[name] = write_documents(
                 folder / f"{name}.arrow",
                 documents,
-                shape=(row_tokens, len(tokenizer)),
-                pad=ends.eos,
+                shape=Shape(row_tokens=row_tokens, vocabulary_size=len(tokenizer), pad=ends.eos),
                 num_bytes=sum(len(str(text).encode()) for text in texts),
             )
         record = CorpusRecord(
