@@ -47,7 +47,7 @@ format: $(READY)
 bench: $(READY)
 	@$(BIN)/python benchmarks/startup.py
 	@$(BIN)/python benchmarks/loss.py
-	@$(BIN)/python benchmarks/step.py
+	@$(BIN)/python benchmarks/train.py
 	@$(BIN)/python benchmarks/expand.py
 
 # EXTRA: a folder of further text (see src/blockexpand/demonstration/general_text.py); WORK: where it is made.

@@ -54,11 +54,12 @@ def _losses() -> dict[str, Loss]:
     import torch
     from torch.nn import functional
 
+    from blockexpand.numerics.head import Head
     from blockexpand.numerics.loss import linear_losses
 
     def chunked(hidden_RD: Tensor, head_VD: Tensor, targets_R: Tensor) -> Tensor:
         weight_R = torch.full((len(targets_R),), 1.0 / len(targets_R))
-        return linear_losses(hidden_RD, head_VD, targets_R, weight_R)[0]
+        return linear_losses(hidden_RD, Head(weight_VD=head_VD), targets_R, weight_R)[0]
 
     def full(hidden_RD: Tensor, head_VD: Tensor, targets_R: Tensor) -> Tensor:
         return functional.cross_entropy((hidden_RD @ head_VD.T).float(), targets_R)

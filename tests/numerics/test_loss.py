@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from blockexpand.numerics import loss as lean
+from blockexpand.numerics.head import Head
 from blockexpand.numerics.loss import Reference, linear_losses
 
 R, D, V = 23, 16, 40
@@ -45,8 +46,8 @@ def ours(x: dict[str, Tensor], with_kl: bool) -> tuple[Tensor, Tensor, Tensor, T
     hidden, head = x["hidden"].clone().requires_grad_(), x["head"].clone().requires_grad_()
     reference = None
     if with_kl:
-        reference = Reference(hidden_RD=x["ref_hidden"], head_VD=x["ref_head"], weight_R=x["kl_weight"])
-    total, ce_R, kl_R = linear_losses(hidden, head, x["targets"], x["weight"], reference)
+        reference = Reference(hidden_RD=x["ref_hidden"], head=Head(weight_VD=x["ref_head"]), weight_R=x["kl_weight"])
+    total, ce_R, kl_R = linear_losses(hidden, Head(weight_VD=head), x["targets"], x["weight"], reference)
     total.backward()
     assert hidden.grad is not None
     assert head.grad is not None
@@ -70,14 +71,14 @@ def test_values_and_gradients_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch
 def test_the_gradient_is_scaled_by_what_comes_from_above() -> None:
     x = inputs()
     hidden = x["hidden"].clone().requires_grad_()
-    (3 * linear_losses(hidden, x["head"], x["targets"], x["weight"])[0]).backward()
+    (3 * linear_losses(hidden, Head(weight_VD=x["head"]), x["targets"], x["weight"])[0]).backward()
     torch.testing.assert_close(hidden.grad, 3 * ours(x, False)[1])
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:
     x = inputs()
     hidden = x["hidden"].clone().requires_grad_()
-    linear_losses(hidden, x["head"], x["targets"], x["weight"])[0].backward()
+    linear_losses(hidden, Head(weight_VD=x["head"]), x["targets"], x["weight"])[0].backward()
     assert x["head"].grad is None
     assert hidden.grad is not None
 
@@ -85,7 +86,7 @@ def test_a_frozen_head_gets_no_gradient() -> None:
 def test_a_trained_head_under_bf16_compute_keeps_a_float32_gradient() -> None:
     x = inputs()
     head = x["head"].clone().requires_grad_()
-    linear_losses(x["hidden"].bfloat16(), head, x["targets"], x["weight"])[0].backward()
+    linear_losses(x["hidden"].bfloat16(), Head(weight_VD=head), x["targets"], x["weight"])[0].backward()
     assert head.grad is not None
     assert head.grad.dtype == torch.float32
     torch.testing.assert_close(head.grad, ours(x, False)[2], rtol=0.05, atol=0.05)
@@ -117,6 +118,6 @@ def test_all_logits_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     x = inputs()
     hidden = x["hidden"].clone().requires_grad_()
     with Largest() as largest:
-        linear_losses(hidden, x["head"], x["targets"], x["weight"])[0].backward()
+        linear_losses(hidden, Head(weight_VD=x["head"]), x["targets"], x["weight"])[0].backward()
     assert largest.numel == max(4 * V, R * D, V * D)
     assert largest.numel < R * V

@@ -58,6 +58,18 @@ class OuterFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadFacts:
+    """The config entries by which logits are more than the head's product; none in most families."""
+
+    factor_key: str | None = None
+    """Multiplies the logits (Cohere: `logit_scale`)."""
+    divisor_key: str | None = None
+    """Divides them (Granite: `logits_scaling`)."""
+    soft_cap_key: str | None = None
+    """c in c tanh(logits / c), after the factor (Gemma 2: `final_logit_softcapping`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Spelling:
     """Another way the files of a family may spell the beginning of its names."""
 
@@ -116,6 +128,8 @@ class Family:
     """The tensors outside the blocks."""
     block: BlockFacts
     """The tensors of a block."""
+    head: HeadFacts = HeadFacts()
+    """What becomes of the logits."""
     per_layer: tuple[PerLayer, ...] = ()
     """What insertion does to each config entry that speaks of single blocks."""
     only: tuple[Only, ...] = ()

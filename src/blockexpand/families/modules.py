@@ -125,18 +125,20 @@ def load_model(
     device: str = "cpu",
     loader: Loader = "text",
     places: dict[str, str] | None = None,
+    quantization: Any = None,
 ) -> nn.Module:
     """The model in a folder, in eval mode: no remote code, no network, no pickle; FP8 weights become floats.
 
     On the device "meta" no weights are read: parameters have no memory, to be sharded and filled by the caller.
-    `places` says which modules stay on the meta device (see parts.py).
+    `places` says which modules stay on the meta device (see parts.py). With `quantization`, one of transformers'
+    configs, weights are quantised as they are loaded.
 
     Raises:
         LiveError: transformers cannot build it, or a tensor it needs is not in the files.
     """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     loading_class = AutoModelForCausalLM if loader == "text" else AutoModelForImageTextToText
     if device == "meta":
@@ -150,8 +152,8 @@ def load_model(
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
-                device_map=places,
-                **_as_floats(PreTrainedConfig.get_config_dict(str(folder), local_files_only=True)[0]),
+                device_map=places if quantization is None else {"": device},
+                **_numbers(folder, quantization),
             )
         except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -167,12 +169,25 @@ def load_model(
             f"{folder} lacks the tensor {sorted(absent)[0]!r} ({len(absent)} in all) in the shape its config.json asks "
             "for; expected every tensor; write or download the folder again"
         )
+    if quantization is not None:
+        # It describes the loading, not the checkpoint, which stays what it is.
+        vars(model.config).pop("quantization_config", None)
+        return model.eval()
     return _in_memory_of_its_own(to_device(model.eval(), device))
 
 
 def to_device(module: nn.Module, device: str) -> nn.Module:
     """Move all that has numbers; what is only a shape stays one."""
     return module._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
+
+
+def _numbers(folder: Path, quantization: Any) -> dict[str, Any]:
+    """What to ask for so that weights are held as wished."""
+    from transformers import PreTrainedConfig
+
+    if quantization is not None:
+        return {"quantization_config": quantization}
+    return _as_floats(PreTrainedConfig.get_config_dict(str(folder), local_files_only=True)[0])
 
 
 def _without_values(folder: Path, dtype: torch.dtype, loading_class: Any) -> nn.Module:

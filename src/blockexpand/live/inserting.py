@@ -106,9 +106,14 @@ def _fitting_family(model: nn.Module, plan: Plan, num_blocks: int) -> Family:
 
 
 def _check_block(index: int, block: nn.Module, family: Family, tensors: Sequence[BlockTensor], model_name: str) -> None:
-    """Refuse a block that does not have the plan's tensors; of several held as one, the shape is not compared."""
+    """Refuse a block that does not have the plan's tensors.
+
+    Of several tensors held as one, and of quantised ones (which are no floats), the shape is not compared.
+    """
+    parameters = parameters_of(block, family, planned(tensors))
     fused = {group.memory for group in family.block.in_memory}
-    found = {n: tuple(p.shape) for n, p in parameters_of(block, family, planned(tensors)).items()}
+    fused |= {n for n, p in parameters.items() if not p.is_floating_point()}
+    found = {n: tuple(p.shape) for n, p in parameters.items()}
     expected = {family.block.name_in_memory(t.tail): t.shape for t in tensors if t.parameter}
     expected = {n: found.get(n, shape) if n in fused else shape for n, shape in expected.items()}
     wrong = [tail for tail in {**expected, **found} if expected.get(tail) != found.get(tail)]

@@ -1,9 +1,8 @@
 """Batches as tensors, and the forward pass to the final hidden states.
 
 In: rows of tokens with their positions (which start anew at each document) and which tokens are trained.
-Out: hidden states at the positions whose next token is trained, and those tokens. Document borders hold:
-no attention mask is passed and the cache is off, since either would make transformers ignore the
-positions that tell documents apart (measured, see docs/log.md).
+Out: hidden states at the positions whose next token is trained, and those tokens. Document borders hold
+(isolation.py).
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from blockexpand.errors import TrainingError
+from blockexpand.numerics.head import head_of
+from blockexpand.numerics.isolation import packed_states, states
 from blockexpand.numerics.loss import linear_losses
 
 # B = rows of a batch, T = tokens of a row, R = positions that count, D = hidden size, V = vocabulary.
@@ -58,34 +59,33 @@ class RowBatch:
 
 def hidden_states(model: PreTrainedModel, batch: RowBatch) -> Tensor:
     """The final hidden states [B, T, D] of a transformers causal language model, after its last norm."""
-    decoder = model.get_decoder()
-    output = decoder(input_ids=batch.tokens_BT, position_ids=batch.positions_BT, use_cache=False)
-    return output.last_hidden_state
+    return states(model, batch.tokens_BT, batch.positions_BT)
 
 
-def head_weight(model: PreTrainedModel) -> Tensor:
-    """The output projection's weight [V, D]."""
-    return model.get_output_embeddings().weight
+_CHECKED_TOKENS = 64
+"""Tokens on which the head is checked: all that a wrong factor needs."""
 
 
 def check_head(model: PreTrainedModel, batch: RowBatch) -> None:
-    """Refuse a model whose logits are more than its head's product with the hidden states.
+    """Refuse a model whose logits are not what its head, as we know it, makes of the hidden states.
 
-    The lean loss computes that product itself; a scale or a soft cap after it (Cohere, Granite, Gemma2)
-    would be left out without a word.
+    The lean loss computes logits itself; what else a model does to them would be left out without a word.
+    One row is looked at, or the beginning of it.
 
     Raises:
         TrainingError: the logits differ, with the figure.
     """
-    with torch.no_grad():
-        hidden_D = hidden_states(model, batch)[0, -1]
-        logits = model(input_ids=batch.tokens_BT, position_ids=batch.positions_BT, use_cache=False).logits[0, -1]
-        ours = hidden_D @ head_weight(model).to(hidden_D.dtype).T
-        difference = (ours.float() - logits.float()).abs().max().item()
-    if not difference <= 1e-2 * max(1.0, logits.float().abs().max().item()):
+    tokens_1T = batch.tokens_BT[:1, :_CHECKED_TOKENS]
+    positions_1T = torch.arange(tokens_1T.shape[1], device=tokens_1T.device)[None]  # as one document
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        ours_TV = head_of(model).logits_CV(packed_states(model, tokens_1T, positions_1T)[0])
+        logits_TV = model(input_ids=tokens_1T, position_ids=positions_1T, use_cache=False).logits[0].float()
+        difference = (ours_TV - logits_TV).abs().max().item()
+    if not difference <= 1e-2 * max(1.0, logits_TV.abs().max().item()):
         raise TrainingError(
-            f"the logits of {type(model).__name__} are not the plain product of its head: largest difference "
-            f"{difference:.3g}, expected about 0; this family's head is not supported for training yet"
+            f"the logits of {type(model).__name__} are not what its head gives: largest difference {difference:.3g}, "
+            "expected about 0; this family does something to its logits that its family file does not say; add the "
+            "config entry under [head] there, or train another base"
         )
 
 
@@ -94,4 +94,4 @@ def cross_entropies(model: PreTrainedModel, batch: RowBatch) -> Tensor:
     with torch.no_grad():
         hidden_RD = hidden_states(model, batch)[batch.predicted_BT()]
         weight_R = torch.ones(len(hidden_RD), device=hidden_RD.device)
-        return linear_losses(hidden_RD, head_weight(model), batch.targets_R(), weight_R)[1]
+        return linear_losses(hidden_RD, head_of(model), batch.targets_R(), weight_R)[1]

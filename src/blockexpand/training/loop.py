@@ -23,7 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from blockexpand.errors import TrainingError
-from blockexpand.numerics.forward import check_head, cross_entropies, head_weight, hidden_states
+from blockexpand.numerics.forward import check_head, cross_entropies, hidden_states
+from blockexpand.numerics.head import head_of
+from blockexpand.numerics.isolation import check_isolation
 from blockexpand.numerics.loss import Reference, linear_losses
 from blockexpand.progress import Bar
 from blockexpand.training.arms.trainee import Trainee
@@ -121,8 +123,8 @@ class Loop:
         What is saved then is the state at the border of a step: of the step under way if it is in its last
         pass, otherwise of the one before.
         """
+        self._root(self._check_model)
         if progress.step == 0:
-            self._root(self._check_head)
             progress = self._measured(progress, tracker)
         for step in range(progress.step, self.num_steps):
             done = self._stepped(step, progress, tracker, (bar, stopping))
@@ -179,10 +181,10 @@ class Loop:
             checkpoint_job(self.run_folder, progress, tensors, self.settings.keep_checkpoints, self.world.leads)
         )
 
-    def _check_head(self) -> None:
-        batch = self.data.passes(0)[0].batch
-        with self._autocast:  # one row is enough to see what the head does
-            check_head(self.trainee.model, batch.rows(slice(0, 1)))
+    def _check_model(self) -> None:
+        with self._autocast:
+            check_isolation(self.trainee.model)
+            check_head(self.trainee.model, self.data.passes(0)[0].batch)
 
     # --- one step ------------------------------------------------------------------------------------
 
@@ -277,9 +279,7 @@ class Loop:
         reference = None
         if retention.kl_weight > 0 and one.has_general:
             reference = self._reference(one, predicted_BT, is_domain_R, general_weight / total)
-        loss, ce_R, kl_R = linear_losses(
-            hidden_BTD[predicted_BT], head_weight(model), targets_R, share / total, reference
-        )
+        loss, ce_R, kl_R = linear_losses(hidden_BTD[predicted_BT], head_of(model), targets_R, share / total, reference)
         return loss, ce_R, kl_R, is_domain_R
 
     def _reference(self, one: Pass, predicted_BT: Tensor, is_domain_R: Tensor, weight: float) -> Reference:
@@ -288,13 +288,13 @@ class Loop:
         first = min(one.num_domain_rows, len(one.batch.tokens_BT) - 1)
         with torch.no_grad(), self._autocast, self.trainee.reference() as base:
             hidden = hidden_states(base, one.batch.rows(slice(first, None)))[predicted_BT[first:]]
-            head = head_weight(base)
+            head = head_of(base)
         if first < one.num_domain_rows:
             hidden = hidden[:0]
         whole = hidden.new_zeros(len(is_domain_R), hidden.shape[-1])
         whole[~is_domain_R] = hidden
         kl_weight = torch.where(is_domain_R, 0.0, weight * self.settings.retention.kl_weight)
-        return Reference(hidden_RD=whole, head_VD=head, weight_R=kl_weight)
+        return Reference(hidden_RD=whole, head=head, weight_R=kl_weight)
 
     # --- measuring -----------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from blockexpand import __version__
 from blockexpand.corpus import open_corpus
 from blockexpand.digests import digest_json
 from blockexpand.errors import Interrupted, Preempted, RecordError, TrainingError
+from blockexpand.numerics.attention import set_attention
 from blockexpand.progress import bar, progress_in, progress_mode
 from blockexpand.records import (
     apply_overrides,
@@ -42,6 +43,7 @@ from blockexpand.training.arms.build import arm_of
 from blockexpand.training.arms.trainee import Trainee
 from blockexpand.training.boards import check_boards, open_boards
 from blockexpand.training.checkpoints import Progress, newest_checkpoint, remove_unfinished
+from blockexpand.training.computation import compile_blocks, recompute_blocks
 from blockexpand.training.data import RunData, open_data
 from blockexpand.training.export import export_model
 from blockexpand.training.filling import fill, names_to_fill
@@ -130,10 +132,13 @@ def _load(settings: TrainSettings, data: RunData) -> tuple[Trainee, nn.Module]:
     """The trainee, and the module that all its passes go through; of several processes each reads its part."""
     world, folder, dtype = data.world, Path(settings.model), _DTYPES[settings.precision]
     needs_reference = settings.retention.kl_weight > 0
-    trainee = arm_of(settings.arm).load(folder, dtype, needs_reference, empty=world.mesh is not None)
+    arm = arm_of(settings.arm, settings.base_precision)
+    trainee = arm.load(folder, dtype, needs_reference, empty=world.mesh is not None)
     _check_sizes(trainee.model, data, settings)
+    set_attention(trainee.model, settings.attention, world.device)
     if settings.compile_blocks:
-        _compile_blocks(trainee.model)
+        compile_blocks(trainee.model)
+    recompute_blocks(trainee.model, settings.recompute)
     if world.mesh is None:
         return trainee, nn.Module.to(Root(trainee.model, *trainee.others), world.device)
     names = [names_to_fill(model) for model in (trainee.model, *trainee.others)]
@@ -228,16 +233,6 @@ def _check_sizes(model: PreTrainedModel, data: RunData, settings: TrainSettings)
             f"rows of {data.domain.row_tokens} tokens are longer than the {positions} positions of {settings.model}; "
             "prepare the data with fewer row_tokens"
         )
-
-
-def _compile_blocks(model: PreTrainedModel) -> None:
-    """Compile block by block: all blocks of one kind share the compiled code, and bypassing leaves it valid."""
-    blocks = list(model.get_decoder().layers)
-    # One entry for each of: training, measuring, a last pass of fewer rows, the reference; and for old and new blocks.
-    limits = vars(torch._dynamo)["config"]  # typed as the literals of its defaults
-    limits.recompile_limit = max(limits.recompile_limit, 8 * len(blocks))
-    for block in blocks:
-        block.compile()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,11 @@ from typing import Literal
 
 from blockexpand.records import WRITTEN_WHEN_SET, check
 
+Attention = Literal["auto", "sdpa", "flex", "flash", "eager"]
+BasePrecision = Literal["same", "int8", "nf4"]
+Recompute = Literal["none", "new", "from-first-new"]
+"""Which blocks run a second time in the backward pass, so that only their input is kept: none of them, those that
+train, or every block from the first that trains on."""
 SELF = "self"
 """In the place of a folder of general text: text that the base itself writes."""
 
@@ -166,8 +171,17 @@ class TrainSettings:
     retention: RetentionSettings = dataclasses.field(default_factory=RetentionSettings)
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic and the frozen weights; what trains is always held in float32."""
+    base_precision: BasePrecision = "same"
+    """Of the old blocks' linear layers: as `precision`, or quantised (bitsandbytes) while the new blocks stay whole.
+    What is kept, and compared with, is then the quantised base; what is exported is the unquantised one."""
+    attention: Attention = "auto"
+    """How blocks attend: flash (varlen, CUDA), flex (block mask, CUDA), sdpa, eager; auto takes the first that the
+    device, the packages and the family have. Documents in one row never see each other: probed at the start."""
     compile_blocks: bool = False
     """Compile each block once (torch.compile): a slow start, then faster steps. Needs a C++ compiler."""
+    recompute: Recompute = "none"
+    """Which blocks are run again in the backward pass instead of keeping their activations: none, the new ones
+    (what trains), or all from the first new one on, which needs the least memory. The bits are the same."""
     measure_every_steps: int = 50
     checkpoint_every_steps: int = 500
     keep_checkpoints: int = 2
@@ -186,6 +200,8 @@ class TrainSettings:
         for name in ("measure_every_steps", "checkpoint_every_steps"):
             check(vars(self)[name] > 0, name, vars(self)[name], "more than 0")
         check(self.seed >= 0, "seed", self.seed, "0 or more")
+        whole = self.base_precision == "same" or isinstance(self.arm, BlocksArm)
+        check(whole, "base_precision", self.base_precision, f"same, for the arm {self.arm.kind}")
         wants_general = self.retention.replay > 0 or self.retention.forgetting_budget is not None
         check(
             not wants_general or self.data.general is not None,

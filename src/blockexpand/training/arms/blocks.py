@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from blockexpand import live
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.errors import TrainingError
 from blockexpand.families import family_for
+from blockexpand.training.arms.quantised import load_quantised
 from blockexpand.training.arms.trainee import Trainee, make_trainable
+from blockexpand.training.settings import BasePrecision
 
 FLOATS = ("BF16", "F16", "F32", "F64")
 """The dtypes that trained weights can be written in."""
@@ -24,10 +26,22 @@ FLOATS = ("BF16", "F16", "F32", "F64")
 class Blocks:
     """LLaMA Pro's post-pretraining (paper section 3.2)."""
 
+    def __init__(self, base_precision: BasePrecision = "same") -> None:
+        """How the old blocks are held; the new ones are always whole."""
+        self._base_precision: BasePrecision = base_precision
+
     def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool, empty: bool = False) -> Trainee:
         """Load the expanded checkpoint; the base is inside it, so a reference costs nothing."""
         del needs_reference
-        loaded, _ = live.load(folder, dtype=dtype, device="meta" if empty else "cpu")
+        if self._base_precision == "same":
+            loaded: nn.Module = live.load(folder, dtype=dtype, device="meta" if empty else "cpu")[0]
+        elif empty:
+            raise TrainingError(
+                f"base_precision is {self._base_precision!r}, and quantised weights cannot be sharded over processes; "
+                "expected one process; start without torchrun, or set base_precision=same"
+            )
+        else:
+            loaded = load_quantised(folder, self._base_precision, dtype)
         checkpoint = open_checkpoint(folder)
         family = family_for(checkpoint.config, str(folder), checkpoint.tensors)
         _check_shippable(checkpoint, live.tensors_on_disk(loaded, family))

@@ -1,0 +1,139 @@
+"""Heads that are more than a product: the lean loss gives the model's own loss, and its gradients in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+from zoo import ZOO, build
+
+from blockexpand.errors import TrainingError
+from blockexpand.families import known_families
+from blockexpand.families.family import HeadFacts
+from blockexpand.numerics import loss as lean
+from blockexpand.numerics.forward import RowBatch, check_head, cross_entropies, hidden_states
+from blockexpand.numerics.head import Head, head_of
+from blockexpand.numerics.loss import Reference, linear_losses
+
+# What each family's entry is set to, so that it matters on random weights.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "cohere": {"logit_scale": 0.3},
+    "cohere2": {"logit_scale": 0.3},
+    "granite": {"logits_scaling": 5.0},
+    "granitemoe": {"logits_scaling": 5.0},
+    "granitemoeshared": {"logits_scaling": 5.0},
+    "granitemoehybrid": {"logits_scaling": 5.0},
+    "gemma2": {"final_logit_softcapping": 2.0},
+    "gemma3_text": {"final_logit_softcapping": 2.0},
+    "falcon_h1": {"lm_head_multiplier": 0.4},
+    # Heads with a bias; the zoo moves biases away from zero.
+    "phi": {},
+    "phimoe": {},
+    "gptj": {},
+    "codegen": {},
+    "ernie4_5_moe": {},
+}
+
+
+def model_of(family: str) -> Any:
+    row = next(row for row in ZOO if row.family == family)
+    return build(dataclasses.replace(row, settings={**row.settings, **SETTINGS[family]}))
+
+
+def test_every_family_with_such_a_head_is_here() -> None:
+    assert {name for name, family in known_families().items() if family.head != HeadFacts()} <= {*SETTINGS, "gemma3"}
+
+
+def in_float64(model: PreTrainedModel) -> torch.nn.Module:
+    """The model's output projection, made float64 and, where it was, no longer tied to the embeddings."""
+    output = model.get_output_embeddings()
+    for name, parameter in list(output.named_parameters()):
+        output.register_parameter(name, torch.nn.Parameter(parameter.detach().double()))
+    return output
+
+
+def batch() -> RowBatch:
+    torch.manual_seed(1)
+    tokens_BT = torch.randint(3, 90, (2, 12))
+    return RowBatch(
+        tokens_BT=tokens_BT,
+        positions_BT=torch.arange(12).expand(2, -1).contiguous(),
+        trained_BT=torch.ones_like(tokens_BT).bool(),
+    )
+
+
+@pytest.mark.parametrize("family", sorted(SETTINGS))
+def test_loss_and_gradients_are_those_of_the_models_own_logits(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lean, "CHUNK_POSITIONS", 5)
+    model, rows = model_of(family), batch()
+    check_head(model, rows)
+    output = in_float64(model)
+    head = head_of(model)
+    assert head.factor != 1.0 or head.soft_cap is not None or head.bias_V is not None
+    hidden_BTD = hidden_states(model, rows).detach().double().requires_grad_()
+    # The model's own logits from these very hidden states.
+    handle = output.register_forward_pre_hook(lambda _module, _args: (hidden_BTD,))
+    logits_BTV = model(rows.tokens_BT, position_ids=rows.positions_BT, use_cache=False).logits
+    handle.remove()
+    weights = [p for p in (output.weight, head.bias_V) if p is not None]
+    expected = functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), rows.targets_R())
+    theirs = torch.autograd.grad(expected, [hidden_BTD, *weights], retain_graph=True)
+    hidden_RD = hidden_BTD[rows.predicted_BT()]
+    share_R = torch.full((len(hidden_RD),), 1 / len(hidden_RD), dtype=torch.float64)
+    loss, _, _ = linear_losses(hidden_RD, head, rows.targets_R(), share_R)
+    ours = torch.autograd.grad(loss, [hidden_BTD, *weights])
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
+
+
+def logits_of(head: Head, hidden_RD: Tensor) -> Tensor:
+    """By the definition in Head's docstring."""
+    product = hidden_RD @ head.weight_VD.detach().T + (head.bias_V.detach() if head.bias_V is not None else 0.0)
+    scaled = head.factor * product
+    return scaled if head.soft_cap is None else head.soft_cap * torch.tanh(scaled / head.soft_cap)
+
+
+@pytest.mark.parametrize("family", ["cohere", "gemma2", "phi"])
+def test_the_kl_to_the_base_is_that_of_the_models_own_logits(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lean, "CHUNK_POSITIONS", 5)
+    model = model_of(family)
+    in_float64(model)
+    head = head_of(model)
+    torch.manual_seed(2)
+    hidden_RD, base_RD = torch.randn(2, 11, head.weight_VD.shape[1], dtype=torch.float64)
+    hidden_RD.requires_grad_()
+    targets_R, ce_R, kl_R = torch.arange(11), torch.rand(11).double(), torch.rand(11).double()
+    log_p, log_q = (logits_of(head, hidden).log_softmax(-1) for hidden in (hidden_RD, base_RD))
+    expected = (-log_p[torch.arange(11), targets_R] * ce_R).sum() + (
+        (log_q.exp() * (log_q - log_p)).sum(-1) * kl_R
+    ).sum()
+    reference = Reference(hidden_RD=base_RD, head=head, weight_R=kl_R)
+    loss, _, _ = linear_losses(hidden_RD, head, targets_R, ce_R, reference)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    theirs, ours = (torch.autograd.grad(value, [hidden_RD])[0] for value in (expected, loss))
+    assert theirs.abs().max() > 0
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_held_out_losses_are_the_models_own() -> None:
+    model, rows = model_of("gemma2").float(), batch()
+    with torch.no_grad():
+        log_p = model(rows.tokens_BT, position_ids=rows.positions_BT, use_cache=False).logits.log_softmax(-1)
+    expected = -log_p[:, :-1].gather(2, rows.tokens_BT[:, 1:, None])[..., 0].flatten()
+    torch.testing.assert_close(cross_entropies(model, rows), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_entry_that_the_family_file_does_not_name_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard: take the fact away, and the model's own logits refuse the head."""
+    model, rows = model_of("cohere"), batch()
+    without = dataclasses.replace(known_families()["cohere"], head=HeadFacts())
+    monkeypatch.setattr("blockexpand.numerics.parts.known_families", lambda: {"cohere": without})
+    with pytest.raises(TrainingError, match=r"logits of CohereForCausalLM are not what its head gives: .*[0-9]\.[0-9]"):
+        check_head(model, rows)
