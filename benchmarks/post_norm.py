@@ -45,6 +45,8 @@ class Way:
     """What the table calls it."""
     gain_scale: float = 1.0
     """The gains' learning rate over that of all else."""
+    projection_scale: float = 1.0
+    """The learning rate of the projections before the gains over that of all else."""
     start: Callable[[nn.Module, float], object] | None = None
     """What is done to each new block after the plan's silent start; `gain` is the donors' mean gain."""
 
@@ -72,6 +74,7 @@ WAYS = (
     Way(name="zero projections (what others do)", start=projections_instead),
     *(Way(name=f"zero gains, gain rate x{scale:g}", gain_scale=scale) for scale in (1, 3, 10, 30, 100)),
     Way(name="zero gains, gain rate x10, projections x0.1", gain_scale=10, start=projections_times(0.1)),
+    Way(name="zero gains, gain rate x10, projection rate x8", gain_scale=10, projection_scale=8),
     *(
         Way(
             name=f"zero gains, gain rate x{scale:g}, projections /{part}",
@@ -134,14 +137,14 @@ def train(model: nn.Module, groups: list[dict[str, Any]], data: Tensor, steps: i
         optimizer.zero_grad()
 
 
-def groups_of(model: nn.Module, gain_scale: float) -> list[dict[str, Any]]:
-    """The new blocks' parameters, their gains with a rate of their own."""
-    gains = writers(model)
-    trained = freeze(model)
-    return [
-        {"params": [p for n, p in trained if n not in gains], "lr": RATE},
-        {"params": [p for n, p in trained if n in gains], "lr": RATE * gain_scale},
-    ]
+def groups_of(model: nn.Module, way: Way) -> list[dict[str, Any]]:
+    """The new blocks' parameters, their gains and the projections before these with rates of their own."""
+    gains, scales = writers(model), {"gain": way.gain_scale, "projection": way.projection_scale, "rest": 1.0}
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in freeze(model):
+        projects = name.endswith(("o_proj.weight", "down_proj.weight"))
+        groups.setdefault("gain" if name in gains else "projection" if projects else "rest", []).append(parameter)
+    return [{"params": params, "lr": RATE * scales[kind]} for kind, params in groups.items()]
 
 
 @torch.no_grad()
@@ -160,7 +163,7 @@ def first_step(base: Olmo2ForCausalLM, made: Plan, way: Way, prose: Tensor, code
     """The rise of the loss on prose after one step at the full rate."""
     model = started(base, made, way)
     before = held_out(model, prose)
-    optimizer = torch.optim.AdamW(groups_of(model, way.gain_scale), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(groups_of(model, way), weight_decay=0.0)
     loss_of(model, rows(code, torch.Generator().manual_seed(1), B)).backward()
     optimizer.step()
     return held_out(model, prose) - before
@@ -197,7 +200,7 @@ def main() -> None:
         losses = []
         for seed in SEEDS:
             model = started(base, made, way)
-            train(model, groups_of(model, way.gain_scale), code, STEPS, 100 + seed)
+            train(model, groups_of(model, way), code, STEPS, 100 + seed)
             losses.append((held_out(model, code), held_out(model, prose)))
         on_code, on_prose = (sum(column) / len(losses) for column in zip(*losses, strict=True))
         spread = max(c for c, _ in losses) - min(c for c, _ in losses)

@@ -270,9 +270,7 @@ def parse_json(text: str, where: str, *, constants: bool = False) -> Any:
     if items > MAX_ITEMS:
         raise RecordError(f"{where} holds some {items:,} items; expected at most {MAX_ITEMS:,}")
     try:
-        value = json.loads(
-            text, object_pairs_hook=_no_duplicates(where), parse_constant=constant, parse_float=finite
-        )
+        value = json.loads(text, object_pairs_hook=_no_duplicates(where), parse_constant=constant, parse_float=finite)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
         return value

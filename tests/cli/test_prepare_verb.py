@@ -62,6 +62,13 @@ def test_what_files_hold_is_found_out(tmp_path: Path) -> None:
     (tmp_path / "pages" / "a.md").write_text("x")
     assert _source(str(tmp_path / "pages"), None, None)["pattern"] == "*.md"
     assert _source("x.jsonl", "json", "body")["field"] == "body"
+    (tmp_path / "mixed").mkdir()
+    for name in ("a.txt", "b.jsonl"):
+        (tmp_path / "mixed" / name).write_text("x")
+    with pytest.raises(
+        UsageError, match=r"mixed holds files of several kinds \(1 of text, 1 of json\)|1 of json, 1 of"
+    ):
+        _guess(str(tmp_path / "mixed"))
     with pytest.raises(UsageError, match="cannot tell what .*words.bin holds; add --kind"):
         _guess(str(tmp_path / "words.bin"))
     with pytest.raises(UsageError, match="no file or folder owner/name; for a data set of the hub add --kind hugging"):

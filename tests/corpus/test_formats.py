@@ -126,6 +126,15 @@ def test_both_formats_of_chats_from_every_format_of_file(tmp_path: Path) -> None
     pq.write_table(table([ours], "talk"), tmp_path / "d.parquet")
     (only,) = documents(ChatSource(kind="chat", path=str(tmp_path / "d.parquet"), field="talk"))
     assert only.messages == plain
+    parts = [{"type": "text", "text": "y"}, {"type": "text", "value": "es"}]
+    picture = [{"type": "image", "url": "x"}]
+    rows = [{"messages": [ours[0], {"role": "assistant", "content": content}]} for content in (parts, picture)]
+    (tmp_path / "parts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    one, bad = items_of(ChatSource(kind="chat", path=str(tmp_path / "parts.jsonl")))
+    assert isinstance(one, Document)
+    assert one.messages == plain
+    assert isinstance(bad, Bad)
+    assert "line 2: 'content' is [{'type': 'image'" in bad.why
     with pytest.raises(CorpusError, match=r"no field 'messages' or 'conversations'; it has: talk, other"):
         texts_of(ChatSource(kind="chat", path=str(tmp_path / "d.parquet")))
 

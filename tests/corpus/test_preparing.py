@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from blockexpand.corpus import PrepareRecipe, SplitRecipe, load_recipe, open_corpus, prepare
-from blockexpand.corpus.sources import ChatSource, JsonSource
+from blockexpand.corpus.sources import ChatSource, JsonSource, TextSource
 from blockexpand.corpus.tokens import load_tokenizer
 from blockexpand.errors import CorpusError, RecordError, StagingError
 from helpers import tree
@@ -112,8 +112,16 @@ def test_bad_input_leaves_nothing(tmp_path: Path, model: Path) -> None:
     bad = PrepareRecipe(sources=(JsonSource(kind="json", path=str(tmp_path / "latin.jsonl")),))
     with pytest.raises(CorpusError, match="latin.jsonl, line 1 is not UTF-8"):
         prepare(bad, model, tmp_path / "out")
-    with pytest.raises(CorpusError, match="the split 'train' is empty: .* share of 1.0; give more text"):
+    with pytest.raises(
+        CorpusError,
+        match="the split 'train' is empty: of 0 documents kept none fell into its share of 1; give more text",
+    ):
         prepare(recipe_of(tmp_path, ["", " "]), model, tmp_path / "out")
+    (tmp_path / "one.txt").write_text("one document only")
+    halves = {"train": SplitRecipe(share=0.5), "test": SplitRecipe(share=0.5)}
+    one = PrepareRecipe(sources=(TextSource(kind="text", path=str(tmp_path / "one.txt")),), splits=halves)
+    with pytest.raises(CorpusError, match=r"of 1 documents kept \(a text file is one document, unless"):
+        prepare(one, model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     make_corpus(tmp_path / "taken", model)
     before = tree(tmp_path / "taken")

@@ -22,6 +22,8 @@ _CODE = frozenset(
 _KINDS = {".txt": "text", ".md": "text", ".rst": "text", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
 _RECORDS = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather")
 _FILES_LOOKED_AT = 2000
+_SECOND_KIND = 0.2
+"""A folder with so many files of another kind, for each of the first, is a question; a README among data is none."""
 
 
 def prepare(
@@ -123,8 +125,11 @@ def _guess(path: str) -> str:
         raise UsageError(
             f"cannot tell what {path} holds; add --kind text, code, json, parquet, arrow, chat or huggingface"
         )
-    kind = max(counts, key=lambda name: (counts[name], name))
+    (kind, most), *others = counts.most_common()
     assert kind is not None, "unknown names were taken out"
+    if others and others[0][1] >= _SECOND_KIND * most and kind != "code":
+        found = ", ".join(f"{count} of {name}" for name, count in counts.most_common())
+        raise UsageError(f"{path} holds files of several kinds ({found}); choose one with --kind, or name the files")
     if kind in ("json", "parquet", "arrow") and _holds_chats(path):
         return "chat"
     return kind

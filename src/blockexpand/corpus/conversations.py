@@ -54,4 +54,12 @@ def _message(turn: Any, place: str) -> Message:
     if role not in _ROLES:
         known = ", ".join((*_ROLES, *_NAMES))
         raise CorpusError(f"{place}: unknown role {said!r}; expected one of {known}")
-    return Message(role=role, content=field_of(turn, content_field, place, str))
+    return Message(role=role, content=_content(turn, content_field, place))
+
+
+def _content(turn: Any, field: str, place: str) -> str:
+    """The text of a turn: text, or a list of parts that are all text."""
+    value = turn.get(field)
+    if isinstance(value, list) and value and all(isinstance(p, dict) and p.get("type") == "text" for p in value):
+        return "".join(field_of(part, "text" if "text" in part else "value", place, str) for part in value)
+    return field_of(turn, field, place, str)

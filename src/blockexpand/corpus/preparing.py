@@ -26,7 +26,7 @@ from blockexpand.corpus.mixing import Chosen, Weight, choose, interleaved, wante
 from blockexpand.corpus.packing import Piece, packed, pieces_of
 from blockexpand.corpus.recipe import PrepareRecipe, plain_source, weights_of
 from blockexpand.corpus.record import CorpusRecord, MixCounts, Shard, SourceCounts, SplitCounts
-from blockexpand.corpus.sources import title_of
+from blockexpand.corpus.sources import TextSource, title_of
 from blockexpand.corpus.spool import Journal, SourceState, Spool, Stored, discard, locked, partial_of
 from blockexpand.corpus.tokens import ends_of, load_tokenizer, tokenizer_digest
 from blockexpand.corpus.worker import Job
@@ -180,6 +180,7 @@ class _Preparation:
             self._read(num_processes)
         elif recipe.decontaminate is not None:
             self._evaluation = evaluation_texts(recipe.decontaminate)
+        self._check_splits()
         self._spool.ready.mkdir(exist_ok=True)
         splits = {name: self._pack(name) for name, split in recipe.splits.items() if split.write}
         record = CorpusRecord(
@@ -232,6 +233,19 @@ class _Preparation:
         self._filling = None
         self._spool.close()
 
+    def _check_splits(self) -> None:
+        """Refuse an empty split before hours go into packing the others."""
+        recipe, tokens = self._recipe, self._journal.tokens
+        kept = sum(state.counts.get("kept", 0) for state in self._journal.sources)
+        for name, split in recipe.splits.items():
+            if split.write and not any(tokens.get(f"{name}.{n}") for n in range(len(recipe.sources))):
+                whole = any(isinstance(source, TextSource) and not source.separator for source in recipe.sources)
+                hint = " (a text file is one document, unless the recipe names its separator)" if whole else ""
+                raise CorpusError(
+                    f"the split {name!r} is empty: of {kept:,} documents kept{hint} none fell into its share of "
+                    f"{split.share:g}; give more text or a larger share (--held-out)"
+                )
+
     @property
     def _is_large(self) -> bool:
         return sum(self._journal.tokens.values()) >= min(_COMMIT_TOKENS, self._recipe.shard_tokens)
@@ -242,11 +256,6 @@ class _Preparation:
         recipe = self._recipe
         stored = [self._spool.stored(f"{split}.{n}") for n in range(len(recipe.sources))]
         own = [int(s.documents_D3[:, 1].sum()) for s in stored]
-        if not sum(own):
-            raise CorpusError(
-                f"the split {split!r} is empty: no document of the sources fell into its share of "
-                f"{recipe.splits[split].share}; give more text or a larger share"
-            )
         weights = [
             Weight(title=title_of(source), epochs=epochs, share=share, num_tokens=tokens)
             for source, (epochs, share), tokens in zip(recipe.sources, weights_of(recipe, split), own, strict=True)

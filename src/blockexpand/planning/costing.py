@@ -78,22 +78,24 @@ def cost(survey: Survey, config: dict[str, Any], sources: Sequence[int], positio
     )
 
 
-def training_flops(
-    survey: Survey, config: dict[str, Any], context: int, trained: Sequence[int], first: int | None = None
-) -> tuple[int, int]:
-    """Operations of one token in rows of `context` tokens: of a forward pass, and of a whole training step.
+def forward_flops(survey: Survey, config: dict[str, Any], context: int, blocks: Sequence[int]) -> int:
+    """Operations of one token on its way through these blocks and the head, in rows of `context` tokens."""
+    counting = _Counting(survey=survey, config=survey.family.text(config), context=context)
+    return counting.head() + sum(counting.block(block) for block in blocks)
+
+
+def backward_flops(survey: Survey, config: dict[str, Any], context: int, trained: Sequence[int], first: int) -> int:
+    """Operations of one token's gradients, in rows of `context` tokens.
 
     Args:
         survey: of the checkpoint that trains, new blocks included.
         config: the content of its config.json.
         context: the length of a row.
         trained: the blocks whose weights take a gradient; of the head and the embeddings none is counted.
-        first: the lowest block that is differentiated; None = the lowest that trains.
+        first: the lowest block that is differentiated.
     """
     counting = _Counting(survey=survey, config=survey.family.text(config), context=context)
-    stack = range(survey.depth)
-    forward = counting.head() + sum(counting.block(block) for block in stack)
-    return forward, forward + counting.backward(stack, trained, min(trained) if first is None else first)
+    return counting.backward(range(survey.depth), trained, first)
 
 
 def _parameters(survey: Survey, block: int) -> int:

@@ -15,7 +15,7 @@ from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.corpus import open_corpus
 from blockexpand.errors import TrainingError
 from blockexpand.numerics.loss import CHUNK_POSITIONS
-from blockexpand.planning import SILENT, BlockTensor, Survey, read_expansion, survey, training_flops
+from blockexpand.planning import SILENT, BlockTensor, Survey, backward_flops, forward_flops, read_expansion, survey
 from blockexpand.records import check
 from blockexpand.training.fitting import needs_of
 from blockexpand.training.settings import SELF, BlocksArm, FullArm, LoraArm, OldBlocksArm, TrainSettings
@@ -196,18 +196,18 @@ def _flops(
     settings: TrainSettings, config: dict[str, Any], facts: Survey, trained: _Trained, row_tokens: int
 ) -> tuple[int, int]:
     """Operations of one step, and of these the reference's."""
-    blocks = trained.blocks(facts)
-    forward, step = training_flops(facts, config, row_tokens, blocks, trained.first(facts))
+    stack = range(facts.depth)
+    forward = forward_flops(facts, config, row_tokens, stack)
+    backward = backward_flops(facts, config, row_tokens, trained.blocks(facts), trained.first(facts))
     if isinstance(trained.arm, FullArm):
-        step = 3 * forward
+        backward = 2 * forward
     if isinstance(trained.arm, LoraArm):
-        step += 6 * trained.parameters(facts)
-    per_step = step * settings.rows_per_step * row_tokens
+        backward += 6 * trained.parameters(facts)
+    per_step = (forward + backward) * settings.rows_per_step * row_tokens
     if not settings.retention.kl_weight:
         return per_step, 0
-    # The base's pass leaves the new blocks out; a block costs about what another does.
-    base = forward * (facts.depth - len(trained.new)) // facts.depth
-    reference = base * settings.num_general_rows * row_tokens
+    old = [block for block in stack if block not in trained.new]
+    reference = forward_flops(facts, config, row_tokens, old) * settings.num_general_rows * row_tokens
     return per_step + reference, reference
 
 
