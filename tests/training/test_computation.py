@@ -26,8 +26,10 @@ from blockexpand.training.computation import compile_blocks, recompute_blocks
 from blockexpand.training.data import open_data
 from blockexpand.training.settings import RetentionSettings
 from blockexpand.training.tracker import read_metrics
+from blockexpand.training.world import World
 from training_ground import Ground
 
+WORLD = World(device=torch.device("cpu"))
 POLICIES: tuple[Any, ...] = ("none", "new", "from-first-new")
 KEEPING = RetentionSettings(replay=0.5, kl_weight=0.5, forgetting_budget=0.05)
 
@@ -43,7 +45,7 @@ def trainee_of(ground: Ground, precision: torch.dtype = torch.float32) -> Traine
 
 
 def backward(ground: Ground, trainee: Trainee, folder: Path, *, autocast: bool = False) -> dict[str, Tensor]:
-    batch = open_data(ground.settings(folder), torch.device("cpu")).passes(0)[0].batch
+    batch = open_data(ground.settings(folder), WORLD).passes(0)[0].batch
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         hidden_RD = hidden_states(trainee.model, batch)[batch.predicted_BT()]
     linear_losses(hidden_RD, head_of(trainee.model), batch.targets_R(), torch.ones(len(hidden_RD)))[0].backward()
@@ -83,7 +85,7 @@ def kept_bytes(trainee: Trainee, run: Callable[[], Any]) -> int:
 
 
 def test_fewer_activations_are_kept(ground: Ground, tmp_path: Path) -> None:
-    batch = open_data(ground.settings(tmp_path), torch.device("cpu")).passes(0)[0].batch
+    batch = open_data(ground.settings(tmp_path), WORLD).passes(0)[0].batch
     found = {}
     for policy in POLICIES:
         trainee = trainee_of(ground)
@@ -119,7 +121,7 @@ def test_nothing_below_the_first_new_block_is_differentiated_or_run_twice(
 
 
 def test_the_base_inside_is_still_the_base_when_blocks_are_recomputed(ground: Ground, tmp_path: Path) -> None:
-    batch = open_data(ground.settings(tmp_path), torch.device("cpu")).passes(0)[0].batch
+    batch = open_data(ground.settings(tmp_path), WORLD).passes(0)[0].batch
     plain, again = trainee_of(ground), trainee_of(ground)
     recompute_blocks(again.model, "from-first-new")
     for trainee in (plain, again):
