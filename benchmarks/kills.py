@@ -27,7 +27,8 @@ from training_ground import KEEPING, Ground  # noqa: E402
 
 def main() -> None:
     """Run it all in a temporary folder."""
-    num_kills, seed = (int(word) for word in [*sys.argv[1:], "20", "0"][:2])
+    words = [int(word) for word in sys.argv[1:]]
+    num_kills, seed = words[0] if words else 20, words[1] if len(words) > 1 else 0
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         base = make_lm(work / "base")
