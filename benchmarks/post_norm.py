@@ -1,18 +1,19 @@
 """How should new blocks start, and how fast should their gains learn, where a norm stands behind each branch?
 
-    python benchmarks/post_norm.py
+    python benchmarks/post_norm.py [WORDS..]
 
-A tiny OLMo 2 is trained from nothing on the bytes of prose (licences and readmes of installed packages), two
+A tiny OLMo 2 is trained from nothing on the bytes of prose (licences and readmes of some packages), two
 blocks are inserted, and only they are trained on the bytes of Python's standard library. The ways differ in what
 makes a new block silent and in the gains' learning rate; everything else, the order of the data included, is the
 same. Prints, for each way, how far the first step at the full rate moves the model on prose, and the losses after
-the training (nats a byte, mean over seeds).
+the training (nats a byte, mean over seeds). With words, only the ways whose names hold one of them.
 """
 
 from __future__ import annotations
 
 import copy
 import random
+import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable
@@ -44,6 +45,8 @@ class Way:
     """What the table calls it."""
     gain_scale: float = 1.0
     """The gains' learning rate over that of all else."""
+    projection_scale: float = 1.0
+    """The learning rate of the projections before the gains over that of all else."""
     start: Callable[[nn.Module, float], object] | None = None
     """What is done to each new block after the plan's silent start; `gain` is the donors' mean gain."""
 
@@ -71,12 +74,27 @@ WAYS = (
     Way(name="zero projections (what others do)", start=projections_instead),
     *(Way(name=f"zero gains, gain rate x{scale:g}", gain_scale=scale) for scale in (1, 3, 10, 30, 100)),
     Way(name="zero gains, gain rate x10, projections x0.1", gain_scale=10, start=projections_times(0.1)),
+    Way(name="zero gains, gain rate x10, projection rate x8", gain_scale=10, projection_scale=8),
+    *(
+        Way(
+            name=f"zero gains, gain rate x{scale:g}, projections /{part}",
+            gain_scale=scale,
+            start=projections_times(1 / part),
+        )
+        for scale, part in ((3, 8), (10, 8), (10, 32), (3, 32), (30, 32), (3, 128))
+    ),
 )
+
+
+PROSE_OF = ("torch", "transformers", "numpy", "scipy", "matplotlib", "pyarrow", "tensorboard", "peft", "accelerate")
+"""Packages whose pages are the prose: all that is installed would be another text on every machine."""
+
+_PAGES = ("LICENSE*", "*.md", "*.rst", "METADATA")
 
 
 def bytes_of(patterns: tuple[str, ...], folder: Path, limit: int) -> Tensor:
     """The files' bytes, in a fixed order, up to a limit."""
-    files = sorted(path for pattern in patterns for path in folder.rglob(pattern) if path.is_file())
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     random.Random(0).shuffle(files)
     data = bytearray()
     for path in files:
@@ -119,14 +137,14 @@ def train(model: nn.Module, groups: list[dict[str, Any]], data: Tensor, steps: i
         optimizer.zero_grad()
 
 
-def groups_of(model: nn.Module, gain_scale: float) -> list[dict[str, Any]]:
-    """The new blocks' parameters, their gains with a rate of their own."""
-    gains = writers(model)
-    trained = freeze(model)
-    return [
-        {"params": [p for n, p in trained if n not in gains], "lr": RATE},
-        {"params": [p for n, p in trained if n in gains], "lr": RATE * gain_scale},
-    ]
+def groups_of(model: nn.Module, way: Way) -> list[dict[str, Any]]:
+    """The new blocks' parameters, their gains and the projections before these with rates of their own."""
+    gains, scales = writers(model), {"gain": way.gain_scale, "projection": way.projection_scale, "rest": 1.0}
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in freeze(model):
+        projects = name.endswith(("o_proj.weight", "down_proj.weight"))
+        groups.setdefault("gain" if name in gains else "projection" if projects else "rest", []).append(parameter)
+    return [{"params": params, "lr": RATE * scales[kind]} for kind, params in groups.items()]
 
 
 @torch.no_grad()
@@ -145,7 +163,7 @@ def first_step(base: Olmo2ForCausalLM, made: Plan, way: Way, prose: Tensor, code
     """The rise of the loss on prose after one step at the full rate."""
     model = started(base, made, way)
     before = held_out(model, prose)
-    optimizer = torch.optim.AdamW(groups_of(model, way.gain_scale), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(groups_of(model, way), weight_decay=0.0)
     loss_of(model, rows(code, torch.Generator().manual_seed(1), B)).backward()
     optimizer.step()
     return held_out(model, prose) - before
@@ -155,8 +173,9 @@ def main() -> None:
     """Train the base, then each way with each seed; print a table."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    prose = bytes_of(("LICENSE*", "*.md", "*.rst", "METADATA"), Path(sysconfig.get_paths()["purelib"]), 3_000_000)
-    code = bytes_of(("*.py",), Path(sysconfig.get_paths()["stdlib"]), 3_000_000)
+    packages = Path(sysconfig.get_paths()["purelib"])
+    prose = bytes_of(tuple(f"{name}*/**/{kind}" for name in PROSE_OF for kind in _PAGES), packages, 3_000_000)
+    code = bytes_of(("**/*.py",), Path(sysconfig.get_paths()["stdlib"]), 3_000_000)
     config = Olmo2Config(
         vocab_size=256,
         hidden_size=HIDDEN,
@@ -176,11 +195,12 @@ def main() -> None:
     print(f"base: prose {held_out(base, prose):.3f}, code {held_out(base, code):.3f} nats a byte")
     print("| way | first step: prose loss + | code after | prose after |")
     print("| --- | --- | --- | --- |")
-    for way in WAYS:
+    chosen = [way for way in WAYS if any(word in way.name for word in sys.argv[1:] or [""])]
+    for way in chosen:
         losses = []
         for seed in SEEDS:
             model = started(base, made, way)
-            train(model, groups_of(model, way.gain_scale), code, STEPS, 100 + seed)
+            train(model, groups_of(model, way), code, STEPS, 100 + seed)
             losses.append((held_out(model, code), held_out(model, prose)))
         on_code, on_prose = (sum(column) / len(losses) for column in zip(*losses, strict=True))
         spread = max(c for c, _ in losses) - min(c for c, _ in losses)

@@ -249,10 +249,15 @@ def _no_duplicates(path: str) -> Any:
     return build
 
 
-def parse_json(text: str, where: str) -> Any:
-    """JSON with duplicate keys, NaN and what cannot be written again refused; `where` names the file in errors."""
+def parse_json(text: str, where: str, *, constants: bool = False) -> Any:
+    """JSON with duplicate keys, NaN and what cannot be written again refused; `where` names the file in errors.
 
-    def no_constant(name: str) -> Any:
+    With `constants`, Infinity and NaN are read: transformers 4 wrote them into the configs of Mamba-2 and its kin.
+    """
+
+    def constant(name: str) -> Any:
+        if constants:
+            return float(name)
         raise RecordError(f"{where}: {name} is not JSON; expected a finite number or null")
 
     def finite(digits: str) -> float:
@@ -265,9 +270,7 @@ def parse_json(text: str, where: str) -> Any:
     if items > MAX_ITEMS:
         raise RecordError(f"{where} holds some {items:,} items; expected at most {MAX_ITEMS:,}")
     try:
-        value = json.loads(
-            text, object_pairs_hook=_no_duplicates(where), parse_constant=no_constant, parse_float=finite
-        )
+        value = json.loads(text, object_pairs_hook=_no_duplicates(where), parse_constant=constant, parse_float=finite)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -285,9 +288,9 @@ def parse_json(text: str, where: str) -> Any:
         raise RecordError(f"{where} is not a record of ours: nested too deeply") from None
 
 
-def read_json(path: Path | str) -> Any:
-    """The file's JSON."""
-    return parse_json(read_text(path), str(path))
+def read_json(path: Path | str, *, constants: bool = False) -> Any:
+    """The file's JSON; `constants` as for `parse_json`."""
+    return parse_json(read_text(path), str(path), constants=constants)
 
 
 def dump_json(value: Any) -> str:

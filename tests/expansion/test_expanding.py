@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from blockexpand.checkpoint import copying, digest_tensors, open_checkpoint
 from blockexpand.errors import ExpansionError, StagingError
-from blockexpand.expansion import expand, expanding
+from blockexpand.expansion import expand, expanding, verify
 from blockexpand.families import known_families
 from blockexpand.planning import Check, ExpansionRecord, Plan, Proof, plan, read_expansion
 from blockexpand.progress import progress_on_stderr
@@ -124,6 +124,16 @@ def test_config_keeps_what_it_does_not_know_in_its_order(own_base: MakeBase, tmp
     new = json.loads((tmp_path / "out" / "config.json").read_text())
     assert list(new) == list(old)
     assert {k: v for k, v in new.items() if old[k] != v} == {"num_hidden_layers": 6}
+
+
+def test_infinity_in_a_config_stays_what_it_is(own_base: MakeBase, tmp_path: Path):
+    """As transformers 4 wrote the configs of Mamba-2 and its kin; transformers 5 reads it."""
+    base = edit_config(own_base("llama"), time_step_limit=[0.0, float("inf")])
+    assert "Infinity" in (base / "config.json").read_text()
+    make(base, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["time_step_limit"] == [0.0, float("inf")]
+    assert load(tmp_path / "out").config.time_step_limit == [0.0, float("inf")]
+    assert verify(base, tmp_path / "out").passed
 
 
 def test_a_tied_model_stays_tied(tiny_base: MakeBase, tmp_path: Path):

@@ -283,6 +283,13 @@ def test_a_text_stack_of_another_family_is_refused():
 # --- gains ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("name", "slow"), [("gemma2", True), ("olmo2", True), ("llama", False), ("gpt2", False)])
+def test_a_plan_says_which_gains_learn_slowly(name: str, slow: bool, tmp_path: Path) -> None:
+    notes = [note for note in plan(write(ROWS[name], tmp_path), 2).notes if "writer_lr_scale: 10" in note]
+    assert len(notes) == slow
+    assert all("post_feedforward_layernorm.weight" in note for note in notes)
+
+
 @pytest.mark.parametrize(("name", "gain"), [("gemma2", -1.0), ("gemma3_text", -1.0), ("olmo2", 0.0), ("glm4", 0.0)])
 def test_post_norm_families_start_from_silent_gains(tmp_path: Path, name: str, gain: float):
     base = write(ROWS[name], tmp_path / "base")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from blockexpand.checkpoint import open_checkpoint
+from blockexpand.expansion import expand
 from blockexpand.live import expand_live, freeze
-from blockexpand.planning import plan
+from blockexpand.planning import backward_flops, forward_flops, plan, survey
 from helpers import KNOWN_SHAPES, MakeBase, shape_only, tiny_model
 
 # The tiny Llama by hand: hidden 32, 4 heads of 8, 2 key-value heads, 48 inside the MLP, 96 words, 128 tokens.
@@ -39,6 +42,23 @@ def test_arithmetic_by_hand(tiny_base: MakeBase):
     # gradients.
     passing = 2 * HEAD + 4 * (2 * MATRICES + 2 * ATTENTION)
     assert cost.training_flops_per_token == cost.forward_flops_per_token_after + passing + 2 * 2 * MATRICES
+
+
+def test_a_deeper_checkpoint_costs_to_train_what_its_plan_said(tiny_base: MakeBase, tmp_path: Path):
+    base, made = tiny_base("llama"), plan(tiny_base("llama"), 2)
+    expand(base, tmp_path / "deeper", made)
+    deeper = open_checkpoint(tmp_path / "deeper")
+    facts, new = survey(deeper), made.new_positions
+    forward = forward_flops(facts, deeper.config, 128, range(6))
+    assert forward == made.cost.forward_flops_per_token_after
+    assert forward_flops(facts, deeper.config, 128, made.old_to_new) == made.cost.forward_flops_per_token_before
+    backward = backward_flops(facts, deeper.config, 128, new, min(new))
+    assert forward + backward == made.cost.training_flops_per_token
+    # Through a shorter context: the keys that a token sees on average are (64 + 1) / 2.
+    assert forward_flops(facts, deeper.config, 64, range(6)) == forward - 6 * (ATTENTION - 4 * 32 * (64 + 1) // 2)
+    # Adapters in every block: nothing takes a weight gradient, all blocks pass it down.
+    passing = 2 * HEAD + 6 * (2 * MATRICES + 2 * ATTENTION)
+    assert backward_flops(facts, deeper.config, 128, (), 0) == passing
 
 
 def test_the_lower_the_first_new_block_the_more_the_backward_pass_costs(tiny_base: MakeBase):

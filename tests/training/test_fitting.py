@@ -35,6 +35,15 @@ def test_what_a_run_needs_is_what_it_holds(ground: Ground, tmp_path: Path) -> No
     assert needs_of(full).state_bytes == (16 + 4) * num_all
 
 
+def test_quantised_blocks_take_their_bytes(ground: Ground, tmp_path: Path) -> None:
+    whole = needs_of(ground.settings(tmp_path, precision="bfloat16"), sharded=False).state_bytes
+    parameters = load_model(ground.base, torch.bfloat16).get_decoder().layers.parameters()
+    matrices = sum(p.numel() for p in parameters if p.ndim == 2)
+    for kind, saved in (("int8", 1.0), ("nf4", 2 - 0.5625)):
+        some = needs_of(ground.settings(tmp_path, precision="bfloat16", base_precision=kind), sharded=False)
+        assert whole - some.state_bytes == saved * matrices
+
+
 def test_a_run_that_cannot_fit_is_refused_with_how_many_processes_would_do(
     ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from blockexpand.errors import RecordError, TrainingError
 from blockexpand.training.optimizers import build_optimizers, rate_at, set_rate
 from blockexpand.training.settings import OptimizerSettings, ScheduleSettings
 
@@ -42,6 +43,24 @@ def test_decay_falls_on_the_blocks_matrices_and_writers_have_their_own_rate() ->
         "model.layers.0.mlp.down_proj.weight": ("AdamW", 0.2, pytest.approx(0.3)),
         "model.layers.0.input_layernorm.weight": ("AdamW", 0.0, 0.1),
     }
+
+
+def test_rates_by_pattern_multiply() -> None:
+    trainable = parameters()
+    scales = {"*.mlp.*": 2.0, "*layernorm.weight": 5.0, "*.up_proj.weight": 4.0}
+    settings = OptimizerSettings(lr=0.1, writer_lr_scale=3.0, lr_scales=scales)
+    writers = frozenset({"model.layers.0.mlp.down_proj.weight"})
+    found = by_name(build_optimizers(trainable, writers, settings), trainable)
+    assert {name.split(".", 2)[-1]: rate for name, (_, _, rate) in found.items()} == pytest.approx(
+        {"weight": 0.1, "0.mlp.up_proj.weight": 0.8, "0.mlp.down_proj.weight": 0.6, "0.input_layernorm.weight": 0.5}
+    )
+
+
+def test_a_pattern_that_names_nothing_and_a_rate_of_nothing_are_refused() -> None:
+    with pytest.raises(TrainingError, match="lr_scales: '.*up_projj' names nothing that trains"):
+        build_optimizers(parameters(), frozenset(), OptimizerSettings(lr_scales={"*up_projj": 2.0}))
+    with pytest.raises(RecordError, match="lr_scales.*'a'.*0"):
+        OptimizerSettings(lr_scales={"a": 0.0})
 
 
 def test_muon_moves_the_blocks_matrices_and_nothing_else() -> None:

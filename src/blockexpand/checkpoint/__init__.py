@@ -2,7 +2,7 @@
 
 from blockexpand.checkpoint.comparing import Comparison, compare_tensors
 from blockexpand.checkpoint.digesting import TensorDigest, digest_tensors, refuse_counted, refuse_not_finite
-from blockexpand.checkpoint.files import OtherFiles, copy_files, other_files
+from blockexpand.checkpoint.files import OtherFiles, copy_files, other_files, write_config
 from blockexpand.checkpoint.header import (
     Header,
     TensorEntry,
@@ -43,6 +43,7 @@ __all__ = [
     "OtherFiles",
     "other_files",
     "copy_files",
+    "write_config",
     "OutputTensor",
     "OutputFile",
     "renamed",

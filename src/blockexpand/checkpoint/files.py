@@ -8,10 +8,12 @@ that leads out of the folder, unless the folder is a snapshot in a hub cache and
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from blockexpand.checkpoint.reading import CONFIG, Checkpoint
 from blockexpand.errors import CheckpointError
@@ -94,6 +96,12 @@ def _enter(entry: os.DirEntry[str]) -> bool:
 
 def _stays(name: str) -> bool:
     return Path(name).suffix.lower() in _WEIGHTS or name.endswith(_INDEX_ENDINGS) or name in _GIT or name == RECORD_NAME
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write config.json into a folder that is not visible yet; Infinity stays as the base has it."""
+    with open(folder / CONFIG, "x", encoding="utf-8") as stream:
+        stream.write(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def copy_files(checkpoint: Checkpoint, names: tuple[str, ...], target: Path) -> None:

@@ -86,9 +86,9 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     )
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path, *, constants: bool = False) -> dict[str, Any]:
     try:
-        data = read_json(path)
+        data = read_json(path, constants=constants)
     except RecordError as error:
         raise CheckpointError(f"{error}; mend the file or download it again") from None
     if not isinstance(data, dict):
@@ -102,7 +102,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder} has no {CONFIG}; expected a Hugging Face model folder; check the path, or convert the model"
         )
-    return _read_object(path)
+    return _read_object(path, constants=True)
 
 
 def _no_weights(folder: Path) -> CheckpointError:

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Group, Parameter
 
 from blockexpand.cli.output import DEFAULTS, DONE, Shared, show
 
 if TYPE_CHECKING:
-    from blockexpand.training import RunRecord
+    from blockexpand.training import RunRecord, TrainSettings
+
+_DRY = Group("Before a run", sort_key=50)
 
 
-def train(recipe: Path, /, *settings: str, resume: bool = False, common: Shared = DEFAULTS) -> int:
+@Parameter(name="*", group=_DRY, negative="")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """Options that ask what a run would take."""
+
+    dry_run: bool = False
+    """Print what the run would take (tokens, steps, arithmetic, memory, hours), and start nothing."""
+    processes: int = 1
+    """Of a dry run: how many devices it is to run on."""
+    peak_tflops: float = 989.0
+    """Of a dry run: what one device can do at most; an H100 SXM in bf16 by default."""
+    mfu: float = 0.4
+    """Of a dry run: the share of that which is expected to be reached."""
+
+
+REAL = DryRun()
+Asked = Annotated[DryRun, Parameter(name="*")]
+
+
+def train(recipe: Path, /, *settings: str, resume: bool = False, dry: Asked = REAL, common: Shared = DEFAULTS) -> int:
     """Post-pretrain the new blocks, or the arm that the recipe names.
 
     Parameters
@@ -26,12 +50,14 @@ def train(recipe: Path, /, *settings: str, resume: bool = False, common: Shared 
     from blockexpand import training
 
     chosen = training.load_settings(recipe, settings, default_arm="blocks")
+    if dry.dry_run:
+        return _forecast(chosen, dry, common)
     record = training.train(chosen, resume)
     show(common, record, _outcome(record))
     return DONE
 
 
-def sft(recipe: Path, /, *settings: str, resume: bool = False, common: Shared = DEFAULTS) -> int:
+def sft(recipe: Path, /, *settings: str, resume: bool = False, dry: Asked = REAL, common: Shared = DEFAULTS) -> int:
     """Instruction-tune on chats, by a recipe: the same loop; every parameter trains unless the recipe says not.
 
     Parameters
@@ -46,9 +72,37 @@ def sft(recipe: Path, /, *settings: str, resume: bool = False, common: Shared = 
     from blockexpand import training
 
     chosen = training.load_settings(recipe, settings, default_arm="full")
+    if dry.dry_run:
+        return _forecast(chosen, dry, common)
     record = training.sft(chosen, resume)
     show(common, record, _outcome(record))
     return DONE
+
+
+def _forecast(settings: TrainSettings, dry: DryRun, common: Shared) -> int:
+    from blockexpand.training import Devices, forecast
+
+    devices = Devices(number=dry.processes, peak_tflops=dry.peak_tflops, mfu=dry.mfu)
+    found = forecast(settings, devices)
+    what = f"{found.num_trained_blocks} of {found.num_blocks} blocks" if found.num_trained_blocks else "adapters"
+    epochs, kl = f"{found.domain_epochs:,.2f} epochs", found.reference_flops / found.flops
+    lines = [
+        f"{settings.out}: would train {what}, {found.num_trained_parameters:,} of {found.num_parameters:,} parameters",
+        f"  data    {found.domain_tokens:,} domain tokens ({epochs}), {found.general_tokens:,} general",
+        f"  steps   {found.num_steps:,} of {found.rows_per_step:,} rows of {found.row_tokens:,} tokens",
+        f"  work    {found.flops:.3g} operations" + (f", {kl:.1%} of them to ask the base" if kl else ""),
+        f"  memory  {_size(found.memory_bytes)} a process: {_size(found.state_bytes)} weights, gradients and moments, "
+        f"{_size(found.activation_bytes)} activations",
+        f"  disk    {_size(found.checkpoint_bytes)} a checkpoint, {settings.keep_checkpoints} kept",
+        f"  time    {found.hours:,.3g} hours on {devices.number} x {devices.peak_tflops:g} TFLOPS at {devices.mfu:.0%}",
+        "Computed from headers and records; nothing was started.",
+    ]
+    show(common, found, "\n".join(lines))
+    return DONE
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.1f} MB"
 
 
 def _outcome(record: RunRecord) -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from blockexpand.checkpoint import (
-    CONFIG,
     Checkpoint,
     OutputTensor,
     copy_files,
@@ -25,6 +24,7 @@ from blockexpand.checkpoint import (
     other_files,
     refuse_not_finite,
     renamed,
+    write_config,
     write_weights,
     zeros,
 )
@@ -34,7 +34,7 @@ from blockexpand.expansion.proof import prove_checkpoints
 from blockexpand.families import Family, family_for, with_entries
 from blockexpand.planning import ExpansionRecord, Plan, Proof, read_plan, rewrite, started, survey
 from blockexpand.progress import say
-from blockexpand.records import write_json, write_record
+from blockexpand.records import write_record
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 
 SPREAD = 0.02
@@ -81,7 +81,7 @@ def expand(
     files = other_files(checkpoint)
     with staged_folder(target, overwrite) as staged:
         copy_files(checkpoint, files.copied, staged)
-        write_json(staged / CONFIG, with_entries(checkpoint.config, chosen.config_changes))
+        write_config(staged, with_entries(checkpoint.config, chosen.config_changes))
         family = family_for(checkpoint.config, checkpoint.source, checkpoint.tensors)
         kept, added = _tensors(family, checkpoint, chosen)
         found = write_weights(checkpoint, lay_out(checkpoint, kept, added), staged, digest=digest)

@@ -1,6 +1,6 @@
 """Decide where new blocks go; show it, cost it, save it. No tensor is read, no torch imported."""
 
-from blockexpand.planning.costing import Cost
+from blockexpand.planning.costing import Cost, backward_flops, forward_flops
 from blockexpand.planning.drawing import draw, draw_rich
 from blockexpand.planning.formulas import unsayable
 from blockexpand.planning.guided import MEASURE_WORDS, BlockScore, Guidance, Measure
@@ -28,6 +28,8 @@ __all__ = [
     "Init",
     "started",
     "Cost",
+    "forward_flops",
+    "backward_flops",
     "draw",
     "draw_rich",
     "ExpansionRecord",

@@ -73,9 +73,29 @@ def cost(survey: Survey, config: dict[str, Any], sources: Sequence[int], positio
         context_tokens=context,
         forward_flops_per_token_before=forward_before,
         forward_flops_per_token_after=forward_after,
-        training_flops_per_token=forward_after + counting.backward(sources, positions),
+        training_flops_per_token=forward_after + counting.backward(sources, positions, min(positions)),
         full_training_flops_per_token=3 * forward_before,
     )
+
+
+def forward_flops(survey: Survey, config: dict[str, Any], context: int, blocks: Sequence[int]) -> int:
+    """Operations of one token on its way through these blocks and the head, in rows of `context` tokens."""
+    counting = _Counting(survey=survey, config=survey.family.text(config), context=context)
+    return counting.head() + sum(counting.block(block) for block in blocks)
+
+
+def backward_flops(survey: Survey, config: dict[str, Any], context: int, trained: Sequence[int], first: int) -> int:
+    """Operations of one token's gradients, in rows of `context` tokens.
+
+    Args:
+        survey: of the checkpoint that trains, new blocks included.
+        config: the content of its config.json.
+        context: the length of a row.
+        trained: the blocks whose weights take a gradient; of the head and the embeddings none is counted.
+        first: the lowest block that is differentiated.
+    """
+    counting = _Counting(survey=survey, config=survey.family.text(config), context=context)
+    return counting.backward(range(survey.depth), trained, first)
 
 
 def _parameters(survey: Survey, block: int) -> int:
@@ -131,12 +151,12 @@ class _Counting:
         """One block's forward pass."""
         return self.matrices(block) + self.attention(block)
 
-    def backward(self, sources: Sequence[int], positions: Sequence[int]) -> int:
-        """Gradients that training only the new blocks needs.
+    def backward(self, sources: Sequence[int], positions: Sequence[int], first: int) -> int:
+        """Gradients that training only the blocks at `positions` needs, when the lowest to be reached is `first`.
 
-        The head and every block from the first new one on pass the gradient down: as much again as their forward
-        matrices, and twice the forward attention (four products for two). Only new blocks take weight gradients:
-        as much again as their matrices. Below the first new block nothing is differentiated.
+        The head and every block from the first one on pass the gradient down: as much again as their forward
+        matrices, and twice the forward attention (four products for two). Only those blocks take weight gradients:
+        as much again as their matrices. Below the first nothing is differentiated.
         """
-        passing = sum(self.matrices(block) + 2 * self.attention(block) for block in sources[min(positions) :])
+        passing = sum(self.matrices(block) + 2 * self.attention(block) for block in sources[first:])
         return self.head() + passing + sum(self.matrices(sources[position]) for position in positions)

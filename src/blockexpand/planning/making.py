@@ -18,9 +18,9 @@ from blockexpand.planning.costing import cost
 from blockexpand.planning.formulas import stateable, unsayable
 from blockexpand.planning.guided import Guidance, check_guided, place_guided
 from blockexpand.planning.placing import Insertion, Placed, place
-from blockexpand.planning.plans import BaseFacts, NewBlock, Placement, Plan, number
+from blockexpand.planning.plans import SILENT, BaseFacts, NewBlock, Placement, Plan, number
 from blockexpand.planning.rewriting import rewrite
-from blockexpand.planning.survey import Init, Survey, started, survey
+from blockexpand.planning.survey import BlockKind, Init, Survey, started, survey
 
 _SUGGESTED = 3
 """How many placements that work an error names."""
@@ -84,6 +84,7 @@ def plan(
             *said,
             *result.notes,
             *_notes(new_blocks),
+            *_about_gains(kinds),
             *_about_code(checkpoint.config),
         ),
         cost=cost(facts, checkpoint.config, sources, positions),
@@ -183,6 +184,19 @@ def _about_family(family: Family) -> tuple[str, ...]:
     return (
         f"family {family.name}: no file; found by structure; the proof decides: a tiny random model of it with silent "
         "copies of its blocks was the same function bit for bit, and expand always runs the whole proof on this one",
+    )
+
+
+def _about_gains(kinds: Sequence[BlockKind]) -> tuple[str, ...]:
+    """What is to be said of new blocks that are silent through their norms' gains."""
+    gains = sorted({t.tail for kind in kinds for t in kind.tensors if t.starts in SILENT and len(t.shape) == 1})
+    norms = [tail for tail in gains if tail.endswith("norm.weight")]
+    if not norms:
+        return ()
+    # Measured: docs/log.md, 2026-11-25, "starts and rates of new blocks".
+    return (
+        f"a norm stands behind each branch, so new blocks are silent through its gains ({', '.join(norms)}), which "
+        "learn slowly from there: train them ten times as fast (optimizer.writer_lr_scale: 10)",
     )
 
 

@@ -2,15 +2,19 @@
 
 from blockexpand.errors import Interrupted, Preempted
 from blockexpand.training.callback import BlockExpansionCallback
+from blockexpand.training.forecast import Devices, Forecast, forecast
 from blockexpand.training.running import RunRecord, load_settings, sft, train
 from blockexpand.training.settings import TrainSettings
 
 __all__ = [
     "BlockExpansionCallback",
+    "Devices",
+    "Forecast",
     "Interrupted",
     "Preempted",
     "RunRecord",
     "TrainSettings",
+    "forecast",
     "load_settings",
     "sft",
     "train",

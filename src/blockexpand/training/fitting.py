@@ -24,6 +24,8 @@ from blockexpand.training.world import World
 _TRAINED_BYTES = 16
 """Of each number that trains: master, gradient and AdamW's two moments, in float32."""
 _MOST_PROCESSES = 4096
+_QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5625}
+"""Of each number in a quantised matrix of an old block; nf4 has a float32 scale for 64 numbers."""
 _SHARE_FOR_GRADIENTS = 0.1
 """Of a device's memory: up to it, whole gradients are kept between passes. (New blocks of an 8B: 7 GB.)"""
 
@@ -59,8 +61,11 @@ def needs_of(settings: TrainSettings, sharded: bool = True) -> Needs:
     for name, entry in checkpoint.tensors.items():
         block = family.locate(name).block if family is not None else None
         trains = isinstance(settings.arm, FullArm) or (block is not None and block in trained)
-        each = (_TRAINED_BYTES if trains else width) + (width if whole_copy else 0)
-        state += each * entry.num_elements
+        held = width
+        if block is not None and len(entry.shape) == 2:
+            held = _QUANTISED_BYTES.get(settings.base_precision, width)
+        each = (_TRAINED_BYTES if trains else held) + (width if whole_copy else 0)
+        state += round(each * entry.num_elements)
         if block is None:
             outer += width * entry.num_elements
         else:

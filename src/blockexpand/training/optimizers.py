@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 
+from blockexpand.errors import TrainingError, nearest
 from blockexpand.training.settings import OptimizerSettings, ScheduleSettings
 
 
@@ -19,13 +21,17 @@ def build_optimizers(
     Weight decay falls on the blocks' matrices only. A norm's gain would decay towards a block that writes
     nothing; embeddings and heads are tables, of which decay would wipe out the rows that are seldom seen.
     Tables also stay with AdamW, as Muon's authors have it.
+
+    Raises:
+        TrainingError: a pattern of `lr_scales` names nothing that trains.
     """
+    scales = _scales(trainable, writers, settings)
     for_muon = {n for n, p in trainable.items() if settings.name == "muon" and _is_block_matrix(n, p)}
     optimizers: list[torch.optim.Optimizer] = []
-    adamw = _groups({n: p for n, p in trainable.items() if n not in for_muon}, writers, settings)
+    adamw = _groups({n: p for n, p in trainable.items() if n not in for_muon}, scales, settings)
     if adamw:
         optimizers.append(torch.optim.AdamW(adamw, lr=settings.lr, betas=settings.betas, eps=settings.eps))
-    muon = _groups({n: p for n, p in trainable.items() if n in for_muon}, writers, settings)
+    muon = _groups({n: p for n, p in trainable.items() if n in for_muon}, scales, settings)
     if muon:
         optimizers.append(torch.optim.Muon(muon, lr=settings.lr, adjust_lr_fn="match_rms_adamw"))
     covered = sum(len(group["params"]) for o in optimizers for group in o.param_groups)
@@ -37,13 +43,29 @@ def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
 
 
-def _groups(parameters: Mapping[str, nn.Parameter], writers: frozenset[str], settings: OptimizerSettings) -> list[dict]:
+def _scales(names: Iterable[str], writers: frozenset[str], settings: OptimizerSettings) -> dict[str, float]:
+    """Each parameter's learning rate over that of all else."""
+    scales = {name: settings.writer_lr_scale if name in writers else 1.0 for name in names}
+    for pattern, scale in (settings.lr_scales or {}).items():
+        named = [name for name in scales if fnmatch.fnmatchcase(name, pattern)]
+        if not named:
+            raise TrainingError(
+                f"optimizer.lr_scales: {pattern!r} names nothing that trains; expected a pattern of names like "
+                f"{min(scales)!r}; {nearest(pattern.lstrip('*'), scales)}"
+            )
+        for name in named:
+            scales[name] *= scale
+    return scales
+
+
+def _groups(
+    parameters: Mapping[str, nn.Parameter], scales: Mapping[str, float], settings: OptimizerSettings
+) -> list[dict]:
     """Parameter groups, one for each pair of decay and rate that occurs."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         decay = settings.weight_decay if _is_block_matrix(name, parameter) else 0.0
-        scale = settings.writer_lr_scale if name in writers else 1.0
-        groups.setdefault((decay, scale), []).append(parameter)
+        groups.setdefault((decay, scales[name]), []).append(parameter)
     return [
         {"params": params, "weight_decay": decay, "lr": settings.lr * scale, "peak_lr": settings.lr * scale}
         for (decay, scale), params in groups.items()

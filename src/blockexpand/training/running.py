@@ -41,6 +41,7 @@ from blockexpand.records import (
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training.arms.build import arm_of
 from blockexpand.training.arms.trainee import Trainee
+from blockexpand.training.boards import check_boards, open_boards
 from blockexpand.training.checkpoints import Progress, newest_checkpoint, remove_unfinished
 from blockexpand.training.computation import compile_blocks, recompute_blocks
 from blockexpand.training.data import RunData, open_data
@@ -56,6 +57,8 @@ from blockexpand.training.sharding import Root, shard
 from blockexpand.training.tracker import SilentTracker, Tracker, read_metrics
 from blockexpand.training.world import join_world
 
+_FREE = ("out", "keep_checkpoints", "track")
+"""Settings that may change between a run's parts."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -109,6 +112,7 @@ def train(settings: TrainSettings, resume: bool = False) -> RunRecord:
     with join_world() as world, progress_in(progress_mode() if world.leads else "silent"):
         out = Path(settings.out)
         world.first(lambda: _claim(out, settings, run_digest(settings), resume))
+        check_boards(settings.track)
         check_fits(settings, world)
         torch.manual_seed(settings.seed)
         world.first(lambda: write_self_text(settings, world.device))
@@ -158,7 +162,9 @@ def _run(loop: Loop, resume: bool) -> Progress:
     world.wait()  # all have found the same checkpoint before anything is removed or written
     if world.leads:
         remove_unfinished(out)
-    tracker = Tracker(out, progress.step) if world.leads else SilentTracker()
+    tracker: Tracker = SilentTracker()
+    if world.leads:
+        tracker = Tracker(out, progress.step, open_boards(settings.track, out, progress.step, to_plain(settings)))
     title = f"{settings.arm.kind} lr {settings.optimizer.lr:g}"
     try:
         remaining = (loop.num_steps - progress.step) * settings.rows_per_step * loop.data.domain.row_tokens
@@ -183,9 +189,9 @@ def _ship(settings: TrainSettings, loop: Loop, progress: Progress, tensors: dict
 
 
 def run_digest(settings: TrainSettings) -> str:
-    """What makes a run the same run: every setting but where it is put and how often it is saved."""
+    """What makes a run the same run: every setting but where it is put, shown, and how often it is saved."""
     plain = to_plain(settings)
-    return digest_json({k: v for k, v in plain.items() if k not in ("out", "keep_checkpoints")})
+    return digest_json({k: v for k, v in plain.items() if k not in _FREE})
 
 
 def _claim(out: Path, settings: TrainSettings, digest: str, resume: bool) -> None:
@@ -209,7 +215,7 @@ def difference(before: Any, after: Any, path: str = "") -> str:
     old, new = to_plain(before), to_plain(after)
     if isinstance(old, dict) and isinstance(new, dict):
         for key in {**old, **new}:
-            if old.get(key) != new.get(key) and f"{path}{key}" not in ("out", "keep_checkpoints"):
+            if old.get(key) != new.get(key) and f"{path}{key}" not in _FREE:
                 return difference(old.get(key), new.get(key), f"{path}{key}.")
     return f"{path.rstrip('.')} was {old!r}, is {new!r}"
 

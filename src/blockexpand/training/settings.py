@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from blockexpand.records import check
+from blockexpand.records import WRITTEN_WHEN_SET, check
 
 Attention = Literal["auto", "sdpa", "flex", "flash", "eager"]
 BasePrecision = Literal["same", "int8", "nf4"]
@@ -98,6 +98,9 @@ class OptimizerSettings:
     """On the blocks' matrices only (paper section 4.1: 0.1)."""
     writer_lr_scale: float = 1.0
     """The learning rate of the residual writers (which start at zero) over that of all else."""
+    lr_scales: dict[str, float] | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """Further learning rates over that of all else, by patterns of parameters' names, e.g. {"*.o_proj.weight": 8}: what
+    several name is multiplied. For families with a norm behind each branch: docs/log.md, 2026-11-25."""
     clip_norm: float = 1.0
     """Largest gradient norm (paper section 4.1: 1.0)."""
 
@@ -107,6 +110,8 @@ class OptimizerSettings:
         check(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two numbers in [0, 1)")
         check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         check(self.writer_lr_scale > 0, "writer_lr_scale", self.writer_lr_scale, "more than 0")
+        for pattern, scale in (self.lr_scales or {}).items():
+            check(scale > 0, f"lr_scales[{pattern!r}]", scale, "more than 0")
         check(self.clip_norm > 0, "clip_norm", self.clip_norm, "more than 0")
 
 
@@ -185,6 +190,10 @@ class TrainSettings:
     measure_every_steps: int = 50
     checkpoint_every_steps: int = 500
     keep_checkpoints: int = 2
+    track: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = dataclasses.field(
+        default=("tensorboard",), metadata=WRITTEN_WHEN_SET
+    )
+    """Where the figures of metrics.jsonl are shown besides; trackio and wandb where they are installed."""
     seed: int = 0
 
     def __post_init__(self) -> None:
