@@ -196,7 +196,8 @@ def _about_gains(kinds: Sequence[BlockKind]) -> tuple[str, ...]:
     # Measured: docs/log.md, 2026-11-25, "starts and rates of new blocks".
     return (
         f"a norm stands behind each branch, so new blocks are silent through its gains ({', '.join(norms)}), which "
-        "learn slowly from there: train them ten times as fast (optimizer.writer_lr_scale: 10)",
+        "learn slowly from there: train them ten times as fast (optimizer.writer_lr_scale: 10), and the projections "
+        "before them eight times (optimizer.lr_scales)",
     )
 
 
