@@ -181,9 +181,7 @@ def test_nothing_is_written_when_the_proof_fails_though_none_was_asked_for(tmp_p
 
 def test_a_placement_that_changes_kinds_is_refused_with_those_that_work(tmp_path: Path):
     base = made_up.write(tmp_path / "base", mischief="first two")
-    words = (
-        r"block 1 has down\.bias shape None, and as block 2 of 5 it would have \(16,\).*use blocks=1 placement=.*suffix"
-    )
+    words = "block 1 has temper 'shy', and as block 2 of 5 it would have 'bold'.*use blocks=1 placement=.*suffix"
     with pytest.raises(PlanError, match=words):
         plan(base, 1, placement="prefix")
     assert plan(base, 1, placement="suffix").new_positions == (4,)

@@ -253,5 +253,6 @@ def _entries(config: dict[str, Any]) -> list[tuple[str, Any]]:
 def _looks_per_layer(key: str, value: Any, depth: int) -> bool:
     if isinstance(value, dict):
         # transformers 5's per_layer_config and its like: settings by block index.
-        return bool(value) and all(re.fullmatch("[0-9]{1,9}", k) and int(k) < depth for k in value) and "." not in key
+        indices = all(re.fullmatch("[0-9]{1,9}", str(k)) and int(k) < depth for k in value)
+        return bool(value) and indices and "." not in key
     return isinstance(value, list) and len(value) == depth
