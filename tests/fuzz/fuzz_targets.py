@@ -22,7 +22,7 @@ from blockexpand.checkpoint import open_checkpoint
 from blockexpand.checkpoint.header import parse_header, read_header
 from blockexpand.errors import BlockexpandError
 from blockexpand.expansion.expanding import check_fit
-from blockexpand.families import family_for
+from blockexpand.families import family_for, known_families, refused_model_types
 from blockexpand.planning import Plan, plan, read_plan, survey
 from blockexpand.records import dump_json, from_plain, parse_json, with_format
 
@@ -115,10 +115,17 @@ def plan_file(data: bytes) -> None:
             value_or_line(lambda base=base: check_fit(read, base))
 
 
+def _needs_a_model(content: dict[str, Any]) -> bool:
+    """Whether its family is to be found by structure, which imports torch and builds tiny models: seconds, as stated."""
+    listed = {kind for family in known_families().values() for kind in family.model_types} | set(refused_model_types())
+    model_type = content.get("model_type")
+    return isinstance(model_type, str) and model_type not in listed
+
+
 def config(data: bytes) -> None:
     """A config.json, with weights laid out as it asks for; each placement."""
-    content = value_or_line(lambda: parse_json(data.decode("utf-8", "replace"), "config.json"))
-    if not isinstance(content, dict):
+    content = value_or_line(lambda: parse_json(data.decode("utf-8", "replace"), "config.json", constants=True))
+    if not isinstance(content, dict) or _needs_a_model(content):
         return
     family = value_or_line(lambda: family_for(content, "fuzzed"))
     if family is None:

@@ -135,3 +135,10 @@ def test_the_base_is_not_changed_by_looking_at_it():
     before = str(config)
     rewrite(known_families()["qwen2"], config, [0, 1, 2, 3, 3])
     assert str(config) == before
+
+
+def test_what_a_plan_could_not_say_again_is_refused():
+    """Files may hold Infinity (transformers 4 wrote it); a plan is JSON, which does not."""
+    config = {"model_type": "llama", "num_hidden_layers": 4, "layer_types": [FULL, FULL, FULL, float("inf")]}
+    with pytest.raises(PlanError, match="layer_types holds .*inf.*expected finite numbers"):
+        rewrite(known_families()["llama"], config, [0, 1, 1, 2, 3])

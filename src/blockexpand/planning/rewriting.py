@@ -7,6 +7,7 @@ not as long as the model is deep, and kinds of block that the config's numbers c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,8 +64,22 @@ def rewrite(family: Family, config: dict[str, Any], sources: Sequence[int]) -> R
         changes |= result.changes
         before |= result.before
         notes += result.notes
+    for key, value in {**before, **changes}.items():
+        if not _is_finite(value):
+            raise PlanError(
+                f"config.json: {key} holds {value!r:.80}, which no plan can state; expected finite numbers and words; "
+                "mend the base's config.json"
+            )
     where = family.path_of(config)
     return Rewrite(changes=prefixed(where, changes), before=prefixed(where, before), notes=notes)
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _apply(rule: PerLayer, config: dict[str, Any], depth: int, sources: Sequence[int]) -> Rewrite | None:
