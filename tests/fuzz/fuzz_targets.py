@@ -116,7 +116,7 @@ def plan_file(data: bytes) -> None:
 
 
 def _needs_a_model(content: dict[str, Any]) -> bool:
-    """Whether its family is to be found by structure, which imports torch and builds tiny models: that takes seconds."""
+    """Whether its family is to be found by structure, which imports torch and builds models: that takes seconds."""
     listed = {kind for family in known_families().values() for kind in family.model_types} | set(refused_model_types())
     model_type = content.get("model_type")
     return isinstance(model_type, str) and model_type not in listed
