@@ -385,3 +385,16 @@ def test_checks_are_values_that_can_be_written(pair: tuple[Path, Path], tmp_path
     write_record(tmp_path / "proof.json", proof)
     assert read_record(Proof, tmp_path / "proof.json") == proof
     assert dataclasses.replace(proof, checks=()).passed
+
+
+def test_a_model_that_cannot_be_run_is_said_in_a_line(tiny_base: MakeBase, tmp_path: Path, monkeypatch: Any):
+    """As of xlm-roberta-xl, whose output has no cache, and of experts whose rows the product of bf16 does not take."""
+    base = tiny_base("llama")
+
+    def no_cache(*args: Any) -> Any:
+        raise KeyError("past_key_values")
+
+    monkeypatch.setattr(measuring, "_through_the_cache", no_cache)
+    with pytest.raises(ExpansionError, match="could not run the model of .*KeyError: 'past_key_values'.*expected"):
+        expand(base, tmp_path / "out", plan(base, 1), prove=True)
+    assert not (tmp_path / "out").exists()

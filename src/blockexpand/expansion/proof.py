@@ -59,6 +59,7 @@ def prove_checkpoints(
 
     Raises:
         CheckpointError: a file is broken, or a weight of either is NaN or infinite.
+        ExpansionError: transformers cannot run the models.
     """
     family = family_for(base.config, base.source, base.tensors)
     checks = [_check_config(base, out, plan), _check_names(family, base, out, plan)]
@@ -71,7 +72,15 @@ def prove_checkpoints(
 
         bypassed = trained or plan.init != "identity"
         allowed = free_bytes(device) if memory is None else memory
-        measured = measure(base, out, plan, trained=bypassed, device=device, memory=allowed)
+        try:
+            measured = measure(base, out, plan, trained=bypassed, device=device, memory=allowed)
+        except (RuntimeError, KeyError, IndexError, TypeError) as error:
+            # What transformers' classes raise when they cannot run as the proof runs them, with a cache, say.
+            raise ExpansionError(
+                f"the proof could not run the model of {base.source}: {type(error).__name__}: {error!s:.300}; expected a "
+                "model that this version of transformers runs in its files' precision, with and without a cache; try it "
+                "with transformers alone"
+            ) from error
         dtypes, left_out = measured.dtypes, measured.left_out
         checks += measured.checks
     return Proof(
