@@ -77,8 +77,8 @@ def prove_checkpoints(
         except (RuntimeError, KeyError, IndexError, TypeError) as error:
             # What transformers' classes raise when they cannot run as the proof runs them, with a cache, say.
             raise ExpansionError(
-                f"the proof could not run the model of {base.source}: {type(error).__name__}: {error!s:.300}; expected a "
-                "model that this version of transformers runs in its files' precision, with and without a cache; try it "
+                f"the proof could not run the model of {base.source}: {type(error).__name__}: {error!s:.300}; expected "
+                "one that this version of transformers runs in its files' precision, with a cache and without; try it "
                 "with transformers alone"
             ) from error
         dtypes, left_out = measured.dtypes, measured.left_out
