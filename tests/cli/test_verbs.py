@@ -86,6 +86,12 @@ def test_from_a_plan_to_a_page(ground: Path, recipe: dict[str, Any], tmp_path: P
         assert "200 documents read" in out
     settings = {**recipe, "out": str(tmp_path / "run")}
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings))
+    code, out, _ = say("train", tmp_path / "train.yaml", "--dry-run", "--processes", 2)
+    assert code == 0
+    assert "would train 2 of 6 blocks" in out
+    assert "4 of 4 rows of 32 tokens" in out
+    assert "hours on 2 x 989 TFLOPS at 40%" in out
+    assert not (tmp_path / "run").exists()
     code, out, _ = say("train", tmp_path / "train.yaml", "arm.kind=blocks", "optimizer.lr=3e-3")
     assert code == 0
     assert f"{tmp_path / 'run'}/model" in out
@@ -150,6 +156,10 @@ def test_conversations_are_tuned_from_the_command_line(
     chats = make_chats(tmp_path / "chats", base)
     settings = {**recipe, "model": str(base), "data": {"domain": str(chats), "validation_rows": 2}}
     (tmp_path / "sft.yaml").write_text(yaml.safe_dump({**settings, "out": str(tmp_path / "run")}))
+    code, out, _ = say("sft", tmp_path / "sft.yaml", "--dry-run", "--json")
+    assert code == 0
+    assert json.loads(out)["num_trained_parameters"] == json.loads(out)["num_parameters"]
+    assert one_line(say("sft", tmp_path / "sft.yaml", "--dry-run", "--mfu", 2)).endswith("got 2.0")
     code, out, _ = say("sft", tmp_path / "sft.yaml", "--json")
     assert code == 0
     assert json.loads(out)["settings"]["arm"]["kind"] == "full"
