@@ -92,7 +92,9 @@ def folder(data: bytes) -> None:
         name = f"model-{number:05d}-of-{len(held):05d}.safetensors" if index else "model.safetensors"
         _write_shard(_FOLDER / name, raw)
     checkpoint = value_or_line(lambda: open_checkpoint(_FOLDER))
-    if checkpoint is not None and value_or_line(lambda: survey(checkpoint)) is not None:
+    if checkpoint is None or _needs_a_model(checkpoint.config):
+        return
+    if value_or_line(lambda: survey(checkpoint)) is not None:
         _keep(value_or_line(lambda: plan(checkpoint, 1, placement="suffix")))
 
 
