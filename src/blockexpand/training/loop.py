@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from blockexpand.errors import TrainingError
+from blockexpand.numerics.attention import prefer_blocked
 from blockexpand.numerics.forward import check_head, cross_entropies, hidden_states
 from blockexpand.numerics.head import head_of
 from blockexpand.numerics.isolation import check_isolation
@@ -184,6 +185,8 @@ class Loop:
 
     def _check_model(self) -> None:
         with self._autocast:
+            for model in (self.trainee.model, *self.trainee.others):
+                prefer_blocked(model, self.settings.attention)
             check_isolation(self.trainee.model)
             check_head(self.trainee.model, self.data.passes(0)[0].batch)
 
