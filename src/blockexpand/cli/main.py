@@ -39,6 +39,10 @@ VERBS = {
         "blockexpand.cli.measuring:compare",
         "Run methods side by side at equal budget, by a recipe.",
     ),
+    "study": (
+        "blockexpand.cli.studying:study",
+        "Run one of the paper's studies on the tiny base, or on another.",
+    ),
     "report": ("blockexpand.cli.measuring:report", "Put results on one HTML page."),
     "demo": ("blockexpand.cli.measuring:demo", "The whole story on the tiny base, in minutes."),
 }
