@@ -57,12 +57,15 @@ class Elsewhere:
 
     def __init__(self, folder: Path) -> None:
         package = Path(blockexpand.__file__).parent
-        shutil.copytree(package / "sandbox", folder / "blockexpand/sandbox", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            package / "sandbox", folder / "blockexpand/sandbox", ignore=shutil.ignore_patterns("__pycache__")
+        )
         shutil.copy(package / "errors.py", folder / "blockexpand/errors.py")
         subprocess.run(["chmod", "-R", "a+rX", str(folder)], check=True)
         self.process = subprocess.Popen(
             [str(PYTHON), "-c", f"import sys\nsys.path.insert(0, {str(folder)!r})\n{_DRIVER}"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=NOBODY, group=NOBODY, extra_groups=[], cwd="/",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/",
+            user=NOBODY, group=NOBODY, extra_groups=[],
             env={"SECRET_OF_THE_PARENT": "do not tell"},
         )  # fmt: skip
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (programs as data)
 """Every limit, alone and split over processes; what passes it is ended whole, and the next sample runs as if nothing was."""
 
 from __future__ import annotations

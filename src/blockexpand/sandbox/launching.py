@@ -45,7 +45,8 @@ _GRACE_SECONDS = 10.0
 def _interpreter() -> dict[str, Any]:
     """The Python that runs inside, the folders it needs, and the packages installed beside this one."""
     python = os.path.realpath(sys.executable)
-    packages = [p for p in dict.fromkeys(sysconfig.get_path(k) for k in ("purelib", "platlib")) if os.path.isdir(p)]
+    folders = [os.path.realpath(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")]
+    packages = [path for path in dict.fromkeys(folders) if os.path.isdir(path)]
     shown: list[str] = []
     for path in (sys.base_prefix, sys.base_exec_prefix, *packages):
         path = os.path.realpath(path)
@@ -193,15 +194,19 @@ class Launch:
 
 
 def understand(told: bytes, stderr: str) -> dict[str, Any]:
-    """The warden's report. SandboxError when it says that a wall does not stand, or said nothing."""
-    if not told:
-        raise SandboxError(
-            f"the sandbox ended without a word: {stderr.strip()[-500:] or 'nothing on stderr'}; {_ADVICE}"
-        )
-    report = codec.load(told[8:])
-    if "refused" in report:
-        raise SandboxError(f"no sandbox can be made here: {report['refused']}; {_ADVICE}")
-    return report
+    """The warden's last report; without one, the program was killed together with its warden. SandboxError when it
+    says that a wall does not stand, or never began."""
+    frames: dict[str, Any] = {}
+    while told:
+        size = 8 + int.from_bytes(told[:8], "big")
+        frames |= codec.load(told[8:size])
+        told = told[size:]
+    if "refused" in frames:
+        raise SandboxError(f"no sandbox can be made here: {frames['refused']}; {_ADVICE}")
+    if not frames:
+        last = stderr.strip()[-500:] or "nothing on stderr"
+        raise SandboxError(f"the sandbox ended without a word: {last}; {_ADVICE}")
+    return {"status": "killed", "exit": None, "program": None, "verdict": b"", **frames}
 
 
 _ADVICE = (

@@ -49,7 +49,7 @@ def _run(job: Job) -> Outcome:
     with Launch(job) as launch:
         told = launch.gather(stdout, stderr, begun + job.limits.wall_seconds)
     seconds = time.monotonic() - begun
-    errors = stderr.take()
+    errors = printed = stderr.take()
     if told is None:
         status: Status = "output" if stdout.is_over or stderr.is_over else "timeout"
         return Outcome(status=status, exit_code=None, stdout=stdout.take(), stderr=errors, seconds=seconds)
@@ -61,7 +61,7 @@ def _run(job: Job) -> Outcome:
     elif status == "ended":
         status = _ended(code, errors)
     if job.mode == "judge" and status == "error":
-        status = _ended(report["program"], errors) if report["program"] else status
+        status = _ended(report["program"], printed) if report["program"] else status
     return Outcome(status=status, exit_code=code, stdout=stdout.take(), stderr=errors, seconds=seconds)
 
 

@@ -60,7 +60,7 @@ class Session:
         """
         if not (wall_seconds > 0 and output_chars > 0):
             raise SandboxError(
-                f"a piece of code was given {wall_seconds} s and {output_chars} characters, expected more than 0 of both"
+                f"a piece was given {wall_seconds} s and {output_chars} characters; give it more than 0 of both"
             )
         begun = time.monotonic()
         notice = ""

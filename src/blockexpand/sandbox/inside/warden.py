@@ -1,8 +1,8 @@
 """The warden: builds the walls, starts the program behind them, watches it, and ends with everything that is left.
 
-In: one frame on descriptor 0 (what to run, what to show, the limits), then bytes that steer: `i` interrupts, `r` starts
-the count of CPU seconds again; its end means that whoever asked has gone. Out: one frame on the report's descriptor,
-`{"refused": reason}` when a wall does not stand, else `{"status", "exit", "signal", "verdict"}`.
+In: one frame on descriptor 0 (what to run, what to show, the limits), then bytes that steer: `i` interrupts; their
+end means that whoever asked has gone. Out: frames on the report's descriptor:
+`{"refused": reason}` when a wall does not stand, else `{"stands": True}` and then `{"status", "exit", "verdict"}`.
 
 It is process 1 of its namespace: it cannot be killed from inside, nor looked into, and when it ends the kernel kills
 every process that the program left. Memory, CPU seconds and processes are summed over all of them, every few
@@ -11,6 +11,7 @@ milliseconds, because limits of single processes say nothing about many.
 
 from __future__ import annotations
 
+import _signal
 import fcntl
 import os
 import select
@@ -49,8 +50,8 @@ def main() -> NoReturn:
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("1000")  # a machine short of memory takes this first
     try:
-        walls.set_readable(False)
         user = None if spec["unsafe"] else walls.enter_namespaces()
+        walls.set_readable(False)  # not before: an unreadable process may not map its users
     except walls.WallError as error:
         _refuse(report, error)
     child = os.fork()
@@ -67,6 +68,7 @@ def _refuse(report: int, error: Exception) -> NoReturn:
 
 
 def _guard(spec: dict[str, Any], user: int | None, report: int) -> NoReturn:
+    _signal.signal(_SIGINT, _signal.SIG_DFL)  # Python's handler would let the program end its warden
     try:
         walls.die_with_parent()
         judge = None
@@ -150,10 +152,11 @@ def _watch(spec: dict[str, Any], processes: list[int], verdict: int, report: int
     """Looks until the program (or its judge) ends or a limit is passed, then reports and takes everything along."""
     limits, deadline = spec["limits"], time.monotonic() + (spec["limits"]["wall_seconds"] or 1e9)
     ends = {os.pidfd_open(process): process for process in processes}
+    codec.send(report, codec.dump({"stands": True}))
     poll = select.poll()
     for descriptor in (0, *ends):
         poll.register(descriptor, select.POLLIN)
-    used_before, told = 0.0, b""
+    told = b""
     outcome: dict[str, Any] = {}
     while not outcome:
         ready = [descriptor for descriptor, _ in poll.poll(_LOOK_SECONDS * 1000)]
@@ -161,10 +164,7 @@ def _watch(spec: dict[str, Any], processes: list[int], verdict: int, report: int
             order = os.read(0, 1)
             if not order:
                 break
-            if order == b"i":
-                os.kill(processes[0], _SIGINT)
-            else:
-                used_before = _look(processes, limits, spec["unsafe"])[1]
+            os.kill(processes[0], _SIGINT)
         for descriptor in [d for d in ready if d in ends]:
             poll.unregister(descriptor)
             code = os.waitstatus_to_exitcode(os.waitpid(ends[descriptor], 0)[1])
@@ -174,7 +174,7 @@ def _watch(spec: dict[str, Any], processes: list[int], verdict: int, report: int
                 told = b"%d" % code
         if not outcome:
             status, used = _look(processes, limits, spec["unsafe"])
-            if limits["cpu_seconds"] and used - used_before > limits["cpu_seconds"]:
+            if limits["cpu_seconds"] and used > limits["cpu_seconds"]:
                 status = "timeout"
             if time.monotonic() > deadline:
                 status = "timeout"
