@@ -83,6 +83,10 @@ class CorpusError(BlockexpandError):
     """A source of text cannot be read, or leaves nothing to train on."""
 
 
+class EndpointError(BlockexpandError):
+    """The address of a model is none, or nobody answers there."""
+
+
 class GuidanceError(BlockexpandError):
     """The importance of a model's blocks cannot be measured on the text given."""
 
