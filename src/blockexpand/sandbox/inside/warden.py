@@ -11,7 +11,7 @@ milliseconds, because limits of single processes say nothing about many.
 
 from __future__ import annotations
 
-import _signal  # ty: ignore[unresolved-import] (`signal` itself costs 3 ms)
+import _signal  # ty: ignore[import-not-found] (`signal` itself costs 3 ms)
 import fcntl
 import os
 import select
