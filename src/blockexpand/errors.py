@@ -83,6 +83,10 @@ class CorpusError(BlockexpandError):
     """A source of text cannot be read, or leaves nothing to train on."""
 
 
+class PackError(BlockexpandError):
+    """A pack is broken, or does not belong to the model it is to be attached to."""
+
+
 class GuidanceError(BlockexpandError):
     """The importance of a model's blocks cannot be measured on the text given."""
 
