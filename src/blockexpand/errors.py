@@ -87,6 +87,10 @@ class PackError(BlockexpandError):
     """A pack is broken, or does not belong to the model it is to be attached to."""
 
 
+class EndpointError(BlockexpandError):
+    """The address of a model is none, or nobody answers there."""
+
+
 class GuidanceError(BlockexpandError):
     """The importance of a model's blocks cannot be measured on the text given."""
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from blockexpand.errors import TrainingError
+from blockexpand.numerics.attention import prefer_blocked
 from blockexpand.numerics.forward import check_head, cross_entropies, hidden_states
 from blockexpand.numerics.head import head_of
 from blockexpand.numerics.isolation import check_isolation
@@ -183,6 +184,8 @@ class Loop:
 
     def _check_model(self) -> None:
         with self._autocast:
+            for model in (self.trainee.model, *self.trainee.others):
+                prefer_blocked(model, self.settings.attention)
             check_isolation(self.trainee.model)
             check_head(self.trainee.model, self.data.passes(0)[0].batch)
 

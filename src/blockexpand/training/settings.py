@@ -11,7 +11,7 @@ from typing import Literal
 
 from blockexpand.records import WRITTEN_WHEN_SET, check
 
-Attention = Literal["auto", "sdpa", "flex", "flash", "eager"]
+Attention = Literal["auto", "sdpa", "flex", "flash", "eager", "blocked"]
 BasePrecision = Literal["same", "int8", "nf4"]
 Recompute = Literal["none", "new", "from-first-new"]
 """Which blocks run a second time in the backward pass, so that only their input is kept: none of them, those that
@@ -180,8 +180,9 @@ class TrainSettings:
     """Of the old blocks' linear layers: as `precision`, or quantised (bitsandbytes) while the new blocks stay whole.
     What is kept, and compared with, is then the quantised base; what is exported is the unquantised one."""
     attention: Attention = "auto"
-    """How blocks attend: flash (varlen, CUDA), flex (block mask, CUDA), sdpa, eager; auto takes the first that the
-    device, the packages and the family have. Documents in one row never see each other: probed at the start."""
+    """How blocks attend: flash (varlen, CUDA), flex (block mask, CUDA), blocked (CPU: no work for what is masked),
+    sdpa, eager; auto takes the first that the device, the packages and the family have, blocked only where a probe
+    shows that it gives this model sdpa's numbers. Documents in one row never see each other: probed at the start."""
     compile_blocks: bool = False
     """Compile each block once (torch.compile): a slow start, then faster steps. Needs a C++ compiler."""
     recompute: Recompute = "none"
