@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/excerpts.py EXCERPTS OUT
 
 EXCERPTS holds gsm8k/, humaneval/, mbpp/, math/, choice/, law/ and mint/ as their authors publish them (the README of
-that folder says where each comes from); OUT can be given to `blockexpand eval --data-dir`. HellaSwag and MMLU by subject
-are not among the excerpts, so those tasks are not made.
+that folder says where each comes from); OUT can be given to `blockexpand eval --data-dir`. HellaSwag and MMLU by
+subject are not among the excerpts, so those tasks are not made.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def make_data(excerpts: Path, out: Path) -> None:
     write(out, "mbpp", "prompt", [row for row in mbpp if row["task_id"] <= 10])
     write(out, "mbpp", "test", [row for row in mbpp if row["task_id"] > 10])
     mathematics = lines(excerpts / "math/math_a.jsonl")
-    write(out, "math", "test", [{"problem": r["question"], **r["other"]} for r in mathematics])
+    write(out, "hendrycks_math", "test", [{"problem": r["question"], **r["other"]} for r in mathematics])
     for split in ("train", "test"):
         rows = json.loads((excerpts / f"choice/arc-challenge_{split}.json").read_text("utf-8"))
         write(out, "arc_challenge", split, map(arc, rows))
@@ -106,7 +106,9 @@ def make_law(folder: Path, out: Path) -> None:
     for path in sorted(folder.glob("*.tsv")):
         write(out, f"legalbench_{path.stem}", "test", table(path))
     clauses = table(folder / "unfair_tos.tsv")
-    rows = [{"text": r["text"], "labels": [LABELS.index(r["answer"])] if r["answer"] in LABELS else []} for r in clauses]
+    rows = [
+        {"text": r["text"], "labels": [LABELS.index(r["answer"])] if r["answer"] in LABELS else []} for r in clauses
+    ]
     write(out, "unfair_tos", "train", rows[:5])
     write(out, "unfair_tos", "test", rows[5:])
 

@@ -38,9 +38,7 @@ class _Task:
     """What each row of the data must have, besides what the templates name."""
 
     def __post_init__(self) -> None:
-        check(
-            self.task.replace("_", "").replace("-", "").isalnum(), "task", self.task, "letters, digits, '-' and '_'"
-        )
+        check(self.task.replace("_", "").replace("-", "").isalnum(), "task", self.task, "letters, digits, '-' and '_'")
         check(0 <= self.shots <= 64, "shots", self.shots, "0 to 64")
 
 

@@ -27,7 +27,7 @@ from blockexpand.evaluation.losses import DocumentLosses, HeldOut, document_loss
 from blockexpand.evaluation.outcomes import SuiteResults
 from blockexpand.evaluation.paired import Interval, mean_difference, ratio_difference
 from blockexpand.families.modules import load_model
-from blockexpand.records import WRITTEN_WHEN_SET, read_record, to_plain, write_record
+from blockexpand.records import WRITTEN_WHEN_SET, read_json, read_record, to_plain, write_record
 from blockexpand.staging import RECORD_NAME, staged_folder
 
 _ROWS_PER_PASS = 16
@@ -182,6 +182,15 @@ def _versions() -> dict[str, str]:
     import transformers
 
     return {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def has_records(folder: Path) -> bool:
+    """Whether `evaluate` or `evaluate_suites` wrote the folder."""
+    path = folder / RECORD_NAME
+    if not path.is_file():
+        return False
+    data = read_json(path)
+    return isinstance(data, dict) and data.get("format") == EvaluationRecord.FORMAT
 
 
 def read_evaluation(folder: str | Path) -> Evaluation:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockexpand.digests import digest_json
-from blockexpand.errors import EvaluationError
+from blockexpand.errors import EvaluationError, nearest
 from blockexpand.evaluation.entries import AnswerTask, ChoiceTask, Chosen, FileTask, HarnessTask, Task, TextTask
 from blockexpand.evaluation.sources import Row, check_columns, hub_rows, local_file, read_rows
+from blockexpand.records import check
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -35,7 +38,7 @@ class Options:
     limit: int | None = None
     """Only the first samples of each task; none = all."""
     shots: int | None = None
-    """Instead of the suites' own numbers of examples."""
+    """At most this many examples, for short contexts; none = as the suites say."""
     samples: int = 1
     """Outputs drawn for each question of a task that counts pass@k; 1 = one greedy output."""
     chat: bool = False
@@ -50,8 +53,6 @@ class Options:
     """Run programs without isolation where there is no sandbox."""
 
     def __post_init__(self) -> None:
-        from blockexpand.records import check
-
         check(self.limit is None or self.limit > 0, "limit", self.limit, "a whole number above 0")
         check(self.shots is None or 0 <= self.shots <= 64, "shots", self.shots, "0 to 64")
         check(1 <= self.samples <= 1000, "samples", self.samples, "1 to 1000")
@@ -92,13 +93,38 @@ def require_harness() -> None:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
-def build_parts(entry: Task, chosen: Chosen, options: Options) -> list[Part]:
-    """The harness's tasks of an entry, each with its rows.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """One task of a suite, its data read and checked."""
+
+    entry: Task
+    chosen: Chosen
+    parts: list[Part]
+    """More than one where several tasks of the harness make one figure."""
+
+
+def build_work(suites: Sequence[Chosen], options: Options) -> list[Work]:
+    """The harness's tasks of all suites, so that what is wrong with one is known before any model is asked.
 
     Raises:
-        EvaluationError: the data are not there or do not fit.
+        EvaluationError: the data are not there or do not fit, or a figure is asked for that a task has not.
     """
-    return [_build(entry, config, chosen, options) for config in _configs(entry, chosen)]
+    found = []
+    for chosen in suites:
+        for entry in chosen.suite.tasks:
+            parts = [_build(entry, config, chosen, options) for config in _configs(entry, chosen)]
+            _check_metric(entry, parts[0])
+            found.append(Work(entry=entry, chosen=chosen, parts=parts))
+    return found
+
+
+def _check_metric(entry: Task, part: Part) -> None:
+    known = part.task.aggregation()
+    if entry.metric not in known:
+        raise EvaluationError(f"{entry.task} has no metric {entry.metric!r}; {nearest(entry.metric, known)}")
+    filters = [one.name for one in part.task._filters]
+    if entry.filter not in filters:
+        raise EvaluationError(f"{entry.task} has no filter {entry.filter!r}; {nearest(entry.filter, filters)}")
 
 
 def _configs(entry: Task, chosen: Chosen) -> list[dict[str, Any]]:
@@ -109,8 +135,8 @@ def _configs(entry: Task, chosen: Chosen) -> list[dict[str, Any]]:
         paths = sorted(root.glob(entry.files))
         if not paths:
             raise EvaluationError(
-                f"the installed lm-evaluation-harness has no task at {entry.files!r}; expected version 0.4.13 or a near "
-                "one; install the version in constraints.txt"
+                f"the installed lm-evaluation-harness has no task at {entry.files!r}; expected version 0.4.13 or a "
+                "near one; install the version in constraints.txt"
             )
         configs = [_load(path) for path in paths]
         if len(configs) == 1:
@@ -119,7 +145,9 @@ def _configs(entry: Task, chosen: Chosen) -> list[dict[str, Any]]:
     if isinstance(entry, FileTask):
         path = chosen.folder / entry.file
         if not path.is_file():
-            raise EvaluationError(f"the task {entry.task!r} has no file at {path}; expected a task in the harness's YAML")
+            raise EvaluationError(
+                f"the task {entry.task!r} has no file at {path}; expected a task in the harness's YAML"
+            )
         return [{**_load(path), "task": entry.task}]
     common = {"task": entry.task, "test_split": "test", "metadata": {"version": chosen.suite.version}}
     return [{**_short_form(entry), **common, "dataset_path": entry.hub or None, "dataset_name": entry.hub_name}]
@@ -155,7 +183,9 @@ def _short_form(entry: ChoiceTask | AnswerTask | TextTask) -> dict[str, Any]:
                 "max_gen_toks": entry.max_new_tokens,
                 "do_sample": False,
             },
-            "filter_list": [{"name": "none", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}],
+            "filter_list": [
+                {"name": "none", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}
+            ],
             "metric_list": [
                 {"metric": "exact_match", "ignore_case": True, "regexes_to_ignore": [r"\.$"], **_MEAN},
             ],
@@ -175,8 +205,12 @@ _MEAN = {"aggregation": "mean", "higher_is_better": True}
 
 def _build(entry: Task, config: dict[str, Any], chosen: Chosen, options: Options) -> Part:
     """The task of one configuration: its rows are read here, so the harness fetches nothing."""
-    shots = entry.shots if options.shots is None else options.shots
+    shots = entry.shots if options.shots is None else min(entry.shots, options.shots)
     asked = config.get("test_split") or config.get("validation_split")
+    if asked is None:
+        raise EvaluationError(
+            f"the task {entry.task!r} names no test_split and no validation_split; name one in its file"
+        )
     own_examples = (config.get("fewshot_config") or {}).get("samples") is not None
     shown = config.get("fewshot_split") or config.get("training_split") or config.get("validation_split")
     if not shots or own_examples:
@@ -211,7 +245,9 @@ def _rows(entry: Task, config: dict[str, Any], chosen: Chosen, options: Options,
     own = chosen.folder / chosen.suite.data if chosen.suite.data else None
     folder = Path(options.data) if options.data else own
     path = local_file(folder, entry.task, split) if folder else None
-    bring = str((folder or Path("DATA")) / entry.task / f"{split}.jsonl") + ("" if folder else " (with --data-dir DATA)")
+    bring = str((folder or Path("DATA")) / entry.task / f"{split}.jsonl") + (
+        "" if folder else " (with --data-dir DATA)"
+    )
     if path is not None:
         rows = read_rows(path)
         if isinstance(entry, HarnessTask) and entry.part:
@@ -242,6 +278,8 @@ def _columns(entry: Task, config: dict[str, Any]) -> set[str]:
     from jinja2 import meta
 
     names = set(entry.columns)
+    if config.get("process_docs") is not None:  # it makes columns of its own; the file's stand in the suite
+        return names
     for key in ("doc_to_text", "doc_to_target", "doc_to_choice"):
         template = config.get(key)
         if not isinstance(template, str):
@@ -300,6 +338,4 @@ def _check_choices(task: ConfigurableTask, source: str) -> None:
 
 
 def _plain(rows: list[Row]) -> Any:
-    import json
-
     return json.loads(json.dumps(rows, default=str))

@@ -19,9 +19,9 @@ from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import EvaluationError
 from blockexpand.evaluation.entries import Chosen, FileTask
 from blockexpand.evaluation.evaluating import EvaluationRecord, HeldOutFound, HeldOutWork, model_digest
-from blockexpand.evaluation.harness import Options, require_harness
+from blockexpand.evaluation.harness import Options, build_work, require_harness
 from blockexpand.evaluation.journal import journal_of
-from blockexpand.evaluation.outcomes import Sample, SuiteResults, TaskScore, write_samples
+from blockexpand.evaluation.outcomes import SuiteResults, TaskScore, write_samples
 from blockexpand.evaluation.running import run_task
 from blockexpand.families.modules import load_model
 from blockexpand.records import to_plain, write_record
@@ -96,10 +96,12 @@ def evaluate_suites(
     require_harness()
     start, options = start or Start(), options or Options()
     dtype = _dtype(subject, suites)
-    options = dataclasses.replace(options, chat=options.chat or any(one.suite.chat for one in suites))
+    chat = options.chat or subject.endpoint is not None or any(one.suite.chat for one in suites)
+    options = dataclasses.replace(options, chat=chat)
     digest = subject.digest()
     check_output(Path(out), start.overwrite)
     identity = _identity(digest, suites, options, dtype)
+    works = build_work(suites, options)
     with (
         journal_of(Path(out), identity, resume=start.resume, overwrite=start.overwrite) as journal,
         staged_folder(Path(out), start.overwrite) as staged,
@@ -107,10 +109,9 @@ def evaluate_suites(
         lm, loaded = _lm(subject, options, dtype)
         _seed()
         tasks: dict[str, TaskScore] = {}
-        for chosen in suites:
-            for entry in chosen.suite.tasks:
-                tasks[entry.task], samples = run_task(entry, chosen, lm, journal, options)
-                write_samples(staged, entry.task, samples)
+        for work in works:
+            tasks[work.entry.task], samples = run_task(work, lm, journal, options)
+            write_samples(staged, work.entry.task, samples)
         found = held_out.measure(cast(Any, loaded)) if held_out else HeldOutFound(losses={}, answered=[])
         figures = held_out.figures(found) if held_out else {"held_out": {}, "corpora": {}, "answers": None}
         record = EvaluationRecord(
@@ -174,9 +175,9 @@ def _load(subject: Subject, dtype: str) -> PreTrainedModel:
     kind: torch.dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[dtype]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if subject.packs:
-        from blockexpand.packs import load_with_packs
+        from blockexpand.packs import load_with_packs  # ty: ignore[import-not-found]
 
-        return load_with_packs(subject.model, subject.packs, kind).to(device)  # ty: ignore[invalid-argument-type]
+        return load_with_packs(subject.model, subject.packs, kind).to(device)
     return cast("PreTrainedModel", load_model(Path(subject.model), dtype=kind, device=device))
 
 
@@ -186,9 +187,7 @@ def _seed() -> None:
     torch.manual_seed(_SEED)
 
 
-def _results(
-    tasks: dict[str, TaskScore], lm: LoadedLM | EndpointLM, options: Options, dtype: str
-) -> SuiteResults:
+def _results(tasks: dict[str, TaskScore], lm: LoadedLM | EndpointLM, options: Options, dtype: str) -> SuiteResults:
     from blockexpand.evaluation.models import LoadedLM
 
     windows = isinstance(lm, LoadedLM) and any(one.metric == "bits_per_byte" for one in tasks.values())
@@ -202,8 +201,4 @@ def _results(
         dtype="unknown" if not isinstance(lm, LoadedLM) else dtype,
         window_tokens=lm.window_tokens if isinstance(lm, LoadedLM) and windows else None,
         stride_tokens=lm.stride_tokens if isinstance(lm, LoadedLM) and windows else None,
-        versions={name: metadata.version(name) for name in _LIBRARIES},
     )
-
-
-__all__ = ["Options", "Sample", "Start", "Subject", "evaluate_suites"]

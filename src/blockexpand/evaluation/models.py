@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, cast
 
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from blockexpand.errors import EvaluationError
-from blockexpand.evaluation.journal import Likelihood
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +51,9 @@ class LoadedLM(HFLM):
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
         """`model` in eval mode, on its device."""
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size, max_length=None)
+        # A text longer than the context is cut or windowed, and counted; transformers would warn of it each time.
+        tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+        super().__init__(pretrained=model, tokenizer=cast(Any, tokenizer), batch_size=options.batch_size)
         self._options = options
         self._share_seconds = 0.0
         self._lengths: dict[tuple, tuple[int, int]] = {}
@@ -99,7 +100,11 @@ class LoadedLM(HFLM):
                 self._note("loglikelihood", arguments, (cut, len(continuation)))
         return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Of each continuation after its context: nats, and whether it is the greedy one."""
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Texts, each ended before its first stop; at least half of the context is the prompt's."""
         room = self.max_length - max((_new_tokens(r.args[1], self.max_gen_toks) for r in requests), default=0)
         for request in requests:
@@ -108,9 +113,9 @@ class LoadedLM(HFLM):
             if room < self.max_length:  # the count costs a second tokenisation
                 cut = max(0, len(self.tok_encode(request.args[0])) - (self.max_length - new))
                 self._note("generate_until", request.args, (cut, 0))
-        return super().generate_until(requests, disable_tqdm=True)
+        return super().generate_until(requests, disable_tqdm=disable_tqdm)
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """The nats of each text, from its first token on, in sliding windows."""
         found = []
         for request in requests:
@@ -124,7 +129,7 @@ class LoadedLM(HFLM):
                     context_len=self.window_tokens - self.stride_tokens + 1,
                 )
             ]
-            total = sum(nats for nats, _ in self._loglikelihood_tokens(windows, disable_tqdm=True))
+            total = sum(nats for nats, _ in self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm))
             self._share_seconds = time.perf_counter() - start
             self.heard("loglikelihood_rolling", request.args, total, seconds=self._share_seconds)
             found.append(total)

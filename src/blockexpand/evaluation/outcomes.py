@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from blockexpand.errors import EvaluationError, RecordError
 from blockexpand.evaluation.entries import Side
@@ -62,6 +62,8 @@ class TaskScore:
     value: float | None
     """None when not one sample was answered."""
     higher_is_better: bool
+    mean: Literal["samples", "tasks"]
+    """Over what the figure is a mean, where several tasks make it."""
     standard_error: float | None
     """Of a mean over samples; none where the figure is something else."""
     shots: int
@@ -93,7 +95,6 @@ class SuiteResults:
     window_tokens: int | None
     """Of the text tasks; none where there is none."""
     stride_tokens: int | None
-    versions: dict[str, str]
 
 
 def write_samples(folder: Path, task: str, samples: Sequence[Sample]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
 import os
 import time
@@ -16,10 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from blockexpand.digests import digest_json
-from blockexpand.errors import EvaluationError, nearest
-from blockexpand.evaluation.entries import Chosen, HarnessTask, Task
-from blockexpand.evaluation.harness import Options, Part, build_parts
+from blockexpand.evaluation.entries import HarnessTask, Task
+from blockexpand.evaluation.harness import Options, Part, Work
 from blockexpand.evaluation.journal import Given, Journal, key_of
 from blockexpand.evaluation.outcomes import PartScore, Sample, TaskScore
 from blockexpand.evaluation.scoring.code import unsafe_programs
@@ -35,35 +37,23 @@ _SCORED_AT_ONCE = min(8, os.cpu_count() or 1)
 
 
 def run_task(
-    entry: Task, chosen: Chosen, lm: LoadedLM | EndpointLM, journal: Journal, options: Options
+    work: Work, lm: LoadedLM | EndpointLM, journal: Journal, options: Options
 ) -> tuple[TaskScore, list[Sample]]:
     """Ask, filter and score one task.
 
     Raises:
-        EvaluationError: the data do not fit the task, or the model cannot be asked so.
+        EvaluationError: the model cannot be asked so.
     """
     start = time.monotonic()
-    parts = build_parts(entry, chosen, options)
-    _check_metric(entry, parts[0])
-    requests = {part.name: _requests(part, lm, options) for part in parts}
-    _ask(entry.task, [one for some in requests.values() for one in some], lm, journal)
-    samples: list[Sample] = []
-    means: dict[str, tuple[Part, list[Sample]]] = {}
-    for part in parts:
-        given = [(one, [_take(entry.task, one, journal) for _ in range(one.repeats or 1)]) for one in requests[part.name]]
-        found = _scored(part, given, _Scorer(entry, part, journal, options.unsafe))
-        means[part.name] = part, found
-        samples += found
-    return _figure(entry, chosen, means, time.monotonic() - start), samples
-
-
-def _check_metric(entry: Task, part: Part) -> None:
-    known = part.task.aggregation()
-    if entry.metric not in known:
-        raise EvaluationError(f"{entry.task} has no metric {entry.metric!r}; {nearest(entry.metric, known)}")
-    filters = [one.name for one in part.task._filters]
-    if entry.filter not in filters:
-        raise EvaluationError(f"{entry.task} has no filter {entry.filter!r}; {nearest(entry.filter, filters)}")
+    task = work.entry.task
+    requests = {part.name: _requests(part, lm, options) for part in work.parts}
+    _ask(task, [one for some in requests.values() for one in some], lm, journal)
+    samples: dict[str, list[Sample]] = {}
+    for part in work.parts:
+        given = [(one, [_take(task, one, journal) for _ in range(one.repeats or 1)]) for one in requests[part.name]]
+        samples[part.name] = _scored(part, given, _Scorer(work.entry, part, journal, options.unsafe))
+    figure = _figure(work, samples, time.monotonic() - start)
+    return figure, [one for some in samples.values() for one in some]
 
 
 def _requests(part: Part, lm: LoadedLM | EndpointLM, options: Options) -> list[Instance]:
@@ -110,17 +100,13 @@ def _ask(task: str, requests: list[Instance], lm: LoadedLM | EndpointLM, journal
     with bar(task, total, "answers") as progress:
         progress.advance(total - sum(len(some) for some in left.values()))
         lm.heard = _listener(task, journal, progress)
+        methods = {
+            "loglikelihood": lm.loglikelihood,
+            "loglikelihood_rolling": lm.loglikelihood_rolling,
+            "generate_until": lm.generate_until,
+        }
         for request_type, some in left.items():
-            _method(lm, request_type)(some)
-
-
-def _method(lm: LoadedLM | EndpointLM, request_type: str) -> Callable[[list[Instance]], Any]:
-    methods = {
-        "loglikelihood": lambda some: cast(Any, lm).loglikelihood(some, **({"disable_tqdm": True} if _is_loaded(lm) else {})),
-        "loglikelihood_rolling": lm.loglikelihood_rolling,
-        "generate_until": lm.generate_until,
-    }
-    return methods[request_type]
+            methods[request_type](some)
 
 
 def _listener(task: str, journal: Journal, progress: Bar) -> Callable[..., None]:
@@ -198,40 +184,34 @@ def _each(score: Callable[[int], Sample], numbers: list[int], title: str, *, at_
 
 
 def _jsonable(value: Any) -> Any:
-    import json
-
-    return json.loads(json.dumps(value, default=lambda other: other.item() if type(other).__module__ == "numpy" else str(other)))
+    return json.loads(json.dumps(value, default=_plain_number))
 
 
-def _figure(
-    entry: Task, chosen: Chosen, means: dict[str, tuple[Part, list[Sample]]], seconds: float
-) -> TaskScore:
-    first = next(iter(means.values()))[0]
-    every = [one for _, some in means.values() for one in some]
+def _plain_number(value: Any) -> Any:
+    """A number of numpy's as Python has it; whatever else a row may hold, as text."""
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def _figure(work: Work, samples: dict[str, list[Sample]], seconds: float) -> TaskScore:
+    entry, first = work.entry, work.parts[0]
+    every = [one for some in samples.values() for one in some]
     counted = [one for one in every if one.error is None]
+    parts = {part.name: _part_score(entry.metric, part, samples[part.name]) for part in work.parts}
     value = aggregate(entry.metric, first, counted)
-    parts = {
-        name: PartScore(
-            value=aggregate(entry.metric, part, [one for one in some if one.error is None]),
-            num_samples=len([one for one in some if one.error is None]),
-            version=part.version,
-            source=part.source,
-            digest=part.digest,
-        )
-        for name, (part, some) in means.items()
-    }
+    error = _standard_error([one.scores[entry.metric] for one in counted])
     if isinstance(entry, HarnessTask) and entry.mean == "tasks":
         answered = [one.value for one in parts.values() if one.value is not None]
-        value = sum(answered) / len(answered) if answered else None
+        value, error = (sum(answered) / len(answered) if answered else None), None
     others = {name for one in counted for name in one.scores} - {entry.metric}
     return TaskScore(
-        suite=chosen.suite.suite,
-        suite_version=chosen.suite.version,
-        side=chosen.side_of(entry),
+        suite=work.chosen.suite.suite,
+        suite_version=work.chosen.suite.version,
+        side=work.chosen.side_of(entry),
         metric=entry.metric,
         value=value,
         higher_is_better=bool(first.task.higher_is_better().get(entry.metric, True)),
-        standard_error=_standard_error([one.scores[entry.metric] for one in counted]),
+        mean=entry.mean if isinstance(entry, HarnessTask) else "samples",
+        standard_error=error,
         shots=first.shots,
         num_samples=len(counted),
         num_errors=len(every) - len(counted),
@@ -239,6 +219,17 @@ def _figure(
         others={name: found for name in sorted(others) if (found := aggregate(name, first, counted)) is not None},
         parts=parts,
         seconds=seconds,
+    )
+
+
+def _part_score(metric: str, part: Part, samples: list[Sample]) -> PartScore:
+    counted = [one for one in samples if one.error is None]
+    return PartScore(
+        value=aggregate(metric, part, counted),
+        num_samples=len(counted),
+        version=part.version,
+        source=part.source,
+        digest=part.digest,
     )
 
 

@@ -35,17 +35,22 @@ def local_file(folder: Path, task: str, split: str) -> Path | None:
     return None
 
 
-@functools.lru_cache(maxsize=4)  # 57 parts of MMLU come from one file
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a local file.
+    """The rows of a local file; not to be changed, since whoever asks again gets the same.
 
     Raises:
         EvaluationError: it cannot be read as what its ending says, or holds no row.
     """
+    found = path.stat()
+    return _rows_of(path, found.st_mtime_ns, found.st_size)
+
+
+@functools.lru_cache(maxsize=4)  # 57 parts of MMLU come from one file
+def _rows_of(path: Path, modified: int, size: int) -> list[Row]:
+    del modified, size
+    ending = next(ending for ending in sorted(_ENDINGS, key=len, reverse=True) if path.name.endswith(ending))
     try:
-        rows = _READERS[next(ending for ending in sorted(_ENDINGS, key=len, reverse=True) if path.name.endswith(ending))](
-            path
-        )
+        rows = _READERS[ending](path)
     except (ValueError, OSError, EOFError, csv.Error) as error:
         why = " ".join(str(error).split())[:200]
         raise EvaluationError(f"{path} cannot be read: {why}; expected rows of data as its ending says") from None
@@ -68,8 +73,8 @@ def check_columns(rows: Sequence[Row], columns: Iterable[str], where: str) -> No
         missing = [name for name in wanted if name not in row]
         if missing:
             raise EvaluationError(
-                f"{where}, row {number + 1} has no column {', '.join(map(repr, missing))}; expected {', '.join(wanted)}, "
-                f"got {', '.join(sorted(row))}; bring the data in the hub's columns"
+                f"{where}, row {number + 1} has no column {', '.join(map(repr, missing))}; expected "
+                f"{', '.join(wanted)}, got {', '.join(sorted(row))}; bring the data in the hub's columns"
             )
 
 
