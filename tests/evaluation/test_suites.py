@@ -15,10 +15,10 @@ from suite_ground import GSM8K, LABELLED, OWN, Scripted, make_suite, write_rows
 from blockexpand.corpus.tokens import load_tokenizer
 from blockexpand.errors import EvaluationError, RecordError
 from blockexpand.evaluation import (
+    Candidate,
     EvaluationRecord,
     Options,
     Start,
-    Subject,
     evaluate_suites,
     known_suites,
     load_suites,
@@ -44,12 +44,12 @@ def own(tmp_path: Path) -> Path:
 
 
 def run(model: Path, suite: Path | str, out: Path, start: Start | None = None, **options: Any) -> EvaluationRecord:
-    return evaluate_suites(Subject(model=str(model)), load_suites([str(suite)]), out, Options(**options), None, start)
+    return evaluate_suites(Candidate(model=str(model)), load_suites([str(suite)]), out, Options(**options), None, start)
 
 
 def scripted(script: Scripted, suite: Path | str, out: Path, **options: Any) -> EvaluationRecord:
-    subject = Subject(model="m", endpoint=script)  # ty: ignore[invalid-argument-type]
-    return evaluate_suites(subject, load_suites([str(suite)]), out, Options(**options))
+    candidate = Candidate(model="m", endpoint=script)  # ty: ignore[invalid-argument-type]
+    return evaluate_suites(candidate, load_suites([str(suite)]), out, Options(**options))
 
 
 def figures(record: EvaluationRecord) -> dict[str, Any]:
@@ -244,8 +244,8 @@ def test_unfair_clauses_are_judged_by_likelihood_per_token(model: Path, tmp_path
 
 def test_a_model_in_memory_and_half_precision(model: Path, own: Path, tmp_path: Path) -> None:
     pair = load(model, torch.float32), load_tokenizer(model)
-    subject = Subject(model="mine", loaded=pair, fingerprint="f")
-    record = evaluate_suites(subject, load_suites([str(own)]), tmp_path / "memory", Options(limit=4))
+    candidate = Candidate(model="mine", loaded=pair, fingerprint="f")
+    record = evaluate_suites(candidate, load_suites([str(own)]), tmp_path / "memory", Options(limit=4))
     assert (record.model, record.model_digest) == ("mine", "f")
     assert record.suites is not None
     assert record.suites.dtype == "float32"
@@ -256,7 +256,7 @@ def test_a_model_in_memory_and_half_precision(model: Path, own: Path, tmp_path: 
     assert half.suites is not None
     assert half.suites.dtype == "float16"
     with pytest.raises(EvaluationError, match=r"want different number formats \(own: float16, perplexity: float32\)"):
-        evaluate_suites(Subject(model=str(model)), load_suites([str(own), "perplexity"]), tmp_path / "o")
+        evaluate_suites(Candidate(model=str(model)), load_suites([str(own), "perplexity"]), tmp_path / "o")
 
 
 def test_prompts_that_do_not_fit_are_counted(model: Path, own: Path, tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_a_chat_suite_needs_a_template(model: Path, own: Path, tmp_path: Path) -
     tokenizer.chat_template = None
     own.write_text(OWN.replace("version: 3", "version: 3\nchat: true"))
     with pytest.raises(EvaluationError, match="m has no chat template, and the suite asks through one"):
-        evaluate_suites(Subject(model="m", loaded=(loaded, tokenizer)), load_suites([str(own)]), tmp_path / "out")
+        evaluate_suites(Candidate(model="m", loaded=(loaded, tokenizer)), load_suites([str(own)]), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_without_network_and_file_the_error_names_the_file(tmp_path: Path, monke
 
 
 def test_parts_of_one_file_are_told_apart(tmp_path: Path) -> None:
-    """MATH's seven subjects stand in one file; a subject without rows would change the figure unseen."""
+    """MATH's seven subjects stand in one file; a candidate without rows would change the figure unseen."""
     names = ["Algebra", "Counting & Probability", "Geometry", "Intermediate Algebra", "Number Theory", "Prealgebra"]
     rows = [{"problem": f"{n}?", "solution": rf"\boxed{{{n}}}", "type": n} for n in [*names, "Precalculus"]]
     write_rows(tmp_path / "hendrycks_math/test.jsonl", rows)

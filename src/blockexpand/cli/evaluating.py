@@ -13,7 +13,7 @@ from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
 from blockexpand.errors import UsageError
 
 if TYPE_CHECKING:
-    from blockexpand.evaluation import Difference, EvaluationRecord, Options, Subject, Verdict
+    from blockexpand.evaluation import Candidate, Difference, EvaluationRecord, Options, Verdict
 
 Several = Annotated[list[str] | None, Parameter(negative="")]
 Flag = Annotated[bool, Parameter(negative="")]
@@ -112,7 +112,7 @@ def evaluate(
         )
     questions = evaluation.load_tasks(tasks) if tasks is not None else []
     measured = _Measured(data=_named(data or []), questions=questions, split=split, suites=suites)
-    record = measured.write(measured.subject(model), out, overwrite)
+    record = measured.write(measured.candidate(model), out, overwrite)
     if compared.against is None:
         show(common, record, _figures(record))
         return DONE
@@ -146,35 +146,35 @@ class _Measured:
     def names(self) -> list[str]:
         return [name for one in self.suites.suite or [] for name in one.split(",") if name]
 
-    def subject(self, model: str) -> Subject:
+    def candidate(self, model: str) -> Candidate:
         from blockexpand.endpoints import Endpoint
-        from blockexpand.evaluation import Subject
+        from blockexpand.evaluation import Candidate
 
         given = self.suites
         if not self.names and (given.pack or given.endpoint):
             raise UsageError("--pack and --endpoint are for suites: name at least one with --suite")
         if given.endpoint is None:
-            return Subject(model=model, packs=tuple(given.pack or ()), dtype=given.dtype)
+            return Candidate(model=model, packs=tuple(given.pack or ()), dtype=given.dtype)
         if self.data or self.questions:
             raise UsageError(
                 f"--data and --tasks need the model itself, and {given.endpoint} is an address; leave them out"
             )
         key = given.key_file.read_text(encoding="utf-8").strip() if given.key_file else None
-        return Subject(model=model, endpoint=Endpoint(given.endpoint, model, key=key))
+        return Candidate(model=model, endpoint=Endpoint(given.endpoint, model, key=key))
 
-    def write(self, subject: Subject, out: Path, overwrite: bool) -> EvaluationRecord:
+    def write(self, candidate: Candidate, out: Path, overwrite: bool) -> EvaluationRecord:
         from blockexpand import evaluation
 
         if not self.names:
             return evaluation.evaluate(
-                subject.model, self.data, out, tasks=self.questions, split=self.split, overwrite=overwrite
+                candidate.model, self.data, out, tasks=self.questions, split=self.split, overwrite=overwrite
             )
         work = None
         if self.data or self.questions:
-            work = evaluation.HeldOutWork.of(Path(subject.model), self.data, self.questions, self.split)
+            work = evaluation.HeldOutWork.of(Path(candidate.model), self.data, self.questions, self.split)
         chosen = evaluation.load_suites(self.names)
         start = evaluation.Start(resume=self.suites.resume, overwrite=overwrite)
-        return evaluation.evaluate_suites(subject, chosen, out, self._options(), work, start)
+        return evaluation.evaluate_suites(candidate, chosen, out, self._options(), work, start)
 
     def _options(self) -> Options:
         from blockexpand.evaluation import Options
@@ -190,7 +190,7 @@ class _Measured:
         if evaluation.has_records(against):
             return against
         beside = out.with_name(f"{out.name}-against")
-        self.write(evaluation.Subject(model=str(against), dtype=self.suites.dtype), beside, overwrite=True)
+        self.write(evaluation.Candidate(model=str(against), dtype=self.suites.dtype), beside, overwrite=True)
         return beside
 
 

@@ -6,6 +6,7 @@ from blockexpand.evaluation.evaluating import (
     Evaluation,
     EvaluationRecord,
     HeldOutWork,
+    Subject,
     differences,
     evaluate,
     has_records,
@@ -13,13 +14,14 @@ from blockexpand.evaluation.evaluating import (
 )
 from blockexpand.evaluation.harness import Options
 from blockexpand.evaluation.losses import HeldOut
-from blockexpand.evaluation.measuring import Start, Subject, evaluate_suites
+from blockexpand.evaluation.measuring import Candidate, Start, evaluate_suites
 from blockexpand.evaluation.outcomes import Sample, SuiteResults, TaskScore, read_samples
-from blockexpand.evaluation.paired import Interval, mean_difference, ratio_difference
+from blockexpand.evaluation.paired import Interval, mean_difference, ratio_difference, seeded_ratio_difference
 from blockexpand.evaluation.verdict import Difference, Verdict, compare_records, judge
 
 __all__ = [
     "AnswerTask",
+    "Candidate",
     "Chosen",
     "Difference",
     "Evaluation",
@@ -50,4 +52,5 @@ __all__ = [
     "read_evaluation",
     "read_samples",
     "read_suite",
+    "seeded_ratio_difference",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -64,8 +64,22 @@ class Evaluation:
     answered: tuple[Answered, ...]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model to measure that is not simply a checkpoint's folder."""
+
+    name: str
+    """What the record calls it."""
+    tokenizer: Path
+    """The folder of its tokenizer."""
+    digest: Callable[[], str]
+    """Of its weights."""
+    load: Callable[[], PreTrainedModel]
+    """The model, in eval mode."""
+
+
 def evaluate(
-    model: str | Path,
+    model: str | Path | Subject,
     data: Mapping[str, str | Path],
     out: str | Path,
     tasks: list[AnswerTask] | None = None,
@@ -75,7 +89,7 @@ def evaluate(
     """Measure a model.
 
     Args:
-        model: The folder of a checkpoint.
+        model: The folder of a checkpoint, or a model that no folder holds.
         data: Prepared folders by name, e.g. {"general": .., "domain": ..}.
         out: The folder of records to write.
         tasks: Questions with checkable answers, asked through the chat template.
@@ -88,14 +102,14 @@ def evaluate(
     """
     if not data and not tasks:
         raise EvaluationError("nothing to measure: give at least one corpus (--data name=folder) or tasks")
-    folder = Path(model)
-    work = HeldOutWork.of(folder, data, tasks or [], split)
+    subject = model if isinstance(model, Subject) else _of_folder(Path(model))
+    work = HeldOutWork.of(subject.tokenizer, data, tasks or [], split)
     with staged_folder(Path(out), overwrite) as staged:
-        found = work.measure(_load(folder))
+        found = work.measure(subject.load())
         record = EvaluationRecord(
             blockexpand_version=__version__,
-            model=str(model),
-            model_digest=model_digest(folder),
+            model=subject.name,
+            model_digest=subject.digest(),
             versions=_versions(),
             **work.figures(found),
         )
@@ -123,22 +137,23 @@ class HeldOutFound:
 class HeldOutWork:
     """Prepared corpora and tasks with checkable answers, checked against the model's tokenizer."""
 
-    folder: Path
+    tokenizer: Path
+    """Its folder."""
     corpora: dict[str, Corpus]
     tasks: list[AnswerTask]
     split: str
 
     @staticmethod
-    def of(folder: Path, data: Mapping[str, str | Path], tasks: list[AnswerTask], split: str) -> HeldOutWork:
+    def of(tokenizer: Path, data: Mapping[str, str | Path], tasks: list[AnswerTask], split: str) -> HeldOutWork:
         """The corpora in the folders `data` names.
 
         Raises:
-            EvaluationError: one was prepared with another tokenizer than the one in `folder`.
+            EvaluationError: one was prepared with another tokenizer than the one in that folder.
         """
         corpora = {name: open_corpus(path) for name, path in data.items()}
         for name, corpus in corpora.items():
-            _check_tokenizer(folder, name, corpus)
-        return HeldOutWork(folder=folder, corpora=corpora, tasks=tasks, split=split)
+            _check_tokenizer(tokenizer, name, corpus)
+        return HeldOutWork(tokenizer=tokenizer, corpora=corpora, tasks=tasks, split=split)
 
     def measure(self, loaded: PreTrainedModel) -> HeldOutFound:
         """The losses of each document and the answers of each task."""
@@ -146,7 +161,7 @@ class HeldOutWork:
             name: document_losses(loaded, corpus.rows(self.split), _ROWS_PER_PASS, f"loss on {name}")
             for name, corpus in self.corpora.items()
         }
-        answered = answer(loaded, load_tokenizer(self.folder), self.tasks, _MAX_NEW_TOKENS) if self.tasks else []
+        answered = answer(loaded, load_tokenizer(self.tokenizer), self.tasks, _MAX_NEW_TOKENS) if self.tasks else []
         return HeldOutFound(losses=losses, answered=answered)
 
     def figures(self, found: HeldOutFound) -> dict[str, Any]:
@@ -165,6 +180,10 @@ def _check_tokenizer(folder: Path, name: str, corpus: Corpus) -> None:
             f"the corpus {name!r} ({corpus.folder}) was prepared with another tokenizer than the one in {folder}; "
             "prepare it again with this model's"
         )
+
+
+def _of_folder(folder: Path) -> Subject:
+    return Subject(name=str(folder), tokenizer=folder, digest=lambda: model_digest(folder), load=lambda: _load(folder))
 
 
 def _load(folder: Path) -> PreTrainedModel:

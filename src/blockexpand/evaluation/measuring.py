@@ -38,7 +38,7 @@ _LIBRARIES = ("torch", "transformers", "lm_eval", "datasets", "numpy")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Subject:
+class Candidate:
     """What is measured."""
 
     model: str
@@ -80,7 +80,7 @@ class Start:
 
 
 def evaluate_suites(
-    subject: Subject,
+    candidate: Candidate,
     suites: Sequence[Chosen],
     out: str | Path,
     options: Options | None = None,
@@ -95,10 +95,10 @@ def evaluate_suites(
     """
     require_harness()
     start, options = start or Start(), options or Options()
-    dtype = _dtype(subject, suites)
-    chat = options.chat or subject.endpoint is not None or any(one.suite.chat for one in suites)
+    dtype = _dtype(candidate, suites)
+    chat = options.chat or candidate.endpoint is not None or any(one.suite.chat for one in suites)
     options = dataclasses.replace(options, chat=chat)
-    digest = subject.digest()
+    digest = candidate.digest()
     check_output(Path(out), start.overwrite)
     identity = _identity(digest, suites, options, dtype)
     works = build_work(suites, options)
@@ -106,7 +106,7 @@ def evaluate_suites(
         journal_of(Path(out), identity, resume=start.resume, overwrite=start.overwrite) as journal,
         staged_folder(Path(out), start.overwrite) as staged,
     ):
-        lm, loaded = _lm(subject, options, dtype)
+        lm, loaded = _lm(candidate, options, dtype)
         _seed()
         tasks: dict[str, TaskScore] = {}
         for work in works:
@@ -116,7 +116,7 @@ def evaluate_suites(
         figures = held_out.figures(found) if held_out else {"held_out": {}, "corpora": {}, "answers": None}
         record = EvaluationRecord(
             blockexpand_version=__version__,
-            model=_name(subject),
+            model=_name(candidate),
             model_digest=digest,
             versions={name: metadata.version(name) for name in _LIBRARIES},
             suites=_results(tasks, lm, options, dtype),
@@ -127,8 +127,8 @@ def evaluate_suites(
     return record
 
 
-def _name(subject: Subject) -> str:
-    return " + ".join([subject.model, *subject.packs])
+def _name(candidate: Candidate) -> str:
+    return " + ".join([candidate.model, *candidate.packs])
 
 
 def _identity(digest: str, suites: Sequence[Chosen], options: Options, dtype: str) -> str:
@@ -143,11 +143,11 @@ def _identity(digest: str, suites: Sequence[Chosen], options: Options, dtype: st
     return digest_json([digest, [to_plain(one.suite) for one in suites], files, to_plain(asked), dtype, __version__])
 
 
-def _dtype(subject: Subject, suites: Sequence[Chosen]) -> str:
-    if subject.loaded is not None:
-        return str(subject.loaded[0].dtype).removeprefix("torch.")
-    if subject.dtype is not None:
-        return subject.dtype
+def _dtype(candidate: Candidate, suites: Sequence[Chosen]) -> str:
+    if candidate.loaded is not None:
+        return str(candidate.loaded[0].dtype).removeprefix("torch.")
+    if candidate.dtype is not None:
+        return candidate.dtype
     wanted = {one.suite.dtype or "float32" for one in suites}
     if len(wanted) > 1:
         names = ", ".join(f"{one.suite.suite}: {one.suite.dtype or 'float32'}" for one in suites)
@@ -155,30 +155,30 @@ def _dtype(subject: Subject, suites: Sequence[Chosen]) -> str:
     return wanted.pop() if wanted else "float32"
 
 
-def _lm(subject: Subject, options: Options, dtype: str) -> tuple[LoadedLM | EndpointLM, PreTrainedModel | None]:
+def _lm(candidate: Candidate, options: Options, dtype: str) -> tuple[LoadedLM | EndpointLM, PreTrainedModel | None]:
     from blockexpand.evaluation.models import EndpointLM, LoadedLM
 
-    if subject.endpoint is not None:
-        return EndpointLM(subject.endpoint), None
-    model, tokenizer = subject.loaded or (_load(subject, dtype), load_tokenizer(subject.model))
+    if candidate.endpoint is not None:
+        return EndpointLM(candidate.endpoint), None
+    model, tokenizer = candidate.loaded or (_load(candidate, dtype), load_tokenizer(candidate.model))
     if options.chat and not tokenizer.chat_template:
         raise EvaluationError(
-            f"{subject.model} has no chat template, and the suite asks through one; instruction-tune it first, add "
+            f"{candidate.model} has no chat template, and the suite asks through one; instruction-tune it first, add "
             "chat_template.jinja, or leave out --chat"
         )
     return LoadedLM(model, tokenizer, options), model
 
 
-def _load(subject: Subject, dtype: str) -> PreTrainedModel:
+def _load(candidate: Candidate, dtype: str) -> PreTrainedModel:
     import torch
 
     kind: torch.dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[dtype]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if subject.packs:
+    if candidate.packs:
         from blockexpand.packs import load_with_packs  # ty: ignore[import-not-found]
 
-        return load_with_packs(subject.model, subject.packs, kind).to(device)
-    return cast("PreTrainedModel", load_model(Path(subject.model), dtype=kind, device=device))
+        return load_with_packs(candidate.model, candidate.packs, kind).to(device)
+    return cast("PreTrainedModel", load_model(Path(candidate.model), dtype=kind, device=device))
 
 
 def _seed() -> None:
