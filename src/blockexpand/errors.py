@@ -107,6 +107,10 @@ class ComparisonError(BlockexpandError):
     """The arms of a comparison are unequal, or their results do not fit together."""
 
 
+class SandboxError(BlockexpandError):
+    """Model-written code cannot be isolated here, or not as asked."""
+
+
 class ReportError(BlockexpandError):
     """There is nothing to report on, or not in a format we read."""
 
