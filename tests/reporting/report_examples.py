@@ -14,7 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
-from blockexpand.comparison import ArmRecipe, ArmResult, CompareRecipe, Comparison, PlanRecipe, Trial
+from blockexpand.comparison import (
+    ArmRecipe,
+    ArmResult,
+    BlockEffect,
+    CompareRecipe,
+    Comparison,
+    Examination,
+    ExamineSettings,
+    PlanRecipe,
+    Seen,
+    Shift,
+    Trial,
+)
 from blockexpand.comparison.results import Contrast, Summary, pareto
 from blockexpand.corpus import CorpusRecord
 from blockexpand.corpus.dataset import SplitCounts
@@ -120,6 +132,8 @@ def _trials(arm: Arm, recipe: ArmRecipe, seeds: tuple[int, ...], budget: float |
                     tokens_per_second=14_250.0 if arm.parameters < 5e6 else 9_120.0,
                     peak_memory_bytes=1_180_000_000 + 24 * arm.parameters,
                     train_seconds=61.3 if arm.parameters < 5e6 else 95.8,
+                    cpu_seconds=118.2 if arm.parameters < 5e6 else 190.4,
+                    training_loss=3.4 - arm.gain,
                 )
             )
     return tuple(trials)
@@ -329,6 +343,39 @@ def corpus_of() -> CorpusRecord:
     )
 
 
+def examination_of(comparison: Comparison, plan: Plan) -> Examination:
+    """What was seen in these arms' runs; the arm `blocks` has the plan's new blocks."""
+    settings = ExamineSettings(num_prompts=4, num_shown=1)
+    shift = Shift(rank_1=0.926, rank_2_3=0.068, beyond=0.006, rank_1_interval=_around(0.926, 0.02), num_tokens=1_536)
+    effects = tuple(
+        BlockEffect(
+            id=b.id,
+            position=b.position,
+            moved={"domain": 0.11 + 0.07 * n, "general": 0.04 + 0.02 * n},
+            missed={"domain": 0.21 - 0.05 * n, "general": -0.002 + 0.004 * n},
+        )
+        for n, b in enumerate(plan.new_blocks)
+    )
+    words = {"domain": ("self.name = name",), "general": (" the river, and nobody saw it again.",)}
+
+    def seen(name: str) -> Seen:
+        return Seen(
+            settings=settings,
+            corpora={"domain": DIGEST, "general": DIGEST},
+            shifts={"domain": dataclasses.replace(shift, rank_1=0.31, beyond=0.622), "general": shift} if name else {},
+            blocks=effects if name == "blocks" else (),
+            continuations=words,
+        )
+
+    return Examination(
+        settings=settings,
+        prompts={"domain": ("def __init__(self, name):",), "general": ("In the autumn the boat went down",)},
+        base=seen(""),
+        arms={arm.name: seen(arm.name) for arm in comparison.arms},
+        runs={arm.name: arm.trials[0].run for arm in comparison.arms},
+    )
+
+
 STAGES = Stages(
     title="Python for the tiny base",
     date="2026-11-24",
@@ -356,6 +403,7 @@ def make_story(root: Path, comparison: Comparison | None = None) -> list[Path]:
     """The folders of a whole story below `root`, in the order in which a report takes them."""
     comparison = comparison or comparison_of()
     compare = write_comparison(root / "compare", comparison)
+    write_record(compare / "examination.json", examination_of(comparison, plan_of()))
     for place, arm in enumerate(comparison.arms):
         kind = "blocks" if arm.name == "blocks" else "full"
         budget = comparison.recipe.retention.forgetting_budget

@@ -23,6 +23,7 @@ from report_examples import (
 
 from blockexpand.records import read_record, write_record
 from blockexpand.reporting import ReportRecord, report, verdict
+from blockexpand.reporting.cost_charts import COSTS, front_of
 from blockexpand.reporting.page import headline
 from blockexpand.reporting.result_tables import arms_table, contrasts_table
 from blockexpand.reporting.sources import Found, Material
@@ -65,12 +66,23 @@ def test_every_figure_has_words(story: tuple[list[Path], Path], page: PageReader
     labels = [v for tag, name, v in page.attributes if (tag, name) == ("svg", "aria-label")]
     drawings = [v for tag, name, v in page.attributes if (tag, name) == ("svg", "role")]
     hidden = [v for tag, name, v in page.attributes if (tag, name) == ("svg", "aria-hidden")]
-    assert len(labels) == len(drawings) == 15  # seven figures for both widths, and the stack
+    assert len(labels) == len(drawings) == 19  # nine figures for both widths, and the stack
     assert page.tags.count("svg") == len(labels) + len(hidden)
     assert all(len(label) > 50 for label in labels)
     assert any("Block expansion: gain +0.612, forgetting +0.62 %" in label for label in labels)
     names = {path.stem for path in (story[1] / "figures").iterdir()}
-    assert names == {"outcome", "frontiers", "curves", "training", "controller", "cost", "stack", "runs"}
+    assert names == {
+        "outcome",
+        "frontiers",
+        "curves",
+        "training",
+        "controller",
+        "cost",
+        "gain-cost",
+        "new-blocks",
+        "stack",
+        "runs",
+    }
     assert all((path.read_bytes()[:4] == b"\x89PNG") for path in (story[1] / "figures").iterdir())
 
 
@@ -203,3 +215,20 @@ def test_the_controllers_trace_is_drawn_where_there_was_a_budget(tmp_path: Path)
 
 def test_a_comparison_shows_the_controller_of_each_method(page: PageReader) -> None:
     assert "How the budget was kept" in " ".join(page.text.split())
+
+
+def test_what_was_seen_in_the_runs_is_told(story: tuple[list[Path], Path], page: PageReader) -> None:
+    text = page.text
+    for words in ("Whose words the models say", "93 %", "What each new block does", "In the autumn the boat went down"):
+        assert words in text, words
+    figures = story[1] / "figures"
+    assert (figures / "new-blocks.png").is_file()
+    assert (figures / "gain-cost.png").is_file()
+    assert "after2.0" in (story[1] / "tables" / "new-blocks.csv").read_text()
+    assert "adds 11%" in (story[1] / "index.html").read_text()
+
+
+def test_the_front_of_gain_and_cost_holds_what_nothing_beats_in_both() -> None:
+    arms = list(comparison_of().arms)
+    assert [arm.name for arm in front_of(arms, COSTS[1])] == ["lora", "blocks", "full"]
+    assert all(not arm.unrestricted for cost in COSTS for arm in front_of(arms, cost))

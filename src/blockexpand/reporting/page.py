@@ -17,7 +17,9 @@ from blockexpand.reporting import formats
 from blockexpand.reporting.answers import RULE, answering, answers_table, samples
 from blockexpand.reporting.charts import cost_figure, frontier_figure, outcome_figure
 from blockexpand.reporting.controller_charts import controller_figure
+from blockexpand.reporting.cost_charts import gain_cost_figure
 from blockexpand.reporting.course_charts import compared_losses_figure, curves_figure, runs_figure
+from blockexpand.reporting.examined import blocks_figure, blocks_table, effects_of, said, shifts_table
 from blockexpand.reporting.importance import guidance_figure
 from blockexpand.reporting.judging import RULES, verdict
 from blockexpand.reporting.methods import MARKERS, REFERENCE_MARKER, methods_of
@@ -75,6 +77,7 @@ def make_page(material: Material) -> Page:
         "verdict": None,
         "headline": headline(material),
         "answers": None,
+        "said": (),
         "marked": {},
         "tone": "plain",
         "settings": {},
@@ -82,7 +85,8 @@ def make_page(material: Material) -> Page:
     }
     if material.comparison is not None:
         values |= _comparison(material, contents)
-    contents.add_figures(stack_figure(found, n) for n, found in enumerate(material.expansions))
+    effects = effects_of(material.examination)
+    contents.add_figures(stack_figure(found, n, effects) for n, found in enumerate(material.expansions))
     guided = [found.value.plan for found in material.expansions if found.value.plan.guidance is not None]
     contents.add_figures(guidance_figure(plan, n) for n, plan in enumerate(guided))
     proofs = [proof_table(found, n) for n, found in enumerate(material.proofs)]
@@ -151,10 +155,15 @@ def _comparison(material: Material, contents: _Contents) -> dict[str, Any]:
     contents.add_figures([outcome_figure(comparison), frontier_figure(comparison), curves_figure(comparison)])
     contents.add_figures([compared_losses_figure(comparison, material.compared_runs), cost_figure(comparison)])
     methods = methods_of(comparison.recipe)
+    seen = material.examination
+    contents.add_figures([gain_cost_figure(comparison), blocks_figure(seen, methods)])
+    if seen is not None:
+        contents.add_tables([shifts_table(seen, methods), blocks_table(seen, methods)])
     judged = verdict(comparison)
     return {
         "comparison": comparison,
         "methods": methods,
+        "said": () if seen is None else said(seen, methods),
         "marked": {method.name: method for method in methods.values()},
         "verdict": judged,
         "tone": judged.outcome.replace(" ", "-"),

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from blockexpand.comparison import Comparison, read_comparison
+from blockexpand.comparison import Comparison, Examination, read_comparison, read_examination
+from blockexpand.comparison.examination import EXAMINATION_NAME
 from blockexpand.corpus import CorpusRecord, open_corpus
 from blockexpand.digests import digest_file
 from blockexpand.errors import BlockexpandError, ReportError, nearest
@@ -73,6 +74,8 @@ class Material:
     """Everything that was found, each kind in the order the folders were given."""
 
     comparison: Found[Comparison] | None = None
+    examination: Examination | None = None
+    """What was seen in the comparison's runs beside their losses."""
     compared_runs: dict[str, Run] = field(default_factory=dict)
     """The comparison's runs by their place in it; those whose folders did not come along are missing."""
     expansions: tuple[Found[ExpansionRecord], ...] = ()
@@ -146,6 +149,7 @@ class _Gathering:
     def __init__(self) -> None:
         self._found: dict[str, list[Found[Any]]] = {}
         self._compared_runs: dict[str, Run] = {}
+        self._examination: Examination | None = None
         self._sources: list[Source] = []
         self._readers: dict[str, Callable[[Path], Any]] = {
             Comparison.FORMAT: read_comparison,
@@ -209,8 +213,20 @@ class _Gathering:
                 with _as_report_error(run / RECORD_NAME):
                     self._compared_runs[trial.run] = self._read_run(run)
                 self._note(run / RECORD_NAME, RunRecord.FORMAT)
+        with _as_report_error(folder / EXAMINATION_NAME):
+            self._examination = read_examination(folder)
+        if self._examination is not None:
+            self._note(folder / EXAMINATION_NAME, Examination.FORMAT)
+        self._read_grown(folder, comparison)
         for path in sorted((folder / "expanded").glob(f"*/{RECORD_NAME}")):
             self.read(path.parent, RECORD_NAME, path.parent.name)
+
+    def _read_grown(self, folder: Path, comparison: Comparison) -> None:
+        """The stack that the first arm trained, where grown bases are kept elsewhere."""
+        model = folder / comparison.arms[0].trials[0].run / "model"
+        grown = (model / RECORD_NAME).is_file() and comparison.recipe.arms[0].plan is not None
+        if grown and not (folder / "expanded").is_dir():
+            self.read(model, RECORD_NAME, comparison.arms[0].name)
 
     def material(self) -> Material:
         """Everything read so far."""
@@ -219,6 +235,7 @@ class _Gathering:
         return Material(
             comparison=self._only(Comparison.FORMAT, "comparisons"),
             compared_runs=self._compared_runs,
+            examination=self._examination,
             expansions=expansions,
             proofs=(*proofs, *self._found.get(Proof.FORMAT, [])),
             evaluations=tuple(self._found.get(EvaluationRecord.FORMAT, [])),

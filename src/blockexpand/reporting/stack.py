@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from blockexpand.comparison import BlockEffect
 from blockexpand.planning import ExpansionRecord, Plan, StackEntry
 from blockexpand.reporting.plotting import GRID, INK, MUTED, PAPER, SERIES, Figure, Words, make_figure
 from blockexpand.reporting.sources import Found
@@ -23,21 +24,35 @@ _LEFT, _RIGHT = 0.9, 5.3
 """Edges of the column, in rows' heights."""
 
 
-def stack_figure(found: Found[ExpansionRecord], number: int) -> Figure:
-    """The stack of one expansion."""
+Effects = tuple[str, tuple[BlockEffect, ...]]
+"""An arm's name, and what each of its new blocks does."""
+
+
+def stack_figure(found: Found[ExpansionRecord], number: int, effects: Effects | None = None) -> Figure:
+    """The stack of one expansion; with what its blocks do, where they are the ones that were looked at."""
     plan = found.value.plan
+    moved = _moved(plan, effects)
     rows = _rows(plan)
     new = ", ".join(f"block {b.position} (copy of old {b.donor})" for b in plan.new_blocks)
     words = Words(
         name="stack" if number == 0 else f"stack-{number + 1}",
         title=f"The stack: {plan.base.num_blocks} old blocks + {len(plan.new_blocks)} new = {plan.num_blocks}",
         caption=f"Data flow upwards. Placement: {plan.placement.words}. Each new block starts as a copy of the old "
-        f"block at its arrow\u2019s tail{_start(plan)} Only the new blocks are trained.",
+        f"block at its arrow\u2019s tail{_start(plan)} Only the new blocks are trained."
+        + (" Percentages: what a trained block adds to the hidden states of domain text." if moved else ""),
         alt=f"A column of {plan.num_blocks} blocks from the embeddings at the bottom to the output head at the top. "
         f"New: {new}. The other blocks are old and frozen.",
     )
     height = (len(rows) + 2.6) * _ROW
-    return make_figure(words, functools.partial(_draw, rows), (height, height), column=_WIDTH)
+    return make_figure(words, functools.partial(_draw, rows, moved), (height, height), column=_WIDTH)
+
+
+def _moved(plan: Plan, effects: Effects | None) -> dict[str, float]:
+    """How far each new block has moved from an identity, by its id; empty when others were looked at."""
+    blocks = () if effects is None else effects[1]
+    if [(b.id, b.position) for b in blocks] != [(b.id, b.position) for b in plan.new_blocks]:
+        return {}
+    return {block.id: block.moved["domain"] for block in blocks}
 
 
 def _start(plan: Plan) -> str:
@@ -71,7 +86,7 @@ def _rows(plan: Plan) -> list[list[StackEntry]]:
     return rows
 
 
-def _draw(rows: list[list[StackEntry]], canvas: Canvas, narrow: bool) -> None:
+def _draw(rows: list[list[StackEntry]], moved: dict[str, float], canvas: Canvas, narrow: bool) -> None:
     del narrow
     axes = canvas.subplots()
     axes.set_axis_off()
@@ -83,7 +98,10 @@ def _draw(rows: list[list[StackEntry]], canvas: Canvas, narrow: bool) -> None:
         new = row[0].new
         if new is not None:
             _draw_arrow(axes, heights[new.donor], at)
-            axes.text(_RIGHT + 1.5, at + 0.5, f"copy of old {new.donor}", va="center", color=INK, fontsize=11)
+            label = f"copy of old {new.donor}"
+            if new.id in moved:
+                label += f", adds {moved[new.id]:.0%}"
+            axes.text(_RIGHT + 1.5, at + 0.5, label, va="center", color=INK, fontsize=11)
     middle = (_LEFT + _RIGHT) / 2
     axes.text(middle, -0.55, "embeddings", ha="center", va="center", color=MUTED)
     axes.text(middle, len(rows) + 0.55, "output head", ha="center", va="center", color=MUTED)

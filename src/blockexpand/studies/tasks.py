@@ -63,7 +63,7 @@ def _code(r: random.Random) -> tuple[str, str]:
 
 
 def _sum(r: random.Random) -> tuple[str, str]:
-    a, b = r.randrange(30), r.randrange(10)
+    a, b = r.randrange(80), r.randrange(10)
     return f"{a} + {b} =", str(a + b)
 
 
