@@ -83,6 +83,10 @@ class CorpusError(BlockexpandError):
     """A source of text cannot be read, or leaves nothing to train on."""
 
 
+class PackError(BlockexpandError):
+    """A pack is broken, or does not belong to the model it is to be attached to."""
+
+
 class EndpointError(BlockexpandError):
     """The address of a model is none, or nobody answers there."""
 
@@ -101,6 +105,10 @@ class EvaluationError(BlockexpandError):
 
 class ComparisonError(BlockexpandError):
     """The arms of a comparison are unequal, or their results do not fit together."""
+
+
+class SandboxError(BlockexpandError):
+    """Model-written code cannot be isolated here, or not as asked."""
 
 
 class ReportError(BlockexpandError):
