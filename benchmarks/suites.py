@@ -51,7 +51,7 @@ class Reference:
 def references(data: Path) -> dict[str, Callable[[str], str]]:
     """How to answer each task's prompts with what the data hold."""
     humaneval = {row["prompt"]: row["canonical_solution"] for row in lines(data / "humaneval/test.jsonl")}
-    mbpp = {row["prompt"]: row["code"] for row in lines(data / "mbpp/test.jsonl")}
+    mbpp = {"\n".join([row["prompt"], "Tests:", *row["test_list"]]): row for row in lines(data / "mbpp/test.jsonl")}
     gsm8k = {row["question"]: row["answer"] for row in lines(data / "gsm8k/test.jsonl")}
     problems = {row["problem"]: row["solution"] for row in lines(data / "hendrycks_math/test.jsonl")}
 
@@ -61,7 +61,7 @@ def references(data: Path) -> dict[str, Callable[[str], str]]:
 
     return {
         "humaneval": lambda prompt: humaneval[prompt],
-        "mbpp": lambda prompt: mbpp[prompt.rpartition("Task: ")[2].split("\nTests:\n")[0]],
+        "mbpp": lambda prompt: mbpp[prompt.rpartition("Task: ")[2].removesuffix("\nProgram:\n")]["code"],
         "gsm8k": lambda prompt: " " + gsm8k[prompt.rpartition("Question: ")[2].removesuffix("\nAnswer:")],
         "gsm8k_pot": program,
         "hendrycks_math": lambda prompt: boxed(problems[prompt.removeprefix("Problem: ").removesuffix("\nAnswer:")]),
