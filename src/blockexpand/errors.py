@@ -83,6 +83,10 @@ class CorpusError(BlockexpandError):
     """A source of text cannot be read, or leaves nothing to train on."""
 
 
+class SandboxError(BlockexpandError):
+    """Nothing here can isolate code."""
+
+
 class EndpointError(BlockexpandError):
     """The address of a model is none, or nobody answers there."""
 

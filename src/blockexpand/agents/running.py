@@ -109,6 +109,7 @@ def run_agent(
     if len(kept) == len(pairs) and (folder / RECORD_NAME).is_file():
         return read_agent(folder).record
     left = deque((budget, task) for budget, task in pairs if (budget, task.set, task.id) not in kept)
+    (folder / RECORD_NAME).unlink(missing_ok=True)  # of a run with errors, which are tried again: not whole until then
     journal = Journal(folder / EPISODES_NAME)
     try:
         with bar("episodes", len(pairs), "episodes") as progress:

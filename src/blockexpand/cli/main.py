@@ -16,7 +16,7 @@ from typing import NoReturn
 from cyclopts import App, CycloptsError
 
 from blockexpand import __version__
-from blockexpand.errors import BlockexpandError, Interrupted
+from blockexpand.errors import BlockexpandError, Interrupted, UsageError
 
 USAGE, INTERRUPTED = 2, 130
 
@@ -34,6 +34,10 @@ VERBS = {
     "eval": (
         "blockexpand.cli.measuring:evaluate",
         "Measure held-out losses and tasks with checkable answers.",
+    ),
+    "agent": (
+        "blockexpand.cli.acting:agent",
+        "Let a model solve tasks in several turns with Python as its tool.",
     ),
     "compare": (
         "blockexpand.cli.measuring:compare",
@@ -100,6 +104,18 @@ def run(tokens: list[str]) -> int:
 def _rank() -> int:
     """Which of the processes that torchrun started this is; 0 without torchrun."""
     return int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
+def secret(variable: str) -> str:
+    """The value of an environment variable that holds a key; keys are never options, which others can read.
+
+    Raises:
+        UsageError: it is not set.
+    """
+    value = os.environ.get(variable, "")
+    if not value:
+        raise UsageError(f"the environment variable {variable} is not set; expected it to hold a key; export it first")
+    return value
 
 
 def _run_verb(tokens: list[str]) -> int:
