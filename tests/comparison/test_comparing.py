@@ -143,7 +143,7 @@ def test_arms_get_the_same_data_and_the_reference_only_the_domains(ground: Groun
         ({"name": "LoRA"}, "arms: expected names that differ"),
         ({"lrs": ()}, "lrs: expected at least one learning rate"),
         ({"lrs": (0.0, 1.0)}, "lrs: expected numbers above 0"),
-        ({"plan": PlanRecipe(blocks=2)}, "plan: expected a plan for `blocks` and none for other arms"),
+        ({"plan": PlanRecipe(blocks=2)}, "plan: expected a plan for `blocks` and `upscaled`, and none for other arms"),
     ],
 )
 def test_unequal_arms_are_refused(ground: Ground, tmp_path: Path, changes: dict[str, Any], words: str) -> None:

@@ -11,8 +11,8 @@ from zoo import ZOO, Case, build
 
 from blockexpand.errors import TrainingError
 from blockexpand.families import known_families
-from blockexpand.numerics import isolation
-from blockexpand.numerics.attention import set_attention
+from blockexpand.numerics import blocked, isolation
+from blockexpand.numerics.attention import prefer_blocked, set_attention
 from blockexpand.numerics.forward import RowBatch, check_head, hidden_states
 from blockexpand.numerics.head import head_of
 from blockexpand.numerics.isolation import check_isolation, isolates, leak, packed_states, states_apart
@@ -27,6 +27,8 @@ APART = {
     "falcon_h1",
 }  # fmt: skip
 """Families whose documents have to run in rows of their own."""
+OTHERS = {"falcon", "gpt_neo", "bloom", "mpt"}
+"""Families whose attention is code of their own, so that attention in blocks is never asked."""
 CASES = [row for row in ZOO if row.model_type != "llama4"]  # its multimodal class does not run on text alone
 
 
@@ -46,7 +48,7 @@ def logits(model: Any, tokens_BT: Tensor) -> Tensor:
     return head_of(model).logits_CV(hidden_states(model, batch(tokens_BT)))
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "blocked"])
 @pytest.mark.parametrize("row", CASES, ids=[row.id for row in CASES])
 def test_no_document_changes_a_bit_of_another(row: Case, attention: str) -> None:
     model = build(row)
@@ -55,6 +57,8 @@ def test_no_document_changes_a_bit_of_another(row: Case, attention: str) -> None
     except TrainingError as error:
         assert attention in str(error)  # noqa: PT017
         pytest.skip(f"{row.family} has no {attention}")
+    if attention == "blocked":
+        assert (prefer_blocked(model, "auto") == blocked.NAME) != (row.family in OTHERS)
     check_isolation(model)
     tokens_BT = rows()
     check_head(model, batch(tokens_BT))

@@ -107,10 +107,16 @@ def _size(num_bytes: int) -> str:
 
 def _outcome(record: RunRecord) -> str:
     out = record.settings.out
+    made = f"{out}/model" if record.exported else out
     lines = [
-        f"{out}/model: {record.num_trainable_parameters:,} of {record.num_parameters:,} parameters trained, "
+        f"{made}: {record.num_trainable_parameters:,} of {record.num_parameters:,} parameters trained, "
         f"{record.num_steps:,} steps, {record.tokens_per_second:,.0f} tokens/s"
     ]
+    if not record.exported:
+        lines.append(
+            f"  no checkpoint of the family can hold what the arm {record.settings.arm.kind!r} trained: nothing "
+            "was exported; `compare` measures it"
+        )
     if record.best is not None and record.base is not None:
         lines.append(f"  domain loss  {record.base.domain:.4f} -> {record.best.domain:.4f} (step {record.best.step})")
         if record.best.general is not None and record.base.general is not None:

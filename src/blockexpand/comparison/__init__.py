@@ -1,17 +1,24 @@
 """Methods side by side at equal budget: the recipe, the runs, the paired statistics."""
 
 from blockexpand.comparison.comparing import compare, load_recipe
-from blockexpand.comparison.recipe import ArmRecipe, CompareRecipe, PlanRecipe
+from blockexpand.comparison.examination import BlockEffect, Examination, Seen, Shift, read_examination
+from blockexpand.comparison.recipe import ArmRecipe, CompareRecipe, ExamineSettings, PlanRecipe
 from blockexpand.comparison.results import ArmResult, Comparison, Trial, read_comparison
 
 __all__ = [
     "ArmRecipe",
     "ArmResult",
+    "BlockEffect",
     "CompareRecipe",
     "Comparison",
+    "ExamineSettings",
+    "Examination",
     "PlanRecipe",
+    "Seen",
+    "Shift",
     "Trial",
     "compare",
     "load_recipe",
     "read_comparison",
+    "read_examination",
 ]

@@ -16,16 +16,19 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from blockexpand.comparison.caching import alone, bring, in_cache
+from blockexpand.comparison.examining import examine
+from blockexpand.comparison.growing import grown
 from blockexpand.comparison.recipe import CompareRecipe, TrialPlan, trial_plans
 from blockexpand.comparison.results import Comparison, Trial, summarise
+from blockexpand.digests import digest_file
 from blockexpand.errors import ComparisonError
-from blockexpand.evaluation import evaluate, read_evaluation
-from blockexpand.expansion import expand
-from blockexpand.planning import plan as make_plan
+from blockexpand.evaluation import Subject, evaluate, read_evaluation
 from blockexpand.progress import Mode, bar, progress_in, progress_mode
 from blockexpand.records import apply_overrides, from_plain, read_record, read_yaml, write_record
 from blockexpand.staging import RECORD_NAME
-from blockexpand.training import RunRecord, train
+from blockexpand.training import RunRecord, load_shipped, shipped_folder, train
+from blockexpand.training.checkpoints import SHIPPED
 from blockexpand.training.retention import Measurement
 from blockexpand.training.running import run_digest
 from blockexpand.training.tracker import read_metrics
@@ -51,53 +54,41 @@ def compare(recipe: CompareRecipe, workers: int = 1) -> Comparison:
         ComparisonError: the arms are not equal, or a run failed.
     """
     out = Path(recipe.out)
-    out.mkdir(parents=True, exist_ok=True)
-    models = _models(recipe, out)
-    plans = trial_plans(recipe, models, out / "runs")
     data = {"domain": recipe.data.domain}
     if recipe.data.general is None:
         raise ComparisonError("data.general is missing: without general text there is no forgetting to measure")
     data["general"] = recipe.data.general
+    out.mkdir(parents=True, exist_ok=True)
+    shared = Path(recipe.runs) if recipe.runs is not None else None
+    models = grown(recipe, shared or out)
+    plans = trial_plans(recipe, models, out / "runs")
+    if shared is not None:
+        plans = [in_cache(plan, shared / "runs") for plan in plans]
     if not (out / "base-eval" / RECORD_NAME).is_file():
         evaluate(recipe.base, data, out / "base-eval", split=recipe.test_split)
     waiting = [plan for plan in plans if not _is_finished(plan)]
     _run_all(waiting, data, recipe.test_split, workers)
+    for plan in plans:
+        bring(plan)
     comparison = summarise(recipe, [_trial(plan, out) for plan in plans], out)
     write_record(out / "comparison.json", comparison)
+    if recipe.examine is not None:
+        examine(comparison, out)
     return comparison
-
-
-def _models(recipe: CompareRecipe, out: Path) -> dict[str, Path]:
-    """The checkpoint each arm starts from; expanded ones are made here, once."""
-    models = {}
-    for arm in recipe.arms:
-        if arm.plan is None:
-            models[arm.name] = Path(recipe.base)
-            continue
-        wanted = make_plan(
-            recipe.base,
-            arm.plan.blocks,
-            placement=arm.plan.placement,
-            after=arm.plan.after,
-            per_group=arm.plan.per_group,
-        )
-        models[arm.name] = out / "expanded" / "-".join(str(b.after) for b in wanted.new_blocks)
-        if not (models[arm.name] / RECORD_NAME).is_file():
-            expand(recipe.base, models[arm.name], wanted)
-    return models
 
 
 def _is_finished(plan: TrialPlan) -> bool:
     """Whether the run is there, whole, evaluated, and of these very settings."""
-    run = Path(plan.settings.out)
-    if not (run / RECORD_NAME).is_file() or not (run / "eval" / RECORD_NAME).is_file():
-        return False
-    record = read_record(RunRecord, run / RECORD_NAME)
-    if record.settings_digest != run_digest(plan.settings):
-        raise ComparisonError(
-            f"{run} holds a run of other settings than this recipe asks for; choose another `out`, or remove it"
-        )
-    return True
+    for run in {plan.run, Path(plan.settings.out)}:
+        if not (run / RECORD_NAME).is_file() or not (run / "eval" / RECORD_NAME).is_file():
+            continue
+        record = read_record(RunRecord, run / RECORD_NAME)
+        if record.settings_digest != run_digest(plan.settings):
+            raise ComparisonError(
+                f"{run} holds a run of other settings than this recipe asks for; choose another `out`, or remove it"
+            )
+        return True
+    return False
 
 
 def _run_all(plans: Sequence[TrialPlan], data: dict[str, str], split: str, workers: int) -> None:
@@ -146,24 +137,40 @@ def _run_one(plan: TrialPlan, data: dict[str, str], split: str, process: tuple[i
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     threads, mode = process
     torch.set_num_threads(threads)
-    with progress_in(mode):
-        run = Path(plan.settings.out)
+    run = Path(plan.settings.out)
+    with progress_in(mode), alone(run):
         if not (run / RECORD_NAME).is_file():
             train(plan.settings, resume=True)
         if not (run / "eval" / RECORD_NAME).is_file():
-            evaluate(run / "model", data, run / "eval", split=split)
+            evaluate(_subject(run), data, run / "eval", split=split)
+
+
+def _subject(run: Path) -> Path | Subject:
+    """What a run gave, to be measured: its checkpoint's folder, or the model where no checkpoint can hold it."""
+    record = read_record(RunRecord, run / RECORD_NAME)
+    if record.exported:
+        return shipped_folder(run)
+    return Subject(
+        name=str(run),
+        tokenizer=Path(record.settings.model),
+        digest=lambda: digest_file(run / SHIPPED),
+        load=lambda: load_shipped(run),
+    )
 
 
 def _trial(plan: TrialPlan, out: Path) -> Trial:
-    run = Path(plan.settings.out)
+    run = plan.run
     record = read_record(RunRecord, run / RECORD_NAME)
     assert record.best is not None, f"{run} was not measured"
     fields = {field.name for field in dataclasses.fields(Measurement)}
+    metrics = read_metrics(run / "metrics.jsonl")
     curve = tuple(
         Measurement(**{key: value for key, value in row.items() if key in fields})
-        for row in read_metrics(run / "metrics.jsonl")
+        for row in metrics
         if row["kind"] == "measure"
     )
+    losses = [row["domain_loss"] for row in metrics if row["kind"] == "train"]
+    last = losses[-max(1, len(losses) // 4) :]
     return Trial(
         arm=plan.arm,
         lr=plan.lr,
@@ -176,4 +183,6 @@ def _trial(plan: TrialPlan, out: Path) -> Trial:
         tokens_per_second=record.tokens_per_second,
         peak_memory_bytes=record.peak_memory_bytes,
         train_seconds=record.train_seconds,
+        cpu_seconds=record.cpu_seconds,
+        training_loss=sum(last) / len(last) if last else None,
     )

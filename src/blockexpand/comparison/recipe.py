@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from blockexpand.errors import ComparisonError
-from blockexpand.records import check
+from blockexpand.planning import Init, Measure
+from blockexpand.records import WRITTEN_WHEN_SET, check
 from blockexpand.training.settings import (
     ArmSettings,
     BlocksArm,
@@ -21,17 +22,34 @@ from blockexpand.training.settings import (
     RetentionSettings,
     ScheduleSettings,
     TrainSettings,
+    UpscaledArm,
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanRecipe:
-    """Where the arm `blocks` grows the base."""
+    """Where the arms `blocks` and `upscaled` grow the base, and how new blocks start."""
 
     blocks: int | None = None
-    placement: Literal["interleaved", "prefix", "suffix"] = "interleaved"
+    placement: Literal["interleaved", "prefix", "suffix", "guided"] = "interleaved"
     per_group: int = 1
     after: tuple[int, ...] | None = None
+    init: Init = dataclasses.field(default="identity", metadata=WRITTEN_WHEN_SET)
+    """identity, or as references copy or random, which change the model before its first step."""
+    repeat: tuple[int, int] | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """Instead of `blocks`, depth up-scaling: the old blocks from the first number up to the second are there twice, the
+    copies on top of them. Of 32 blocks Yi-9B repeats [12, 28] and SOLAR [8, 24]."""
+    texts: tuple[str, ...] | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """For a guided placement: the general text that the base is measured on; the comparison's own when None."""
+    measure: Measure = dataclasses.field(default="kl", metadata=WRITTEN_WHEN_SET)
+    """For a guided placement: by what blocks are ranked."""
+
+    def __post_init__(self) -> None:
+        """Check that the wishes are one wish."""
+        wishes = [name for name in ("blocks", "after", "repeat") if vars(self)[name] is not None]
+        check(len(wishes) == 1, "plan", wishes, "exactly one of blocks, after and repeat")
+        first, end = self.repeat or (0, 1)
+        check(0 <= first < end, "repeat", self.repeat, "two numbers, the first block and the one after the last")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +63,7 @@ class ArmRecipe:
     optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
     """Everything but its `lr`, which `lrs` sets."""
     plan: PlanRecipe | None = None
-    """For the arm `blocks`."""
+    """For the arms `blocks` and `upscaled`."""
     unrestricted: bool = False
     """A reference outside the comparison: domain text only, no retention, no budget."""
 
@@ -53,13 +71,34 @@ class ArmRecipe:
         """Check the bounds."""
         check(len(self.lrs) > 0, "lrs", self.lrs, "at least one learning rate")
         check(all(lr > 0 for lr in self.lrs), "lrs", self.lrs, "numbers above 0")
-        is_blocks = isinstance(self.arm, BlocksArm)
+        grows = isinstance(self.arm, BlocksArm | UpscaledArm)
         check(
-            is_blocks == (self.plan is not None),
+            grows == (self.plan is not None),
             "plan",
             self.plan,
-            "a plan for `blocks` and none for other arms",
+            "a plan for `blocks` and `upscaled`, and none for other arms",
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExamineSettings:
+    """What is looked at in the run of each arm's chosen learning rate and first seed, beside its losses."""
+
+    num_prompts: int = 48
+    """Beginnings of test documents, of each text, that are continued greedily: for the token shift."""
+    prompt_tokens: int = 32
+    new_tokens: int = 32
+    num_shown: int = 3
+    """Of each text's, as many continuations are kept to be read side by side."""
+    ablation_rows: int = 32
+    """Rows of each text's test split on which each new block is left out; 0 for none."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        for name in ("num_prompts", "prompt_tokens", "new_tokens"):
+            check(vars(self)[name] > 0, name, vars(self)[name], "more than 0")
+        for name in ("num_shown", "ablation_rows"):
+            check(vars(self)[name] >= 0, name, vars(self)[name], "0 or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +120,10 @@ class CompareRecipe:
     measure_every_steps: int = 25
     test_split: str = "test"
     """Of both corpora: what is reported, and never steered by."""
+    runs: str | None = None
+    """A folder of runs and expanded models that several comparisons share; the comparison's own when None."""
+    examine: ExamineSettings | None = None
+    """What else to look at in each arm's chosen run; None for nothing."""
 
     def __post_init__(self) -> None:
         """Check that the arms are equal."""
@@ -106,6 +149,8 @@ class TrialPlan:
     seed: int
     settings: TrainSettings
     unrestricted: bool
+    run: Path
+    """Where the comparison has the run; `settings.out` is where it is trained."""
 
 
 def trial_plans(recipe: CompareRecipe, models: dict[str, Path], runs: Path) -> list[TrialPlan]:
@@ -123,9 +168,8 @@ def trial_plans(recipe: CompareRecipe, models: dict[str, Path], runs: Path) -> l
                 settings = _settings(recipe, arm, lr, seed)
                 out = runs / f"{_slug(arm.name)}-lr{lr:g}-seed{seed}"
                 settings = dataclasses.replace(settings, model=str(models[arm.name]), out=str(out))
-                plans.append(
-                    TrialPlan(arm=arm.name, lr=lr, seed=seed, settings=settings, unrestricted=arm.unrestricted)
-                )
+                free = arm.unrestricted
+                plans.append(TrialPlan(arm=arm.name, lr=lr, seed=seed, settings=settings, unrestricted=free, run=out))
     _check_equal(plans)
     return plans
 

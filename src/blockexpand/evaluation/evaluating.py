@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, cast
 
@@ -61,8 +61,22 @@ class Evaluation:
     answered: tuple[Answered, ...]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model to measure that is not simply a checkpoint's folder."""
+
+    name: str
+    """What the record calls it."""
+    tokenizer: Path
+    """The folder of its tokenizer."""
+    digest: Callable[[], str]
+    """Of its weights."""
+    load: Callable[[], PreTrainedModel]
+    """The model, in eval mode."""
+
+
 def evaluate(
-    model: str | Path,
+    model: str | Path | Subject,
     data: Mapping[str, str | Path],
     out: str | Path,
     tasks: list[AnswerTask] | None = None,
@@ -72,7 +86,7 @@ def evaluate(
     """Measure a model.
 
     Args:
-        model: The folder of a checkpoint.
+        model: The folder of a checkpoint, or a model that no folder holds.
         data: Prepared folders by name, e.g. {"general": .., "domain": ..}.
         out: The folder of records to write.
         tasks: Questions with checkable answers, asked through the chat template.
@@ -85,21 +99,21 @@ def evaluate(
     """
     if not data and not tasks:
         raise EvaluationError("nothing to measure: give at least one corpus (--data name=folder) or tasks")
-    folder = Path(model)
+    subject = model if isinstance(model, Subject) else _of_folder(Path(model))
     corpora = {name: open_corpus(path) for name, path in data.items()}
     for name, corpus in corpora.items():
-        _check_tokenizer(folder, name, corpus)
+        _check_tokenizer(subject.tokenizer, name, corpus)
     with staged_folder(Path(out), overwrite) as staged:
-        loaded = _load(folder)
+        loaded = subject.load()
         losses = {
             name: document_losses(loaded, corpus.rows(split), _ROWS_PER_PASS, f"loss on {name}")
             for name, corpus in corpora.items()
         }
-        answered = answer(loaded, load_tokenizer(folder), tasks, _MAX_NEW_TOKENS) if tasks else []
+        answered = answer(loaded, load_tokenizer(subject.tokenizer), tasks, _MAX_NEW_TOKENS) if tasks else []
         record = EvaluationRecord(
             blockexpand_version=__version__,
-            model=str(model),
-            model_digest=model_digest(folder),
+            model=subject.name,
+            model_digest=subject.digest(),
             held_out={n: one.summary(corpora[n].record.splits[split].num_bytes) for n, one in losses.items()},
             corpora={name: corpus.record.splits[split].digest for name, corpus in corpora.items()},
             answers=score(answered) if answered else None,
@@ -119,6 +133,10 @@ def _check_tokenizer(folder: Path, name: str, corpus: Corpus) -> None:
             f"the corpus {name!r} ({corpus.folder}) was prepared with another tokenizer than the one in {folder}; "
             "prepare it again with this model's"
         )
+
+
+def _of_folder(folder: Path) -> Subject:
+    return Subject(name=str(folder), tokenizer=folder, digest=lambda: model_digest(folder), load=lambda: _load(folder))
 
 
 def _load(folder: Path) -> PreTrainedModel:

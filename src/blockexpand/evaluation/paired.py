@@ -14,7 +14,7 @@ import numpy as np
 _RESAMPLES = 2000
 _LEVEL = 0.95
 
-# M = documents or samples.
+# M = documents or samples, S = seeds, K = resamples.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,33 @@ def ratio_difference(ours_M: np.ndarray, theirs_M: np.ndarray, weights_M: np.nda
         return deltas.sum(axis=axis) / weights.sum(axis=axis)
 
     return _bootstrap((np.asarray(ours_M) - np.asarray(theirs_M), np.asarray(weights_M, dtype=float)), statistic)
+
+
+def seeded_ratio_difference(
+    ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], weights_M: np.ndarray
+) -> Interval:
+    """The difference of two losses in nats per token, each trained with several seeds.
+
+    Seeds are paired by their place, and both seeds and documents are resampled, so the interval is about other seeds
+    and other documents of the same kind: a difference that one seed contradicts is noise. Percentiles of the bootstrap;
+    of one seed, `ratio_difference`.
+
+    Args:
+        ours: Nats of each document, one array a seed.
+        theirs: The same documents and seeds under the other method.
+        weights_M: The documents' tokens.
+    """
+    if len(ours) == 1:
+        return ratio_difference(ours[0], theirs[0], weights_M)
+    deltas_SM = np.stack(ours) - np.stack(theirs)
+    weights_M = np.asarray(weights_M, dtype=float)
+    num_seeds, num_documents = deltas_SM.shape
+    rng = np.random.default_rng(0)
+    drawn_KM = rng.multinomial(num_documents, np.full(num_documents, 1 / num_documents), size=_RESAMPLES)
+    seeds_KS = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=_RESAMPLES) / num_seeds
+    differences_K = ((drawn_KM @ deltas_SM.T) * seeds_KS).sum(axis=1) / (drawn_KM @ weights_M)
+    low, high = np.percentile(differences_K, [50 * (1 - _LEVEL), 50 * (1 + _LEVEL)])
+    return Interval(difference=float(deltas_SM.mean(axis=0).sum() / weights_M.sum()), low=float(low), high=float(high))
 
 
 def mean_difference(ours_M: Sequence[float] | np.ndarray, theirs_M: Sequence[float] | np.ndarray) -> Interval:

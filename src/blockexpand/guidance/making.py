@@ -14,13 +14,13 @@ from blockexpand import planning
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.errors import GuidanceError
 from blockexpand.guidance.calibration import Calibration
-from blockexpand.planning import BlockScore, Guidance, Init, Plan
+from blockexpand.planning import BlockScore, Guidance, Init, Insertion, Plan
 
 
 class Others(TypedDict, total=False):
     """What else `plan` takes."""
 
-    after: Sequence[int] | None
+    after: Sequence[int | Insertion] | None
     """Instead of a number of blocks: a new one on top of each listed old block; -1 for below block 0."""
     per_group: int
     """New blocks for each group when interleaved."""

@@ -5,6 +5,7 @@ from blockexpand.planning.drawing import draw, draw_rich
 from blockexpand.planning.formulas import unsayable
 from blockexpand.planning.guided import MEASURE_WORDS, BlockScore, Guidance, Measure
 from blockexpand.planning.making import plan
+from blockexpand.planning.placing import Insertion
 from blockexpand.planning.plans import SILENT, BaseFacts, NewBlock, Placement, Plan, StackEntry, read_plan
 from blockexpand.planning.record import Check, ExpansionRecord, Proof, read_expansion
 from blockexpand.planning.rewriting import Rewrite, base_entries, live_entries, rewrite
@@ -15,6 +16,7 @@ __all__ = [
     "Plan",
     "read_plan",
     "NewBlock",
+    "Insertion",
     "StackEntry",
     "SILENT",
     "Placement",

@@ -109,7 +109,9 @@ def place_guided(guidance: Guidance, blocks: int, stated: Sequence[Kinds] = ()) 
     return Placed(kind="guided", insertions=tuple(Insertion(after=i, donor=i) for i in chosen)), notes
 
 
-def check_guided(guidance: Guidance, depth: int, blocks: int | None, others: tuple[Sequence[int] | None, int]) -> int:
+def check_guided(
+    guidance: Guidance, depth: int, blocks: int | None, others: tuple[Sequence[int | Insertion] | None, int]
+) -> int:
     """How many blocks a guided placement is asked for; `others` are `after` and `per_group`, which it does not take.
 
     Raises:
@@ -118,8 +120,8 @@ def check_guided(guidance: Guidance, depth: int, blocks: int | None, others: tup
     after, per_group = others
     if after is not None:
         raise PlanError(
-            f"placement 'guided' and a list of positions ({_listed(after)}) given; expected one of the two; leave one "
-            "out"
+            f"placement 'guided' and a list of positions ({', '.join(map(str, after))}) given; expected one of the "
+            "two; leave one out"
         )
     if per_group != 1:
         raise PlanError(

@@ -31,7 +31,7 @@ def plan(
     blocks: int | None = None,
     *,
     placement: str | Guidance = "interleaved",
-    after: Sequence[int] | None = None,
+    after: Sequence[int | Insertion] | None = None,
     per_group: int = 1,
     init: Init = "identity",
 ) -> Plan:
@@ -43,8 +43,8 @@ def plan(
         placement: "interleaved" (the paper's: copies of each group's top `per_group` blocks on top of it),
             "prefix" (below block 0, copies of the first blocks), "suffix" (above the last, of the last), or
             measured scores (`blockexpand.plan` measures them): on top of the blocks that general text misses least.
-        after: instead of `blocks`: a new block on top of each listed old block, a copy of it; -1 for below
-            block 0.
+        after: instead of `blocks`: a new block on top of each listed old block, a copy of it (or of the one that an
+            `Insertion` names); -1 for below block 0.
         per_group: new blocks for each group when interleaved.
         init: how new blocks start: "identity" (silent, so that nothing changes), or for an ablation "copy" (nothing
             is silenced) or "random" (matrices drawn anew).
@@ -110,7 +110,7 @@ def _placed(
     config: dict[str, Any],
     placement: str | Guidance,
     blocks: int | None,
-    others: tuple[Sequence[int] | None, int],
+    others: tuple[Sequence[int | Insertion] | None, int],
 ) -> tuple[Placed, tuple[str, ...]]:
     """The insertions, and what is to be said of them; `others` are `after` and `per_group`."""
     if not isinstance(placement, Guidance):

@@ -43,8 +43,10 @@ class Placed:
     """Old blocks in each group, bottom first; empty unless interleaved."""
 
 
-def place(depth: int, blocks: int | None, placement: str, after: Sequence[int] | None, per_group: int) -> Placed:
-    """Turn a request into insertions.
+def place(
+    depth: int, blocks: int | None, placement: str, after: Sequence[int | Insertion] | None, per_group: int
+) -> Placed:
+    """Turn a request into insertions; one in `after` that says its donor is taken as it is.
 
     Raises:
         PlanError: the request contradicts itself, or does not fit a model of `depth` blocks.
@@ -79,7 +81,7 @@ def place(depth: int, blocks: int | None, placement: str, after: Sequence[int] |
     return _at_one_end(depth, blocks, placement)
 
 
-def _listed(after: Sequence[int] | None) -> str:
+def _listed(after: Sequence[int | Insertion] | None) -> str:
     return "none" if after is None else ", ".join(str(a) for a in after)
 
 
@@ -149,14 +151,17 @@ def _at_one_end(depth: int, blocks: int, placement: str) -> Placed:
     return Placed(kind="suffix", insertions=insertions)
 
 
-def _explicit(depth: int, after: Sequence[int]) -> Placed:
+def _explicit(depth: int, after: Sequence[int | Insertion]) -> Placed:
     if isinstance(after, str) or not after:
         raise PlanError(f"after is {after!r}; expected the old blocks to stack new ones on; e.g. after=(3, 7)")
-    for position in after:
+    wanted = [item if isinstance(item, Insertion) else Insertion(after=item, donor=item) for item in after]
+    for position in (p for item in wanted for p in (item.after, item.donor)):
         if not isinstance(position, int) or isinstance(position, bool) or not -1 <= position < depth:
             raise PlanError(
                 f"no block {position!r} to put a new one after; expected 0 to {depth - 1}, the blocks of this model, "
                 "or -1 for below the first; change the list"
             )
-    insertions = tuple(Insertion(after=position, donor=max(position, 0)) for position in sorted(after))
+    insertions = tuple(
+        Insertion(after=item.after, donor=max(item.donor, 0)) for item in sorted(wanted, key=lambda one: one.after)
+    )
     return Placed(kind="explicit", insertions=insertions)

@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 
 
 def trades(comparison: Comparison, points: Iterable[Measurement]) -> np.ndarray:
-    """[points, 2]: forgetting in percent, gain in nats per token, both on the steering sample."""
-    base = next((m for trial in comparison.trials for m in trial.curve if m.step == 0), None)
+    """[points, 2]: forgetting in percent, gain in nats per token, both on the steering sample; empty without a base."""
+    # Not every arm starts as the base: one whose general loss had not risen at step 0 did.
+    base = next((m for trial in comparison.trials for m in trial.curve if m.step == 0 and not m.rise), None)
     if base is None or base.general is None:
         return np.empty((0, 2))
     pairs = [(100 * (p.general / base.general - 1), base.domain - p.domain) for p in points if p.general is not None]

@@ -9,9 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from blockexpand.comparison import ArmRecipe, CompareRecipe
+from blockexpand.comparison import ArmRecipe, CompareRecipe, PlanRecipe
 from blockexpand.reporting import formats
-from blockexpand.training.settings import BlocksArm, FullArm, LoraArm, OldBlocksArm
+from blockexpand.training.settings import (
+    BlocksArm,
+    FullArm,
+    LoraArm,
+    MoeArm,
+    OldBlocksArm,
+    ParallelArm,
+    UpscaledArm,
+)
 
 NUM_COLOURS = 7
 MARKERS = ("o", "s", "^", "D", "v", "P", "p", "*")
@@ -70,6 +78,9 @@ def _name(arm: ArmRecipe) -> str:
         OldBlocksArm: "Training old blocks",
         FullArm: "Full fine-tuning",
         LoraArm: "LoRA",
+        UpscaledArm: "Depth up-scaling",
+        MoeArm: "Two down-projections",
+        ParallelArm: "Blocks side by side",
     }
     return kinds[type(arm.arm)] + (", unrestricted" if arm.unrestricted else "")
 
@@ -85,7 +96,24 @@ def _trains(arm: ArmRecipe) -> str:
             return f"low-rank factors, rank {settings.rank}"
         size = formats.parameters(settings.trainable_parameters or 0)
         return f"low-rank factors, about {size} parameters"
+    if isinstance(settings, MoeArm):
+        return "a second down-projection in each block, and the weights of both"
+    if isinstance(settings, ParallelArm):
+        return f"a copy beside each of the blocks {', '.join(map(str, settings.blocks))}"
     assert arm.plan is not None, f"the arm {arm.name} has no plan"
-    if arm.plan.after is not None:
-        return f"{len(arm.plan.after)} new blocks, on {', '.join(map(str, arm.plan.after))}"
-    return f"{arm.plan.blocks} new blocks, {arm.plan.placement}"
+    if isinstance(settings, UpscaledArm):
+        return f"every parameter, and {_grown(arm.plan)}"
+    return _grown(arm.plan)
+
+
+def _grown(plan: PlanRecipe) -> str:
+    start = "" if plan.init == "identity" else f", started as {_STARTS[plan.init]}"
+    if plan.repeat is not None:
+        first, end = plan.repeat
+        return f"blocks {first} to {end - 1} a second time{start}"
+    if plan.after is not None:
+        return f"{len(plan.after)} new blocks, on {', '.join(map(str, plan.after))}{start}"
+    return f"{plan.blocks} new blocks, {plan.placement}{start}"
+
+
+_STARTS = {"copy": "plain copies", "random": "random blocks"}

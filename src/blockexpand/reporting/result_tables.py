@@ -129,9 +129,9 @@ def contrasts_table(comparison: Comparison) -> Table:
         Column(key="general_says", title="which says"),
     )
     notes = (
-        "Paired: both methods on the same test documents, each document\u2019s loss averaged over the seeds; the "
-        "interval is 95 %, over documents. \u201cNoise\u201d stands where it includes zero: these documents cannot "
-        "tell the two apart.",
+        "Paired: both methods on the same test documents, seed by seed; the interval is 95 %, over documents and, "
+        "where there are several, over seeds. \u201cNoise\u201d stands where it includes zero: these documents and "
+        "seeds cannot tell the two apart.",
     )
     return Table(
         name="contrasts", title=f"{ours} against each other method", columns=columns, rows=tuple(rows), notes=notes

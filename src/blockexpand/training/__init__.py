@@ -5,6 +5,7 @@ from blockexpand.training.callback import BlockExpansionCallback
 from blockexpand.training.forecast import Devices, Forecast, forecast
 from blockexpand.training.running import RunRecord, load_settings, sft, train
 from blockexpand.training.settings import TrainSettings
+from blockexpand.training.shipping import load_shipped, shipped_folder
 
 __all__ = [
     "BlockExpansionCallback",
@@ -16,6 +17,8 @@ __all__ = [
     "TrainSettings",
     "forecast",
     "load_settings",
+    "load_shipped",
     "sft",
+    "shipped_folder",
     "train",
 ]

@@ -28,6 +28,8 @@ from blockexpand.training.sharding import like, piece_of
 
 _NAME = re.compile(r"step-(\d{8})")
 TRAINABLE, OPTIMIZER = "trainable.safetensors", "optimizer.safetensors"
+SHIPPED = "shipped.safetensors"
+"""In a run's folder, in the place of `model/`: what trained, where no checkpoint of the family can hold it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,8 @@ class Progress:
     """All steps left out because of that."""
     train_seconds: float = 0.0
     """Spent in steps, measuring and saving left out."""
+    cpu_seconds: float = 0.0
+    """Processor time of this process in steps, all its threads together."""
 
 
 def checkpoint_job(

@@ -18,7 +18,7 @@ from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import TrainingError
 from blockexpand.families import family_for
 from blockexpand.planning import read_expansion
-from blockexpand.training.settings import BlocksArm, FullArm, OldBlocksArm, TrainSettings
+from blockexpand.training.settings import BlocksArm, FullArm, OldBlocksArm, TrainSettings, UpscaledArm
 from blockexpand.training.world import World
 
 _TRAINED_BYTES = 16
@@ -56,11 +56,11 @@ def needs_of(settings: TrainSettings, sharded: bool = True) -> Needs:
     family = family_for(checkpoint.config, str(folder), checkpoint.tensors) if known else None
     trained = _trained_blocks(settings, folder)
     width = 4 if settings.precision == "float32" else 2
-    whole_copy = settings.retention.kl_weight > 0 and isinstance(settings.arm, FullArm | OldBlocksArm)
+    whole_copy = settings.retention.kl_weight > 0 and isinstance(settings.arm, FullArm | OldBlocksArm | UpscaledArm)
     state, outer, blocks = 0, 0, {}
     for name, entry in checkpoint.tensors.items():
         block = family.locate(name).block if family is not None else None
-        trains = isinstance(settings.arm, FullArm) or (block is not None and block in trained)
+        trains = isinstance(settings.arm, FullArm | UpscaledArm) or (block is not None and block in trained)
         held = width
         if block is not None and len(entry.shape) == 2:
             held = _QUANTISED_BYTES.get(settings.base_precision, width)

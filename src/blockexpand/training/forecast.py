@@ -18,7 +18,18 @@ from blockexpand.numerics.loss import CHUNK_POSITIONS
 from blockexpand.planning import SILENT, BlockTensor, Survey, backward_flops, forward_flops, read_expansion, survey
 from blockexpand.records import check
 from blockexpand.training.fitting import needs_of
-from blockexpand.training.settings import SELF, BlocksArm, FullArm, LoraArm, OldBlocksArm, TrainSettings
+from blockexpand.training.settings import (
+    SELF,
+    ArmSettings,
+    BlocksArm,
+    FullArm,
+    LoraArm,
+    MoeArm,
+    OldBlocksArm,
+    ParallelArm,
+    TrainSettings,
+    UpscaledArm,
+)
 
 _SAVED_BYTES = 12
 """Of each number that trains, in a checkpoint: the master and AdamW's two moments, in float32."""
@@ -95,6 +106,11 @@ def forecast(settings: TrainSettings, devices: Devices | None = None) -> Forecas
         TrainingError: a step has fewer rows than there are processes.
     """
     devices = devices or Devices()
+    if isinstance(settings.arm, MoeArm | ParallelArm | UpscaledArm):
+        raise TrainingError(
+            f"no forecast is made for the arm {settings.arm.kind!r}; expected blocks, old-blocks, full or lora; leave "
+            "out --dry-run"
+        )
     if settings.rows_per_step < devices.number:
         raise TrainingError(
             f"rows_per_step is {settings.rows_per_step}, and there are {devices.number} processes; expected at least "
@@ -135,7 +151,7 @@ def forecast(settings: TrainSettings, devices: Devices | None = None) -> Forecas
 class _Trained:
     """What of the checkpoint an arm trains."""
 
-    arm: BlocksArm | OldBlocksArm | FullArm | LoraArm
+    arm: ArmSettings
     new: tuple[int, ...]
 
     @classmethod
@@ -153,7 +169,7 @@ class _Trained:
                 return tuple(sorted(blocks))
             case LoraArm():
                 return ()
-            case BlocksArm():
+            case _:
                 return self.new
 
     def first(self, facts: Survey) -> int:

@@ -21,8 +21,10 @@ from typing import NoReturn
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from blockexpand.errors import TrainingError
+from blockexpand.numerics.attention import prefer_blocked
 from blockexpand.numerics.forward import check_head, cross_entropies, hidden_states
 from blockexpand.numerics.head import head_of
 from blockexpand.numerics.isolation import check_isolation
@@ -183,6 +185,8 @@ class Loop:
 
     def _check_model(self) -> None:
         with self._autocast:
+            for model in (self.trainee.model, *self.trainee.others):
+                prefer_blocked(model, self.settings.attention)
             check_isolation(self.trainee.model)
             check_head(self.trainee.model, self.data.passes(0)[0].batch)
 
@@ -191,7 +195,7 @@ class Loop:
     def _stepped(self, step: int, progress: Progress, tracker: Tracker, ends: tuple[Bar, list[int]]) -> Progress | None:
         """Do one step; None when a signal came before its last pass, and nothing has changed."""
         bar, stopping = ends
-        start = time.monotonic()
+        start, start_cpu = time.monotonic(), time.process_time()
         passes = self.data.passes(step)
         # So that whatever draws in a step draws the same after a resume; nothing of ours does.
         torch.manual_seed(int(np.random.SeedSequence([self.settings.seed, step, self.world.rank]).generate_state(1)[0]))
@@ -229,6 +233,7 @@ class Loop:
             num_skipped=num_skipped,
             num_skipped_in_all=progress.num_skipped_in_all + (not finite),
             train_seconds=progress.train_seconds + seconds,
+            cpu_seconds=progress.cpu_seconds + time.process_time() - start_cpu,
         )
 
     def _forget_gradients(self) -> None:
@@ -305,7 +310,7 @@ class Loop:
         budget = self.settings.retention.forgetting_budget
         losses = {name: self._held_out(name) for name in self.data.validation}
         general = losses.get("general")
-        base = progress.base_general if progress.base_general is not None else general
+        base = progress.base_general if progress.base_general is not None else self._base_general(general)
         rise = general / base - 1 if general is not None and base else None
         new = Measurement(step=progress.step, domain=losses["domain"], general=general, rise=rise)
         weight = progress.general_weight
@@ -323,11 +328,18 @@ class Loop:
             best=new if better else progress.best,
         )
 
-    def _held_out(self, name: str) -> float:
+    def _base_general(self, general: float | None) -> float | None:
+        """The base's general loss, which is the model's at step 0 where that is the base."""
+        if general is None or self.trainee.starts_as_base:
+            return general
+        with self.trainee.reference() as base:
+            return self._held_out("general", base)
+
+    def _held_out(self, name: str, model: PreTrainedModel | None = None) -> float:
         total, count = 0.0, 0
         with self._autocast:
             for batch in self.data.validation_batches(name):
-                losses_R = self._root(cross_entropies, self.trainee.model, batch)
+                losses_R = self._root(cross_entropies, model or self.trainee.model, batch)
                 total, count = total + losses_R.double().sum().item(), count + len(losses_R)
         total, count = self.world.total([total, count])
         return total / max(1, count)

@@ -39,11 +39,14 @@ def adapted_weight(weight: float, rise: float, budget: float) -> float:
 def is_better(new: Measurement, best: Measurement | None, budget: float | None) -> bool:
     """Whether `new` is the checkpoint to ship so far: the lowest domain loss inside the budget.
 
-    Without a budget the latest is the one. The measurement of step 0 is always inside, so there is
-    always one to ship, even if it has gained nothing.
+    Without a budget the latest is the one. The measurement of step 0 is inside where the model starts as the
+    base, so there is always one to ship, even if it has gained nothing. Where it does not, the one with the
+    smallest rise is kept until one is inside.
     """
     if best is None or budget is None:
         return True
     # Written so that NaN is outside: no comparison with it holds.
     inside = new.rise is None or new.rise <= budget
-    return inside and new.domain < best.domain
+    if best.rise is None or best.rise <= budget:
+        return inside and new.domain < best.domain
+    return inside or (new.rise or 0.0) < best.rise

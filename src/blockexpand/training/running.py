@@ -42,7 +42,7 @@ from blockexpand.staging import RECORD_NAME
 from blockexpand.training.arms.build import arm_of
 from blockexpand.training.arms.trainee import Trainee
 from blockexpand.training.boards import check_boards, open_boards
-from blockexpand.training.checkpoints import Progress, newest_checkpoint, remove_unfinished
+from blockexpand.training.checkpoints import SHIPPED, Progress, newest_checkpoint, remove_unfinished, save_tensors
 from blockexpand.training.computation import compile_blocks, recompute_blocks
 from blockexpand.training.data import RunData, open_data
 from blockexpand.training.export import export_model
@@ -95,6 +95,10 @@ class RunRecord:
     """Steps left out because their loss was not finite."""
     num_processes: int = 1
     """How many processes ended the run; the largest memory is the first one's."""
+    cpu_seconds: float | None = None
+    """Processor time of the steps, all threads of the first process together (None: recorded by an earlier version)."""
+    exported: bool = True
+    """Whether `model/` is a checkpoint; if not, no checkpoint of the family could hold it: see `load_shipped`."""
 
 
 def train(settings: TrainSettings, resume: bool = False) -> RunRecord:
@@ -182,6 +186,10 @@ def _ship(settings: TrainSettings, loop: Loop, progress: Progress, tensors: dict
     """Write the model and, last, the run's record."""
     source, out = Path(settings.model), Path(settings.out)
     training = {"settings_digest": run_digest(settings), "arm": settings.arm.kind, "blockexpand_version": __version__}
+    if not loop.trainee.exportable:
+        save_tensors(out / SHIPPED, tensors)
+        write_record(out / RECORD_NAME, _record(settings, loop, progress))
+        return
     export_model(source, out / "model", tensors, training)
     num_unchanged = prove_unchanged(source, out / "model", tensors)
     counts = {"num_trained_tensors": len(tensors), "num_unchanged_tensors": num_unchanged}
@@ -274,6 +282,8 @@ def _record(settings: TrainSettings, loop: Loop, progress: Progress) -> RunRecor
         best=progress.best,
         base=base,
         train_seconds=round(progress.train_seconds, 3),
+        cpu_seconds=round(progress.cpu_seconds, 3),
+        exported=loop.trainee.exportable,
         tokens_per_second=round(num_tokens / max(progress.train_seconds, 1e-9), 1),
         peak_memory_bytes=_peak_memory_bytes(),
         num_skipped_steps=progress.num_skipped_in_all,

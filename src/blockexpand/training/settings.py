@@ -11,7 +11,7 @@ from typing import Literal
 
 from blockexpand.records import WRITTEN_WHEN_SET, check
 
-Attention = Literal["auto", "sdpa", "flex", "flash", "eager"]
+Attention = Literal["auto", "sdpa", "flex", "flash", "eager", "blocked"]
 BasePrecision = Literal["same", "int8", "nf4"]
 Recompute = Literal["none", "new", "from-first-new"]
 """Which blocks run a second time in the backward pass, so that only their input is kept: none of them, those that
@@ -60,7 +60,43 @@ class LoraArm:
         check(size is not None and size > 0, "rank", size, "more than 0")
 
 
-ArmSettings = BlocksArm | OldBlocksArm | FullArm | LoraArm
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UpscaledArm:
+    """Depth up-scaling (SOLAR, Yi-9B): a deeper checkpoint of which every parameter trains; a reference, since its
+    copies are no identities."""
+
+    kind: Literal["upscaled"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MoeArm:
+    """The paper's MoE arm (section 3.5, appendix H): a second down-projection in each block, weighed with the first by
+    a softmax of two scalars; all tokens through both."""
+
+    kind: Literal["moe"]
+    start: Literal["zero", "copy"] = "zero"
+    """The second projection: zero is the paper's, and with its scalars 1 and 0 the first one then counts 0.73, which is
+    no identity; a copy of the first one is (up to rounding), whatever the scalars."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParallelArm:
+    """Control LLM's way: beside some of the base's blocks a copy that trains, the two outputs interpolated. No
+    checkpoint of a family can hold the result: it is measured, and not exported."""
+
+    kind: Literal["parallel"]
+    blocks: tuple[int, ...]
+    """Which of them have a copy, by their index from 0."""
+    share: float = 0.5
+    """Of the copy in the output; 1 - share is the old block's."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        check(0 < self.share <= 1, "share", self.share, "a share in (0, 1]")
+        check(len(set(self.blocks)) == len(self.blocks), "blocks", self.blocks, "each block once")
+
+
+ArmSettings = BlocksArm | OldBlocksArm | FullArm | LoraArm | UpscaledArm | MoeArm | ParallelArm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,8 +216,9 @@ class TrainSettings:
     """Of the old blocks' linear layers: as `precision`, or quantised (bitsandbytes) while the new blocks stay whole.
     What is kept, and compared with, is then the quantised base; what is exported is the unquantised one."""
     attention: Attention = "auto"
-    """How blocks attend: flash (varlen, CUDA), flex (block mask, CUDA), sdpa, eager; auto takes the first that the
-    device, the packages and the family have. Documents in one row never see each other: probed at the start."""
+    """How blocks attend: flash (varlen, CUDA), flex (block mask, CUDA), blocked (CPU: no work for what is masked),
+    sdpa, eager; auto takes the first that the device, the packages and the family have, blocked only where a probe
+    shows that it gives this model sdpa's numbers. Documents in one row never see each other: probed at the start."""
     compile_blocks: bool = False
     """Compile each block once (torch.compile): a slow start, then faster steps. Needs a C++ compiler."""
     recompute: Recompute = "none"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from blockexpand.errors import TrainingError
-from blockexpand.training.arms.trainee import Trainee, load_model, make_trainable
+from blockexpand.training.arms.trainee import Trainee, load_model, make_trainable, refuse_many
 
 
 class Lora:
@@ -30,11 +30,7 @@ class Lora:
             TrainingError: `empty` is asked for: adapters are drawn at random when they are made.
         """
         del needs_reference
-        if empty:
-            raise TrainingError(
-                "arm.kind 'lora' trains in one process, and there are several here; expected 'blocks', 'old-blocks' or "
-                "'full'; start it without torchrun, or with --nproc-per-node 1"
-            )
+        refuse_many("lora", empty)
         from peft import LoraConfig, PeftModel, get_peft_model
 
         base = load_model(folder, dtype)

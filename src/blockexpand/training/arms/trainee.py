@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from blockexpand.errors import TrainingError
 from blockexpand.families import modules
 
 
@@ -31,6 +32,10 @@ class Trainee:
     """What changed, by the names of the checkpoint on disk, given the values of `trainable` by their names."""
     others: tuple[PreTrainedModel, ...] = ()
     """Further models that the reference runs, of the same checkpoint: all frozen."""
+    starts_as_base: bool = True
+    """Whether the model, before its first step, is the base; if not, forgetting is measured from the reference."""
+    exportable: bool = True
+    """Whether a checkpoint of the family can hold what was trained."""
 
 
 class Arm(Protocol):
@@ -39,9 +44,10 @@ class Arm(Protocol):
     def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool, empty: bool = False) -> Trainee:
         """The trainee of the checkpoint in `folder`, its frozen weights in `dtype`.
 
-        `needs_reference` says whether the run will ask how the base answers (a second copy, for an arm
-        that cannot step back into the base). `empty`: no weights are read and parameters have no memory
-        (the meta device), so that several processes can each fill in their part.
+        `needs_reference` says whether the run will ask how the base answers (a second copy, for an arm that
+        cannot step back into the base); an arm that does not start as the base has one in any case. `empty`: no
+        weights are read and parameters have no memory (the meta device), so that several processes can each fill
+        in their part.
         """
         ...
 
@@ -57,6 +63,19 @@ def load_model(folder: Path, dtype: torch.dtype, empty: bool = False) -> PreTrai
     model = cast(PreTrainedModel, modules.load_model(folder, dtype=dtype, device="meta" if empty else "cpu"))
     model.requires_grad_(False)
     return model
+
+
+def refuse_many(kind: str, empty: bool) -> None:
+    """Refuse to be sharded over processes, for an arm whose added weights no checkpoint holds.
+
+    Raises:
+        TrainingError: `empty` is asked for.
+    """
+    if empty:
+        raise TrainingError(
+            f"arm.kind {kind!r} trains in one process, and there are several here; expected 'blocks', 'old-blocks' or "
+            "'full'; start it without torchrun, or with --nproc-per-node 1"
+        )
 
 
 def make_trainable(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:

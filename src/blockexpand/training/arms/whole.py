@@ -35,15 +35,23 @@ class OldBlocks:
         """Load the checkpoint and switch the chosen blocks on."""
         model = load_model(folder, dtype, empty)
         layers = model.get_decoder().layers
-        outside = [index for index in self._blocks if not 0 <= index < len(layers)]
-        if outside or not self._blocks:
-            raise TrainingError(
-                f"arm.blocks: {list(self._blocks)} are not blocks of {folder}; expected indices from 0 to "
-                f"{len(layers) - 1}"
-            )
+        check_blocks(self._blocks, len(layers), folder)
         chosen = {id(p) for index in self._blocks for p in layers[index].parameters()}
         parameters = {name: p for name, p in model.named_parameters() if id(p) in chosen}
         return _trainee(model, parameters, needs_reference)
+
+
+def check_blocks(blocks: tuple[int, ...], depth: int, folder: Path) -> None:
+    """Refuse indices that are none of the base's blocks.
+
+    Raises:
+        TrainingError: there are none, or one is outside.
+    """
+    outside = [index for index in blocks if not 0 <= index < depth]
+    if outside or not blocks:
+        raise TrainingError(
+            f"arm.blocks: {list(blocks)} are not blocks of {folder}; expected indices from 0 to {depth - 1}"
+        )
 
 
 def _trainee(model: PreTrainedModel, parameters: Mapping[str, nn.Parameter], needs_reference: bool) -> Trainee:

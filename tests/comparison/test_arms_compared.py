@@ -1,0 +1,196 @@
+"""Plans of every kind in a comparison, runs that several share, what is seen in a run, and statistics over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from blockexpand.comparison import ArmRecipe, ExamineSettings, PlanRecipe, compare, read_examination
+from blockexpand.comparison.examining import Watched, token_shift
+from blockexpand.comparison.growing import grown, planned
+from blockexpand.errors import ComparisonError, RecordError
+from blockexpand.evaluation import ratio_difference, read_evaluation, seeded_ratio_difference
+from blockexpand.planning import read_expansion
+from blockexpand.training.arms.trainee import load_model
+from blockexpand.training.settings import BlocksArm, FullArm, MoeArm, ParallelArm, UpscaledArm
+from comparison_ground import Place
+
+
+def blocks(name: str, **plan: object) -> ArmRecipe:
+    return ArmRecipe(name=name, arm=BlocksArm(), plan=PlanRecipe(**plan), lrs=(1e-2,))  # type: ignore[arg-type]
+
+
+def test_each_plan_grows_a_base_of_its_own(place: Place, tmp_path: Path) -> None:
+    """Four new blocks on top, copies of the last four or of the last one, once had one folder."""
+    arms = (
+        blocks("suffix", blocks=2, placement="suffix"),
+        blocks("top", after=(3, 3)),
+        blocks("prefix", blocks=2, placement="prefix"),
+        blocks("plain", blocks=2),
+        blocks("copy", blocks=2, init="copy"),
+        blocks("random", blocks=2, init="random"),
+        blocks("guided", blocks=2, placement="guided"),
+        ArmRecipe(
+            name="up", arm=UpscaledArm(kind="upscaled"), plan=PlanRecipe(repeat=(1, 3), init="copy"), lrs=(1e-2,)
+        ),
+    )
+    found = grown(place.recipe(tmp_path, arms=arms), tmp_path)
+    names = {name: folder.name for name, folder in found.items() if name != "guided"}
+    assert names == {
+        "suffix": "3of2-3",
+        "top": "3-3",
+        "prefix": "-1--1of1",
+        "plain": "1-3",
+        "copy": "1-3-copy",
+        "random": "1-3-random",
+        "up": "2of1-2-copy",
+    }
+    assert read_expansion(found["guided"]).plan.guidance is not None
+    assert [b.donor for b in read_expansion(found["up"]).plan.new_blocks] == [1, 2]
+    assert read_expansion(found["random"]).plan.init == "random"
+
+
+def test_a_guided_plan_is_measured_on_the_comparisons_own_general_text(place: Place, tmp_path: Path) -> None:
+    made = planned(place.recipe(tmp_path), PlanRecipe(blocks=1, placement="guided", measure="cosine"))
+    assert made.guidance is not None
+    assert (made.guidance.measure, len(made.guidance.texts)) == ("cosine", 1)
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({}, r"plan: expected exactly one of blocks, after and repeat, got \[\]"),
+        ({"blocks": 2, "repeat": (1, 2)}, r"got \['blocks', 'repeat'\]"),
+        ({"repeat": (3, 3)}, r"repeat: expected two numbers, the first block and the one after the last, got \(3, 3\)"),
+    ],
+)
+def test_plans_that_contradict_themselves_are_refused(wish: dict, words: str) -> None:
+    with pytest.raises(RecordError, match=words):
+        PlanRecipe(**wish)
+
+
+def test_comparisons_share_runs_by_their_digest(place: Place, tmp_path: Path) -> None:
+    first = place.recipe(tmp_path / "one", runs=str(tmp_path / "shared"))
+    compare(first)
+    runs = tmp_path / "shared" / "runs"
+    times = {p.name: (p / "blockexpand.json").stat().st_mtime_ns for p in runs.iterdir()}
+    assert len(times) == 2
+    renamed = dataclasses.replace(first.arms[0], name="another name")
+    second = place.recipe(tmp_path / "two", runs=str(tmp_path / "shared"), arms=(renamed, first.arms[1]))
+    found = compare(second)
+    assert {p.name: (p / "blockexpand.json").stat().st_mtime_ns for p in runs.iterdir()} == times
+    assert (tmp_path / "two" / found.trials[0].run / "model" / "config.json").is_file()
+    more = compare(dataclasses.replace(second, seeds=(0, 1)))
+    assert len(list(runs.iterdir())) == 4
+    assert more.trials[0].held_out == found.trials[0].held_out
+    assert more.trials[0].training_loss is not None
+    assert {p.name for p in (tmp_path / "two" / "runs").iterdir()} == {
+        f"{name}-seed{seed}" for name in ("another-name-lr0.01", "full-lr0.003") for seed in (0, 1)
+    }
+
+
+def test_every_arm_is_examined_once(place: Place, tmp_path: Path) -> None:
+    settings = ExamineSettings(num_prompts=6, prompt_tokens=8, new_tokens=5, num_shown=2, ablation_rows=4)
+    arms = (
+        *place.recipe(tmp_path).arms,
+        ArmRecipe(name="moe", arm=MoeArm(kind="moe"), lrs=(1e-2,)),
+        ArmRecipe(name="beside", arm=ParallelArm(kind="parallel", blocks=(1,)), lrs=(1e-2,)),
+    )
+    recipe = place.recipe(tmp_path / "out", arms=arms, examine=settings)
+    result = compare(recipe)
+    found = read_examination(tmp_path / "out")
+    assert found is not None
+    assert set(found.arms) == {"new", "full", "moe", "beside"}
+    assert found.base.shifts == {}
+    for seen in found.arms.values():
+        for shift in seen.shifts.values():
+            assert shift.rank_1 + shift.rank_2_3 + shift.beyond == pytest.approx(1)
+            assert shift.rank_1_interval.difference == pytest.approx(shift.rank_1)
+        assert {name: len(said) for name, said in seen.continuations.items()} == {"domain": 2, "general": 2}
+    assert [b.id for b in found.arms["new"].blocks] == ["after1.0", "after3.0"]
+    assert all(b.moved["domain"] > 0 for b in found.arms["new"].blocks)
+    assert found.arms["full"].blocks == ()
+    run = tmp_path / "out" / result.arms[0].trials[0].run
+    before = (run / "examined.json").stat().st_mtime_ns
+    compare(recipe)
+    assert (run / "examined.json").stat().st_mtime_ns == before
+    digest = read_evaluation(tmp_path / "out" / result.arms[3].trials[0].run / "eval").record.model_digest
+    assert digest.startswith("sha256:")
+    with pytest.raises(ComparisonError, match="no test document of the domain text is longer than 900 tokens"):
+        compare(dataclasses.replace(recipe, examine=dataclasses.replace(settings, prompt_tokens=900)))
+
+
+def test_an_untouched_block_is_seen_to_add_nothing_and_a_skipped_one_to_be_missed(place: Place) -> None:
+    model = load_model(place.base, torch.float32)
+    tokens = torch.arange(3, 15)[None]
+    with torch.no_grad():
+        whole = model(tokens).logits
+        block = model.get_decoder().layers[1]  # type: ignore[index]
+        watched = Watched(block)
+        assert torch.equal(model(tokens).logits, whole)
+        assert watched.moved() > 0
+        watched.is_skipped = True
+        skipped = model(tokens).logits
+        assert not torch.equal(skipped, whole)
+        watched.leave()
+        assert torch.equal(model(tokens).logits, whole)
+        for writer in (block.self_attn.o_proj, block.mlp.down_proj):
+            writer.weight.zero_()
+        assert torch.equal(model(tokens).logits, skipped)
+        still = Watched(block)
+        model(tokens)
+        assert still.moved() == 0.0
+        still.leave()
+
+
+def test_the_base_ranks_its_own_words_first(place: Place) -> None:
+    base = load_model(place.base, torch.float32)
+    prompts = torch.arange(3, 19).reshape(4, 4)
+    with torch.no_grad():
+        own = torch.cat([prompts, base(prompts).logits[:, -1:].argmax(-1)], 1)
+        order = base(prompts).logits[:, -1].argsort(-1, descending=True)
+    assert token_shift(base, own, 4, eos=1).rank_1 == 1.0
+    mixed = torch.cat([prompts, torch.stack([order[0, 0], order[1, 1], order[2, 2], order[3, 3]])[:, None]], 1)
+    shift = token_shift(base, mixed, 4, eos=1)
+    assert (shift.rank_1, shift.rank_2_3, shift.beyond) == pytest.approx((0.25, 0.5, 0.25))
+    ended = torch.cat([own, torch.full((4, 3), 1)], 1)
+    assert token_shift(base, ended, 4, eos=1).num_tokens == 8 - int((own[:, -1] == 1).sum())
+
+
+def test_a_difference_that_one_seed_contradicts_is_noise() -> None:
+    random = np.random.default_rng(0)
+    tokens = np.full(60, 10.0)
+    theirs = [random.normal(30, 3, 60) for _ in range(2)]
+    agreeing = [theirs[0] - 2 - random.normal(0, 0.5, 60), theirs[1] - 1 - random.normal(0, 0.5, 60)]
+    assert seeded_ratio_difference(agreeing, theirs, tokens).high < 0
+    contradicting = [theirs[0] - 2 - random.normal(0, 0.5, 60), theirs[1] + 1 - random.normal(0, 0.5, 60)]
+    found = seeded_ratio_difference(contradicting, theirs, tokens)
+    assert found.is_noise
+    assert found.difference == pytest.approx(np.mean([a - b for a, b in zip(contradicting, theirs, strict=True)]) / 10)
+    documents_alone = ratio_difference(np.mean(contradicting, axis=0), np.mean(theirs, axis=0), tokens)
+    assert not documents_alone.is_noise
+    assert seeded_ratio_difference(agreeing[:1], theirs[:1], tokens) == ratio_difference(agreeing[0], theirs[0], tokens)
+
+
+def test_examination_of_a_damaged_record_is_refused(tmp_path: Path) -> None:
+    assert read_examination(tmp_path) is None
+    (tmp_path / "examination.json").write_text(json.dumps({"format": "blockexpand.examination", "format_version": 1}))
+    with pytest.raises(RecordError):
+        read_examination(tmp_path)
+
+
+def test_full_takes_no_plan() -> None:
+    with pytest.raises(RecordError, match="plan: expected a plan for `blocks` and `upscaled`, and none for other arms"):
+        ArmRecipe(name="x", arm=FullArm(kind="full"), plan=PlanRecipe(blocks=1), lrs=(1e-3,))
+
+
+def test_examinations_have_bounds() -> None:
+    with pytest.raises(RecordError, match="new_tokens: expected more than 0, got 0"):
+        ExamineSettings(new_tokens=0)
+    with pytest.raises(RecordError, match="num_shown: expected 0 or more, got -1"):
+        ExamineSettings(num_shown=-1)
