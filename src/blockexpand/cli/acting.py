@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,32 +12,84 @@ from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
 from blockexpand.errors import UsageError
 
 if TYPE_CHECKING:
-    from blockexpand.agents import AgentRecord, Opposite, Speaker
+    from blockexpand.agents import AgentRecord, Opposite, Speaker, Task
 
 _DEFAULT_PUZZLES = 40
+
+
+@Parameter(name="*", negative="")
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """Where a model is, when it is not a folder."""
+
+    endpoint: str | None = None
+    """The address of an OpenAI-compatible server, e.g. http://localhost:8000/v1; MODEL is then its name there."""
+    key_variable: str | None = None
+    """The environment variable that holds the server's key."""
+    timeout: float = 60.0
+    """Seconds that a server has for one answer."""
+
+
+@Parameter(name="*", negative="")
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """A second model that gives feedback."""
+
+    feedback: Literal["none", "blind", "informed"] = "none"
+    """Advice by a second model after each turn: none, blind (it does not know the answer) or informed."""
+    feedback_model: str | None = None
+    """The second model: a folder, or with --feedback-endpoint its name there."""
+    feedback_endpoint: str | None = None
+    """The address of the second model's server."""
+    feedback_key_variable: str | None = None
+    """The environment variable that holds that server's key."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How episodes are run."""
+
+    turns: Annotated[list[int] | None, Parameter(negative="")] = None
+    """Budgets of turns, each tried from nothing; 1 to 5 unless given."""
+    max_tokens: int = 512
+    """Tokens of one turn at most."""
+    at_once: int = 16
+    """Episodes side by side."""
+    example: bool = True
+    """Show the model a short example first."""
+    unsafe: Annotated[bool, Parameter(negative="")] = False
+    """Run the model's code even where nothing isolates it."""
+
+
+@Parameter(name="*", negative="")
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """Which tasks."""
+
+    tasks: list[str] | None = None
+    """Files of tasks in MINT's format, or set=file where the file's name does not say the set; may be given several
+    times."""
+    puzzles: int | None = None
+    """How many tasks to make besides: arithmetic, strings, tables, small searches. 40 when no tasks are given."""
+    seed: int = 0
+    """Of the puzzles."""
+    limit: int | None = None
+    """Take the first so many tasks of each file."""
+
+
+_TASKS, _SERVER, _ADVICE, _WAY = Chosen(), Server(), Advice(), Way()
 
 
 def agent(
     model: str | None = None,
     *,
     out: Path | None = None,
-    tasks: Annotated[list[str] | None, Parameter(negative="")] = None,
-    puzzles: int | None = None,
-    seed: int = 0,
-    limit: int | None = None,
-    turns: Annotated[list[int] | None, Parameter(negative="")] = None,
-    endpoint: str | None = None,
-    key_variable: str | None = None,
-    feedback: Literal["none", "blind", "informed"] = "none",
-    feedback_model: str | None = None,
-    feedback_endpoint: str | None = None,
-    feedback_key_variable: str | None = None,
-    max_tokens: int = 512,
-    at_once: int = 16,
-    example: bool = True,
-    timeout: float = 60.0,
-    unsafe: Annotated[bool, Parameter(negative="")] = False,
-    resume: bool = False,
+    chosen: Annotated[Chosen, Parameter(name="*")] = _TASKS,
+    server: Annotated[Server, Parameter(name="*")] = _SERVER,
+    advice: Annotated[Advice, Parameter(name="*")] = _ADVICE,
+    way: Annotated[Way, Parameter(name="*")] = _WAY,
+    resume: Annotated[bool, Parameter(negative="")] = False,
     replay: Path | None = None,
     common: Shared = DEFAULTS,
 ) -> int:
@@ -48,39 +101,6 @@ def agent(
         The folder of a checkpoint with a chat template, or with --endpoint the model's name there.
     out
         The folder of records to write.
-    tasks
-        Files of tasks in MINT's format, or set=file where the file's name does not say the set; may be given several
-        times.
-    puzzles
-        How many tasks to make besides: arithmetic, strings, tables, small searches. 40 when no tasks are given.
-    seed
-        Of the puzzles.
-    limit
-        Take the first so many tasks of each file.
-    turns
-        Budgets of turns, each tried from nothing; 1 to 5 unless given.
-    endpoint
-        The address of an OpenAI-compatible server, e.g. http://localhost:8000/v1.
-    key_variable
-        The environment variable that holds the server's key.
-    feedback
-        Advice by a second model after each turn: none, blind (it does not know the answer) or informed.
-    feedback_model
-        The second model: a folder, or with --feedback-endpoint its name there.
-    feedback_endpoint
-        The address of the second model's server.
-    feedback_key_variable
-        The environment variable that holds that server's key.
-    max_tokens
-        Tokens of one turn at most.
-    at_once
-        Episodes side by side.
-    example
-        Show the model a short example first.
-    timeout
-        Seconds that a server has for one answer.
-    unsafe
-        Run the model's code even where nothing isolates it.
     resume
         Go on with the run in --out, or start when there is none.
     replay
@@ -89,50 +109,65 @@ def agent(
     from blockexpand import agents
 
     if replay is not None:
-        return _replay(replay, unsafe, common)
+        return _replay(replay, way.unsafe, common)
     if model is None or out is None:
         missing = "MODEL" if model is None else "--out"
         raise UsageError(f"agent needs {missing}; expected e.g. agent MODEL --out D, or agent --replay D")
-    if (feedback == "none") != (feedback_model is None):
-        raise UsageError(
-            f"--feedback {feedback} with --feedback-model {feedback_model}; expected both or none of them; give "
-            "--feedback blind or informed together with a model"
-        )
-    count = puzzles if puzzles is not None else 0 if tasks else _DEFAULT_PUZZLES
-    chosen = agents.load_tasks(tasks or [], limit) + (agents.make_puzzles(count, seed) if count else [])
-    speaker, who = _speaker(model, endpoint, key_variable, timeout)
-    adviser = _speaker(feedback_model, feedback_endpoint, feedback_key_variable, timeout) if feedback_model else None
+    tasks = _tasks(chosen)
+    adviser = _adviser(advice, server.timeout)
+    speaker, who = speaker_of(model, server)
     settings = agents.AgentSettings(
         speaker=who,
         adviser=adviser[1] if adviser else None,
-        budgets=tuple(turns or agents.DEFAULT_BUDGETS),
-        manner=agents.Manner(example=example, feedback=feedback),
-        max_tokens=max_tokens,
+        budgets=tuple(way.turns or agents.DEFAULT_BUDGETS),
+        manner=agents.Manner(example=way.example, feedback=advice.feedback),
+        max_tokens=way.max_tokens,
     )
-    tools = agents.SandboxTools(unsafe=unsafe)
-    cast = agents.Cast(speaker=speaker, tools=tools, adviser=adviser[0] if adviser else None, at_once=at_once)
-    record = agents.run_agent(cast, chosen, settings, out, resume)
+    tools = agents.SandboxTools(unsafe=way.unsafe)
+    cast = agents.Cast(speaker=speaker, tools=tools, adviser=adviser[0] if adviser else None, at_once=way.at_once)
+    record = agents.run_agent(cast, tasks, settings, out, resume)
     show(common, record, _rates(record))
     return DONE
 
 
-def _speaker(model: str, endpoint: str | None, key_variable: str | None, timeout: float) -> tuple[Speaker, Opposite]:
+def _tasks(chosen: Chosen) -> list[Task]:
+    from blockexpand import agents
+
+    default = 0 if chosen.tasks else _DEFAULT_PUZZLES
+    count = default if chosen.puzzles is None else chosen.puzzles
+    made = agents.make_puzzles(count, chosen.seed) if count else []
+    return agents.load_tasks(chosen.tasks or [], chosen.limit) + made
+
+
+def _adviser(advice: Advice, timeout: float) -> tuple[Speaker, Opposite] | None:
+    if (advice.feedback == "none") != (advice.feedback_model is None):
+        raise UsageError(
+            f"--feedback {advice.feedback} with --feedback-model {advice.feedback_model}; expected both or none of "
+            "them; give --feedback blind or informed together with a model"
+        )
+    if advice.feedback_model is None:
+        return None
+    server = Server(endpoint=advice.feedback_endpoint, key_variable=advice.feedback_key_variable, timeout=timeout)
+    return speaker_of(advice.feedback_model, server)
+
+
+def speaker_of(model: str, server: Server) -> tuple[Speaker, Opposite]:
     """What answers, and how records name it."""
     from blockexpand import agents
 
-    if endpoint is None:
-        if key_variable is not None:
-            raise UsageError(f"a key (--key-variable {key_variable}) is for a server; expected --endpoint, too")
+    if server.endpoint is None:
+        if server.key_variable is not None:
+            raise UsageError(f"a key (--key-variable {server.key_variable}) is for a server; expected --endpoint, too")
         from blockexpand.evaluation.evaluating import model_digest
 
         return agents.load_speaker(model), agents.Opposite(model=model, digest=model_digest(Path(model)))
     from blockexpand.cli.main import secret
     from blockexpand.endpoints import Endpoint
 
-    key = secret(key_variable) if key_variable is not None else None
-    behind = Endpoint(endpoint, model, key=key, timeout_seconds=timeout)
+    key = secret(server.key_variable) if server.key_variable is not None else None
+    behind = Endpoint(server.endpoint, model, key=key, timeout_seconds=server.timeout)
     behind.check()
-    return agents.EndpointSpeaker(endpoint=behind), agents.Opposite(model=model, endpoint=endpoint)
+    return agents.EndpointSpeaker(endpoint=behind), agents.Opposite(model=model, endpoint=server.endpoint)
 
 
 def _replay(folder: Path, unsafe: bool, common: Shared) -> int:
