@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from blockexpand.corpus import prepare
     from blockexpand.demonstration import demo
     from blockexpand.errors import BlockexpandError
-    from blockexpand.evaluation import evaluate
+    from blockexpand.evaluation import evaluate, evaluate_suites
     from blockexpand.expansion import expand, verify
     from blockexpand.guidance import Calibration, plan
     from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
@@ -36,6 +36,7 @@ _ROOMS = {
     "demo": "demonstration",
     "detach": "live",
     "evaluate": "evaluation",
+    "evaluate_suites": "evaluation",
     "expand": "expansion",
     "expand_live": "live",
     "freeze": "live",
@@ -73,6 +74,7 @@ __all__ = [
     "BlockExpansionCallback",
     # measure and tell
     "evaluate",
+    "evaluate_suites",
     "compare",
     "report",
     "demo",

@@ -266,8 +266,8 @@ def write_evaluation(folder: Path, outputs: dict[tuple[str, str, str], str] | No
     return folder
 
 
-def write_run(folder: Path, arm: str = "full", speed: float = 30.0) -> Path:
-    """A folder as `train` leaves it, but for the model."""
+def write_run(folder: Path, arm: str = "full", speed: float = 30.0, budget: float | None = None) -> Path:
+    """A folder as `train` leaves it, but for the model; with a budget, the general rows' weight goes 1, 2, 4, 2."""
     folder.mkdir(parents=True)
     record = RunRecord(
         blockexpand_version="0.1.0",
@@ -275,8 +275,9 @@ def write_run(folder: Path, arm: str = "full", speed: float = 30.0) -> Path:
             model="models/tiny-base",
             out=str(folder),
             arm=_KINDS[arm],
-            data=DataSettings(domain="texts/chats"),
+            data=DataSettings(domain="texts/chats", general="texts/english"),
             domain_tokens=100_000,
+            retention=RetentionSettings(replay=0.25, forgetting_budget=budget) if budget else RetentionSettings(),
             optimizer=OptimizerSettings(lr=3e-4),
         ),
         settings_digest=DIGEST,
@@ -298,6 +299,9 @@ def write_run(folder: Path, arm: str = "full", speed: float = 30.0) -> Path:
         {"step": s, "kind": "train", "domain_loss": 1.2 + 2.2 * math.exp(-s / speed) + 0.1 * random.standard_normal()}
         for s in range(1, 121)
     ]
+    if budget:
+        course = ((0, 0.0, 1.0), (40, 2 * budget, 2.0), (80, 1.5 * budget, 4.0), (120, 0.4 * budget, 2.0))
+        lines += [{"step": s, "kind": "measure", "rise": r, "general_weight": w} for s, r, w in course]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -354,7 +358,8 @@ def make_story(root: Path, comparison: Comparison | None = None) -> list[Path]:
     compare = write_comparison(root / "compare", comparison)
     for place, arm in enumerate(comparison.arms):
         kind = "blocks" if arm.name == "blocks" else "full"
-        write_run(compare / arm.trials[0].run, kind, 30.0 + 12 * place)
+        budget = comparison.recipe.retention.forgetting_budget
+        write_run(compare / arm.trials[0].run, kind, 30.0 + 12 * place, budget)
     for name, record in (("expanded", expansion_of()), ("python", corpus_of())):
         (root / name).mkdir()
         write_record(root / name / "blockexpand.json", record)

@@ -65,7 +65,7 @@ def test_every_figure_has_words(story: tuple[list[Path], Path], page: PageReader
     labels = [v for tag, name, v in page.attributes if (tag, name) == ("svg", "aria-label")]
     drawings = [v for tag, name, v in page.attributes if (tag, name) == ("svg", "role")]
     hidden = [v for tag, name, v in page.attributes if (tag, name) == ("svg", "aria-hidden")]
-    assert len(labels) == len(drawings) == 13  # six figures for both widths, and the stack
+    assert len(labels) == len(drawings) == 15  # seven figures for both widths, and the stack
     assert page.tags.count("svg") == len(labels) + len(hidden)
     assert all(len(label) > 50 for label in labels)
     assert any("Block expansion: gain +0.612, forgetting +0.62 %" in label for label in labels)
@@ -190,3 +190,16 @@ def test_sparse_comparisons_render(tmp_path: Path) -> None:
     assert "contrasts" not in page.tables
     assert "No forgetting budget was set" in page.words
     assert "figure-curves" not in page.ids
+
+
+def test_the_controllers_trace_is_drawn_where_there_was_a_budget(tmp_path: Path) -> None:
+    free = write_run(tmp_path / "free")
+    kept = write_run(tmp_path / "kept", budget=0.01)
+    with_budget = report([free, kept], tmp_path / "with").read_text()
+    assert "How the budget was kept" in with_budget
+    assert "kept: at most +2.00 %, weight from 1.00 to 2.00" in with_budget.replace("\u202f", " ").replace("\xa0", " ")
+    assert "How the budget was kept" not in report([free], tmp_path / "without").read_text()
+
+
+def test_a_comparison_shows_the_controller_of_each_method(page: PageReader) -> None:
+    assert "How the budget was kept" in " ".join(page.text.split())

@@ -32,8 +32,8 @@ VERBS = {
     ),
     "sft": ("blockexpand.cli.learning:sft", "Instruction-tune on chats, by a recipe."),
     "eval": (
-        "blockexpand.cli.measuring:evaluate",
-        "Measure held-out losses and tasks with checkable answers.",
+        "blockexpand.cli.evaluating:evaluate",
+        "Measure held-out losses, suites of benchmarks and tasks with checkable answers; give a verdict.",
     ),
     "agent": (
         "blockexpand.cli.acting:agent",

@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -24,9 +24,10 @@ from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import EvaluationError
 from blockexpand.evaluation.answers import Answered, AnswerTask, Scores, answer, score
 from blockexpand.evaluation.losses import DocumentLosses, HeldOut, document_losses
+from blockexpand.evaluation.outcomes import SuiteResults
 from blockexpand.evaluation.paired import Interval, mean_difference, ratio_difference
 from blockexpand.families.modules import load_model
-from blockexpand.records import read_record, to_plain, write_record
+from blockexpand.records import WRITTEN_WHEN_SET, read_json, read_record, to_plain, write_record
 from blockexpand.staging import RECORD_NAME, staged_folder
 
 _ROWS_PER_PASS = 16
@@ -50,6 +51,8 @@ class EvaluationRecord:
     """The digest of each corpus' split: only equal ones can be paired."""
     answers: Scores | None
     versions: dict[str, str]
+    suites: SuiteResults | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """The figures of the suites that were run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,31 +103,75 @@ def evaluate(
     if not data and not tasks:
         raise EvaluationError("nothing to measure: give at least one corpus (--data name=folder) or tasks")
     subject = model if isinstance(model, Subject) else _of_folder(Path(model))
-    corpora = {name: open_corpus(path) for name, path in data.items()}
-    for name, corpus in corpora.items():
-        _check_tokenizer(subject.tokenizer, name, corpus)
+    work = HeldOutWork.of(subject.tokenizer, data, tasks or [], split)
     with staged_folder(Path(out), overwrite) as staged:
-        loaded = subject.load()
-        losses = {
-            name: document_losses(loaded, corpus.rows(split), _ROWS_PER_PASS, f"loss on {name}")
-            for name, corpus in corpora.items()
-        }
-        answered = answer(loaded, load_tokenizer(subject.tokenizer), tasks, _MAX_NEW_TOKENS) if tasks else []
+        found = work.measure(subject.load())
         record = EvaluationRecord(
             blockexpand_version=__version__,
             model=subject.name,
             model_digest=subject.digest(),
-            held_out={n: one.summary(corpora[n].record.splits[split].num_bytes) for n, one in losses.items()},
-            corpora={name: corpus.record.splits[split].digest for name, corpus in corpora.items()},
-            answers=score(answered) if answered else None,
             versions=_versions(),
+            **work.figures(found),
         )
-        for name, one in losses.items():
-            np.savez(staged / f"losses-{name}.npz", nats=one.nats_M, tokens=one.tokens_M)
-        lines = (json.dumps(to_plain(one), ensure_ascii=False) for one in answered)
-        (staged / "answers.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        found.write(staged)
         write_record(staged / RECORD_NAME, record)
     return record
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOutFound:
+    """The parts of the figures, for pairing."""
+
+    losses: dict[str, DocumentLosses]
+    answered: list[Answered]
+
+    def write(self, folder: Path) -> None:
+        """Into a folder of records."""
+        for name, one in self.losses.items():
+            np.savez(folder / f"losses-{name}.npz", nats=one.nats_M, tokens=one.tokens_M)
+        lines = (json.dumps(to_plain(one), ensure_ascii=False) for one in self.answered)
+        (folder / "answers.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOutWork:
+    """Prepared corpora and tasks with checkable answers, checked against the model's tokenizer."""
+
+    tokenizer: Path
+    """Its folder."""
+    corpora: dict[str, Corpus]
+    tasks: list[AnswerTask]
+    split: str
+
+    @staticmethod
+    def of(tokenizer: Path, data: Mapping[str, str | Path], tasks: list[AnswerTask], split: str) -> HeldOutWork:
+        """The corpora in the folders `data` names.
+
+        Raises:
+            EvaluationError: one was prepared with another tokenizer than the one in that folder.
+        """
+        corpora = {name: open_corpus(path) for name, path in data.items()}
+        for name, corpus in corpora.items():
+            _check_tokenizer(tokenizer, name, corpus)
+        return HeldOutWork(tokenizer=tokenizer, corpora=corpora, tasks=tasks, split=split)
+
+    def measure(self, loaded: PreTrainedModel) -> HeldOutFound:
+        """The losses of each document and the answers of each task."""
+        losses = {
+            name: document_losses(loaded, corpus.rows(self.split), _ROWS_PER_PASS, f"loss on {name}")
+            for name, corpus in self.corpora.items()
+        }
+        answered = answer(loaded, load_tokenizer(self.tokenizer), self.tasks, _MAX_NEW_TOKENS) if self.tasks else []
+        return HeldOutFound(losses=losses, answered=answered)
+
+    def figures(self, found: HeldOutFound) -> dict[str, Any]:
+        """The record's fields."""
+        splits = {name: corpus.record.splits[self.split] for name, corpus in self.corpora.items()}
+        return {
+            "held_out": {n: one.summary(splits[n].num_bytes) for n, one in found.losses.items()},
+            "corpora": {name: split.digest for name, split in splits.items()},
+            "answers": score(found.answered) if found.answered else None,
+        }
 
 
 def _check_tokenizer(folder: Path, name: str, corpus: Corpus) -> None:
@@ -154,6 +201,15 @@ def _versions() -> dict[str, str]:
     import transformers
 
     return {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def has_records(folder: Path) -> bool:
+    """Whether `evaluate` or `evaluate_suites` wrote the folder."""
+    path = folder / RECORD_NAME
+    if not path.is_file():
+        return False
+    data = read_json(path)
+    return isinstance(data, dict) and data.get("format") == EvaluationRecord.FORMAT
 
 
 def read_evaluation(folder: str | Path) -> Evaluation:
@@ -193,6 +249,6 @@ def differences(ours: str | Path, theirs: str | Path) -> dict[str, Interval]:
         found[name] = ratio_difference(a.losses[name].nats_M, b.losses[name].nats_M, a.losses[name].tokens_M)
     if a.answered and [x.prompt for x in a.answered] == [x.prompt for x in b.answered]:
         found["answers"] = mean_difference([x.right for x in a.answered], [x.right for x in b.answered])
-    if not found:
+    if not found and not (a.record.suites and b.record.suites):
         raise EvaluationError(f"{ours} and {theirs} have no corpus and no tasks in common; evaluate both on the same")
     return dict(sorted(found.items()))

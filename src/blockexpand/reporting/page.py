@@ -16,6 +16,7 @@ from blockexpand.records import dump_json, to_plain
 from blockexpand.reporting import formats
 from blockexpand.reporting.answers import RULE, answering, answers_table, samples
 from blockexpand.reporting.charts import cost_figure, frontier_figure, outcome_figure
+from blockexpand.reporting.controller_charts import controller_figure
 from blockexpand.reporting.course_charts import compared_losses_figure, curves_figure, runs_figure
 from blockexpand.reporting.episodes import EPISODE_RULE, agents_sentence, episodes_figure, episodes_table, transcripts
 from blockexpand.reporting.importance import guidance_figure
@@ -97,6 +98,8 @@ def make_page(material: Material) -> Page:
     values |= {"agent_runs": runs, "episode_rule": EPISODE_RULE}
     contents.add_tables([evaluations_table(material.evaluations), runs_table(material.runs)])
     contents.add_figures([runs_figure(material.runs)])
+    compared = material.comparison.value if material.comparison is not None else None
+    contents.add_figures([controller_figure(compared, material.compared_runs, material.runs)])
     contents.add_tables([corpora_table(material.corpora)])
     if material.stages is not None:
         contents.add_tables([stages_table(material.stages)])

@@ -1,0 +1,154 @@
+"""Where the rows of a task come from: a local file of the same name, or the hub.
+
+In: a task's name and the splits that it needs. Out: rows, each a dictionary, and where they came from. A local file is
+`<data>/<task>/<split>` with one of the endings .jsonl, .jsonl.gz, .json (a list), .csv, .tsv, .parquet or .txt; it has
+the columns that the data set has on the hub. Refused: a split that is nowhere (the error names the file to bring), an
+empty one, rows without the columns that the task reads.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import gzip
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from blockexpand.errors import EvaluationError
+
+Row = dict[str, Any]
+
+_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".parquet", ".txt")
+_PIECE_CHARACTERS = 8_000
+"""A plain text is cut at line ends into documents of at least this many characters, so that there is something to
+compare in pairs; chosen here: some 2,000 tokens."""
+
+
+def local_file(folder: Path, task: str, split: str) -> Path | None:
+    """The file with a task's split, if there is one."""
+    for ending in _ENDINGS:
+        path = folder / task / f"{split}{ending}"
+        if path.is_file():
+            return path
+    return None
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a local file; not to be changed, since whoever asks again gets the same.
+
+    Raises:
+        EvaluationError: it cannot be read as what its ending says, or holds no row.
+    """
+    found = path.stat()
+    return _rows_of(path, found.st_mtime_ns, found.st_size)
+
+
+@functools.lru_cache(maxsize=4)  # 57 parts of MMLU come from one file
+def _rows_of(path: Path, modified: int, size: int) -> list[Row]:
+    del modified, size
+    ending = next(ending for ending in sorted(_ENDINGS, key=len, reverse=True) if path.name.endswith(ending))
+    try:
+        rows = _READERS[ending](path)
+    except (ValueError, OSError, EOFError, csv.Error) as error:
+        why = " ".join(str(error).split())[:200]
+        raise EvaluationError(f"{path} cannot be read: {why}; expected rows of data as its ending says") from None
+    if not rows:
+        raise EvaluationError(f"{path} is empty: a split needs at least one row; bring the whole file")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise EvaluationError(f"{path}, row {number + 1} is {str(row)[:60]!r}; expected a mapping of columns")
+    return rows
+
+
+def check_columns(rows: Sequence[Row], columns: Iterable[str], where: str) -> None:
+    """Every row has the columns.
+
+    Raises:
+        EvaluationError: one has not; the message names the row, what is missing and what is there.
+    """
+    wanted = sorted(set(columns))
+    for number, row in enumerate(rows):
+        missing = [name for name in wanted if name not in row]
+        if missing:
+            raise EvaluationError(
+                f"{where}, row {number + 1} has no column {', '.join(map(repr, missing))}; expected "
+                f"{', '.join(wanted)}, got {', '.join(sorted(row))}; bring the data in the hub's columns"
+            )
+
+
+def hub_rows(path: str, name: str | None, split: str, bring: str) -> list[Row]:
+    """The rows of a split of a data set on the hub, or of what of it is in the cache.
+
+    Raises:
+        EvaluationError: it cannot be had; `bring` names the local file that would do instead.
+    """
+    import datasets
+    from datasets.exceptions import DatasetsError
+    from httpx2 import HTTPError
+
+    datasets.disable_progress_bars()
+    try:
+        rows = list(datasets.load_dataset(path, name, split=split))
+    except (OSError, ValueError, RuntimeError, HTTPError, DatasetsError) as error:
+        why = " ".join(str(error).split())[:160]
+        raise EvaluationError(
+            f"the data of {path}{f' ({name})' if name else ''}, split {split}, cannot be had from the hub ({why}) and "
+            f"no local file was found; bring {bring} (also .json, .csv, .tsv or .parquet, with the hub's columns), or "
+            "leave the task out"
+        ) from None
+    if not rows:
+        raise EvaluationError(f"the split {split} of {path} is empty: a split needs at least one row; name another")
+    return rows
+
+
+def _json_lines(path: Path) -> list[Row]:
+    text = gzip.decompress(path.read_bytes()).decode() if path.name.endswith(".gz") else path.read_text("utf-8")
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+def _json_list(path: Path) -> list[Row]:
+    rows = json.loads(path.read_text("utf-8"))
+    if not isinstance(rows, list):
+        raise ValueError(f"a {type(rows).__name__} where a list was expected")
+    return rows
+
+
+def _table(path: Path) -> list[Row]:
+    csv.field_size_limit(1 << 30)
+    with open(path, encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream, delimiter="\t" if path.suffix == ".tsv" else ","))
+
+
+def _parquet(path: Path) -> list[Row]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return parquet.read_table(path).to_pylist()
+    except ArrowException as error:
+        raise ValueError(str(error)) from None
+
+
+def _pieces(path: Path) -> list[Row]:
+    pieces, part, length = [], [], 0
+    for line in path.read_text("utf-8").splitlines(keepends=True):
+        part.append(line)
+        length += len(line)
+        if length >= _PIECE_CHARACTERS:
+            pieces.append({"text": "".join(part)})
+            part, length = [], 0
+    if "".join(part).strip():
+        pieces.append({"text": "".join(part)})
+    return pieces
+
+
+_READERS = {
+    ".jsonl": _json_lines,
+    ".jsonl.gz": _json_lines,
+    ".json": _json_list,
+    ".csv": _table,
+    ".tsv": _table,
+    ".parquet": _parquet,
+    ".txt": _pieces,
+}

@@ -1,0 +1,423 @@
+"""Suites: what the harness gives, resumed after a kill, refused when something does not fit."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - its common name
+from suite_ground import GSM8K, LABELLED, OWN, Scripted, make_suite, write_rows
+
+from blockexpand.corpus.tokens import load_tokenizer
+from blockexpand.errors import EvaluationError, RecordError
+from blockexpand.evaluation import (
+    Candidate,
+    EvaluationRecord,
+    Options,
+    Start,
+    evaluate_suites,
+    known_suites,
+    load_suites,
+    read_evaluation,
+    read_samples,
+)
+from blockexpand.evaluation import models as models_module
+from blockexpand.evaluation.harness import build_work
+from helpers import load
+from lm_helpers import make_lm
+
+pytest.importorskip("lm_eval")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_lm(tmp_path_factory.mktemp("lm") / "base")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    return make_suite(tmp_path / "own")
+
+
+def run(model: Path, suite: Path | str, out: Path, start: Start | None = None, **options: Any) -> EvaluationRecord:
+    return evaluate_suites(Candidate(model=str(model)), load_suites([str(suite)]), out, Options(**options), None, start)
+
+
+def scripted(script: Scripted, suite: Path | str, out: Path, **options: Any) -> EvaluationRecord:
+    candidate = Candidate(model="m", endpoint=script)  # ty: ignore[invalid-argument-type]
+    return evaluate_suites(candidate, load_suites([str(suite)]), out, Options(**options))
+
+
+def figures(record: EvaluationRecord) -> dict[str, Any]:
+    assert record.suites is not None
+    return record.suites.tasks
+
+
+def test_every_suite_reads_and_every_task_is_there() -> None:
+    import lm_eval
+
+    root = Path(lm_eval.__file__).parent / "tasks"
+    assert sorted(known_suites()) == ["code", "general", "law", "math", "paper", "perplexity"]
+    for name in known_suites():
+        (chosen,) = load_suites([name])
+        assert chosen.suite.suite == name
+        for task in chosen.suite.tasks:
+            if task.kind == "harness":
+                assert list(root.glob(task.files)), task.files
+            elif task.kind == "file":
+                assert (chosen.folder / task.file).is_file()
+    (general,) = load_suites(["general"])
+    shots = {task.task: (task.shots, task.metric) for task in general.suite.tasks}
+    assert shots == {
+        "arc_challenge": (25, "acc_norm"),
+        "hellaswag": (10, "acc_norm"),
+        "mmlu": (5, "acc"),
+        "truthfulqa_mc2": (0, "acc"),
+        "winogrande": (5, "acc"),
+    }
+    (mmlu,) = [task for task in general.suite.tasks if task.kind == "harness" and task.task == "mmlu"]
+    assert len(list(root.glob(mmlu.files))) == 57
+
+
+def test_figures_and_samples_are_the_harness_alone(model: Path, own: Path, tmp_path: Path) -> None:
+    """The same tasks through the harness's own evaluator and its own model class."""
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    record = run(model, own, tmp_path / "out")
+    works = build_work(load_suites([str(own)]), Options())
+    lm = HFLM(pretrained=load(model, torch.float32), tokenizer=load_tokenizer(model), batch_size=16)  # ty: ignore[invalid-argument-type]
+    alone = evaluate(lm, {"tasks": {w.entry.task: w.parts[0].task for w in works[:2]}}, bootstrap_iters=0)
+    assert alone is not None
+    for name in ("deeds", "words"):
+        metric = figures(record)[name].metric
+        assert figures(record)[name].value == pytest.approx(alone["results"][name][f"{metric},none"])
+        ours, theirs = read_samples(tmp_path / "out", name), alone["samples"][name]
+        assert [one.scores[metric] for one in ours] == [one[metric] for one in theirs]
+        for mine, other in zip(ours, theirs, strict=True):
+            said = [r[0][0] if isinstance(r[0], tuple) else r[0] for r in other["resps"]]
+            assert mine.output == (pytest.approx(said, abs=1e-4) if name == "deeds" else said)
+    assert figures(record)["deeds"].shots == 1
+    assert all(one.seconds > 0 for one in read_samples(tmp_path / "out", "words"))
+    assert read_evaluation(tmp_path / "out").record == record
+
+
+@pytest.mark.parametrize(("window", "stride"), [(None, None), (24, 8), (16, 16)])
+def test_bits_per_byte_are_those_of_sliding_windows(
+    model: Path, own: Path, tmp_path: Path, window: int | None, stride: int | None
+) -> None:
+    """Each token once, from at most `window` tokens before it, the first from the beginning-of-text token."""
+    record = run(model, own, tmp_path / "out", limit=3, window_tokens=window, stride_tokens=stride)
+    assert record.suites is not None
+    width, step = record.suites.window_tokens, record.suites.stride_tokens
+    assert (width, step) == ((64, 32) if window is None else (window, stride))
+    assert width is not None
+    assert step is not None
+    loaded, tokenizer = load(model, torch.float32), load_tokenizer(model)
+    nats = num_bytes = 0.0
+    for row in map(json.loads, (own.parent / "rows/tales/test.jsonl").read_text().splitlines()[:3]):
+        tokens = [tokenizer.bos_token_id, *tokenizer(row["text"], add_special_tokens=False)["input_ids"]]
+        assert len(tokens) > 64
+        num_bytes += len(row["text"].encode())
+        done = 1
+        while done < len(tokens):
+            end = min(done + (width if done == 1 else step), len(tokens))
+            start = max(0, end - 1 - width)
+            with torch.no_grad():
+                logits = loaded(torch.tensor([tokens[start : end - 1]])).logits[0]
+            each = F.cross_entropy(logits, torch.tensor(tokens[start + 1 : end]), reduction="none")
+            nats += each[done - start - 1 :].sum().item()
+            done = end
+    assert figures(record)["tales"].value == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-4)
+
+
+def plain(folder: Path, task: str) -> list[dict[str, Any]]:
+    return [{k: v for k, v in vars(one).items() if k != "seconds"} for one in read_samples(folder, task)]
+
+
+def test_a_killed_run_goes_on_and_asks_nothing_twice(
+    model: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(model, own, tmp_path / "whole", batch_size=4)
+    total = len(read_samples(tmp_path / "whole", "deeds")) * 3 + 8 + 8
+    heard: list[str] = []
+    tell = models_module.LoadedLM._tell
+
+    def killed_after_nine(self: Any, method: str, arguments: tuple, value: Any) -> None:
+        tell(self, method, arguments, value)
+        heard.append(method)
+        if len(heard) == 9:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(models_module.LoadedLM, "_tell", killed_after_nine)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, own, tmp_path / "out", batch_size=4)
+    assert not (tmp_path / "out").exists()
+    journal = tmp_path / "out.partial" / "answers.jsonl"
+    assert len(journal.read_text().splitlines()) == 9
+    with journal.open("a") as stream:
+        stream.write('{"key": "sha256:cut sho')  # what a power cut leaves of a line
+    with pytest.raises(EvaluationError, match=r"out\.partial holds an unfinished evaluation; go on with --resume"):
+        run(model, own, tmp_path / "out")
+    with pytest.raises(EvaluationError, match="holds an unfinished evaluation of another model, other suites or sett"):
+        run(model, own, tmp_path / "out", Start(resume=True), shots=0)
+    heard.clear()
+    monkeypatch.setattr(models_module.LoadedLM, "_tell", lambda self, *a: (heard.append(a[0]), tell(self, *a)))
+    run(model, own, tmp_path / "out", Start(resume=True), batch_size=4)
+    assert len(heard) == total - 9 - 8  # rolling likelihoods are told by another way
+    assert not (tmp_path / "out.partial").exists()
+    for task in ("words", "tales"):
+        assert plain(tmp_path / "out", task) == plain(tmp_path / "whole", task)
+    for mine, other in zip(plain(tmp_path / "out", "deeds"), plain(tmp_path / "whole", "deeds"), strict=True):
+        assert mine.pop("output") == pytest.approx(other.pop("output"), abs=1e-4)  # other neighbours in its pass
+        assert mine == other
+
+
+def test_an_unfinished_run_is_begun_anew_when_told_so(model: Path, own: Path, tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "evaluation.json").write_text('{"identity": "x"}')
+    (partial / "answers.jsonl").write_text("not to be read")
+    run(model, own, tmp_path / "out", Start(overwrite=True), limit=1)
+    (partial / "letters").mkdir(parents=True)
+    with pytest.raises(EvaluationError, match=r"out\.partial is not an unfinished evaluation; move it away"):
+        run(model, own, tmp_path / "out", Start(overwrite=True), limit=1)
+
+
+def test_what_a_server_did_not_answer_is_no_wrong_answer(own: Path, tmp_path: Path) -> None:
+    """Three right answers, five errors: all answered are right."""
+    (own.parent / "own.yaml").write_text(OWN.replace("  - {kind: choice", "  # ").replace("  - {kind: text", "  # "))
+    rows = [json.loads(line) for line in (own.parent / "rows/words/test.jsonl").read_text().splitlines()]
+    rows = [{**row, "text": f"{n} {row['text']}"} for n, row in enumerate(rows)]
+    write_rows(own.parent / "rows/words/test.jsonl", rows)
+    known = {f"{row['text']} the": row["word"] for row in rows}
+    script = Scripted(lambda p: known[p] + ".\nmore" if p < "3" else TimeoutError("out of time after 60 s (5 tries)"))
+    record = scripted(script, own, tmp_path / "out")
+    one = figures(record)["words"]
+    assert (one.value, one.num_samples, one.num_errors) == (1.0, 3, 5)
+    assert record.model_digest == "endpoint:http://script#m"
+    samples = read_samples(tmp_path / "out", "words")
+    assert [s.scores for s in samples[3:]] == [{}] * 5
+    assert {s.error for s in samples[3:]} == {"out of time after 60 s (5 tries)"}
+    assert samples[0].output == [rows[0]["word"] + "."]  # what follows the stop is not the answer's
+    nobody = scripted(Scripted(lambda _: ValueError("500")), own, tmp_path / "nobody")
+    assert figures(nobody)["words"].value is None
+
+
+def test_likelihoods_are_not_asked_of_an_address(own: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="deeds needs likelihoods, and the chat interface at http://script gives"):
+        scripted(Scripted(lambda _: ""), own, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_reference_answers_of_gsm8k_are_all_parsed(tmp_path: Path) -> None:
+    write_rows(tmp_path / "data/gsm8k/test.jsonl", GSM8K)
+    write_rows(tmp_path / "data/gsm8k/train.jsonl", GSM8K[::-1])
+    known = {row["question"]: row["answer"] for row in GSM8K}
+
+    def answer(prompt: str) -> str:
+        return " " + known[prompt.rpartition("Question: ")[2].removesuffix("\nAnswer:")]
+
+    record = scripted(Scripted(answer), "gsm8k", tmp_path / "out", data=str(tmp_path / "data"))
+    assert figures(record)["gsm8k"].value == 1.0
+    wrong = scripted(Scripted(lambda p: answer(p) + "1"), "gsm8k", tmp_path / "wrong", data=str(tmp_path / "data"))
+    assert figures(wrong)["gsm8k"].value == 0.0
+
+
+def test_unfair_clauses_are_judged_by_likelihood_per_token(model: Path, tmp_path: Path) -> None:
+    from blockexpand.evaluation.journal import Likelihood
+    from blockexpand.evaluation.scoring.law import amount, unfair_tos
+
+    some = [Likelihood(-9.0, False, 9), *[Likelihood(-4.0, False, 2)] * 7]
+    assert unfair_tos({"labels": [0, 6]}, some) == {"acc": 1.0}
+    assert unfair_tos({"labels": [1]}, some) == {"acc": 0.0}
+    assert [amount({"answer": "$27,181"}, [x])["acc"] for x in ("$27000 a year", "20000", "none")] == [1, 0, 0]
+    write_rows(tmp_path / "data/unfair_tos/test.jsonl", LABELLED)
+    write_rows(tmp_path / "data/unfair_tos/train.jsonl", LABELLED)
+    record = run(model, "unfair_tos", tmp_path / "out", data=str(tmp_path / "data"), shots=1)
+    assert figures(record)["unfair_tos"].num_samples == 2  # a clause without a label cannot be right
+
+
+def test_a_model_in_memory_and_half_precision(model: Path, own: Path, tmp_path: Path) -> None:
+    pair = load(model, torch.float32), load_tokenizer(model)
+    candidate = Candidate(model="mine", loaded=pair, fingerprint="f")
+    record = evaluate_suites(candidate, load_suites([str(own)]), tmp_path / "memory", Options(limit=4))
+    assert (record.model, record.model_digest) == ("mine", "f")
+    assert record.suites is not None
+    assert record.suites.dtype == "float32"
+    from_disk = run(model, own, tmp_path / "disk", limit=4)
+    assert {n: t.value for n, t in figures(record).items()} == {n: t.value for n, t in figures(from_disk).items()}
+    own.write_text(OWN.replace("version: 3", "version: 3\ndtype: float16"))
+    half = run(model, own, tmp_path / "half", limit=4)
+    assert half.suites is not None
+    assert half.suites.dtype == "float16"
+    with pytest.raises(EvaluationError, match=r"want different number formats \(own: float16, perplexity: float32\)"):
+        evaluate_suites(Candidate(model=str(model)), load_suites([str(own), "perplexity"]), tmp_path / "o")
+
+
+def test_prompts_that_do_not_fit_are_counted(model: Path, own: Path, tmp_path: Path) -> None:
+    own.write_text(OWN.replace('"{{text}} the"', '"{{text * 40}} the"').replace('"{{text}} it"', '"{{text * 40}} it"'))
+    record = run(model, own, tmp_path / "out", limit=2)
+    assert [figures(record)[name].num_cut for name in ("deeds", "words")] == [2, 2]
+    assert all(one.cut_tokens > 0 for one in read_samples(tmp_path / "out", "words"))
+
+
+def test_a_chat_suite_needs_a_template(model: Path, own: Path, tmp_path: Path) -> None:
+    run(model, own, tmp_path / "with", limit=1, chat=True)
+    loaded, tokenizer = load(model, torch.float32), load_tokenizer(model)
+    tokenizer.chat_template = None
+    own.write_text(OWN.replace("version: 3", "version: 3\nchat: true"))
+    with pytest.raises(EvaluationError, match="m has no chat template, and the suite asks through one"):
+        evaluate_suites(Candidate(model="m", loaded=(loaded, tokenizer)), load_suites([str(own)]), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("kind: text", "kind: txet"), "expected 'kind' to be one of .*got 'txet'"),
+        (("side: domain", "sdie: domain"), "unknown key 'sdie'; did you mean 'side'"),
+        (("format: blockexpand.suite", "format: other"), "is not a suite: expected a mapping with 'format: blockexp"),
+        (("format_version: 1", "format_version: 9"), "format_version 9, this blockexpand reads 1"),
+        (("task: words", "task: deeds"), "tasks: expected each name once, got 'deeds'"),
+        (("task: words", "task: 'a/b'"), "expected letters, digits, '-' and '_', got 'a/b'"),
+        (("shots: 1", "shots: 99"), "shots: expected 0 to 64, got 99"),
+    ],
+)
+def test_suites_are_read_strictly(own: Path, change: tuple[str, str], words: str) -> None:
+    own.write_text(OWN.replace(*change))
+    with pytest.raises(EvaluationError, match=words):
+        load_suites([str(own)])
+
+
+def test_unknown_names_are_met_with_the_nearest(own: Path) -> None:
+    with pytest.raises(EvaluationError, match="no suite or task is called 'genral'; did you mean 'general'"):
+        load_suites(["genral"])
+    with pytest.raises(EvaluationError, match="is called 'human_eval'; did you mean 'humaneval'"):
+        load_suites(["human_eval"])
+    with pytest.raises(EvaluationError, match="the task 'gsm8k' is asked for twice in math, gsm8k"):
+        load_suites(["math", "gsm8k"])
+    with pytest.raises(EvaluationError, match="no such file: absent"):
+        load_suites(["absent.yaml"])
+    for change, words in [
+        (("answer: deed", "answer: deed, metric: acurracy"), "deeds has no metric 'acurracy'; known: acc, acc_norm"),
+        (("answer: deed", "answer: deed, filter: strict"), "deeds has no filter 'strict'; known: none"),
+        (('"{{text}} it"', '"{{text} it"'), "deeds: '{{text} it' is not a template"),
+        (('"{{text}} it"', '"{{txet}} it"'), r"row 1 has no column 'txet'; expected deed, txet, got deed, text, word"),
+        (("kind: text, task: tales", "kind: file, task: tales, file: no.yaml"), "'tales' has no file at .*no.yaml"),
+        (("kind: text, task: tales", "kind: harness, task: tales, files: no.yaml"), "no task at 'no.yaml'"),
+        (
+            ("data: rows", "data: nowhere"),
+            r"the task 'deeds' has no data: no file at .*nowhere/deeds/train\.jsonl|test",
+        ),
+        (("shots: 1", "shots: 5"), "deeds shows 5 examples, its split 'train' has 4 rows; bring more, or lower"),
+        (
+            ("[sees, likes, finds]", "[sees, likes]"),
+            r"row 3: the answer 'finds' is none of the choices \['sees', 'likes",
+        ),
+    ]:
+        own.write_text(OWN.replace(*change))
+        with pytest.raises(EvaluationError, match=words):
+            build_work(load_suites([str(own)]), Options())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("test.jsonl", "", r"test\.jsonl is empty: a split needs at least one row"),
+        ("test.jsonl", "{", r"test\.jsonl cannot be read: "),
+        ("test.jsonl", "3\n", r"test\.jsonl, row 1 is '3'; expected a mapping of columns"),
+        ("test.json", '{"a": 1}', "a dict where a list was expected"),
+        ("test.parquet", "PAR0", r"test\.parquet cannot be read: "),
+        ("test.csv", "text,word\n", r"test\.csv is empty"),
+    ],
+)
+def test_files_that_hold_no_rows_are_refused(own: Path, name: str, content: str, words: str) -> None:
+    (own.parent / "rows/words/test.jsonl").unlink()
+    (own.parent / "rows/words" / name).write_text(content)
+    with pytest.raises(EvaluationError, match=words):
+        build_work(load_suites([str(own)]), Options())
+
+
+def test_rows_are_read_from_all_formats(tmp_path: Path) -> None:
+    import gzip
+
+    import pyarrow
+    from pyarrow import parquet
+
+    from blockexpand.evaluation.sources import read_rows
+
+    rows = [{"a": "x", "b": "1"}, {"a": "y", "b": "2"}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "a.jsonl").write_text(text)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "a.csv").write_text("a,b\nx,1\ny,2\n")
+    (tmp_path / "a.tsv").write_text("a\tb\nx\t1\ny\t2\n")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for path in tmp_path.iterdir():
+        assert read_rows(path) == rows, path
+    (tmp_path / "t.txt").write_text("line of text\n" * 1000)
+    pieces = [row["text"] for row in read_rows(tmp_path / "t.txt")]
+    assert [len(piece) for piece in pieces] == [8008, 4992]
+
+
+def test_without_network_and_file_the_error_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("Couldn't reach 'openai/openai_humaneval' on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(EvaluationError, match=r"cannot be had from the hub .* bring .*data/humaneval/test\.jsonl"):
+        build_work(load_suites(["humaneval"]), Options(data=str(tmp_path / "data")))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [])
+    with pytest.raises(EvaluationError, match="the split test of openai/openai_humaneval is empty"):
+        build_work(load_suites(["humaneval"]), Options())
+
+
+def test_parts_of_one_file_are_told_apart(tmp_path: Path) -> None:
+    """MATH's seven subjects stand in one file; a candidate without rows would change the figure unseen."""
+    names = ["Algebra", "Counting & Probability", "Geometry", "Intermediate Algebra", "Number Theory", "Prealgebra"]
+    rows = [{"problem": f"{n}?", "solution": rf"\boxed{{{n}}}", "type": n} for n in [*names, "Precalculus"]]
+    write_rows(tmp_path / "hendrycks_math/test.jsonl", rows)
+    known = {row["problem"]: row["type"] for row in rows[:-1]}
+    script = Scripted(lambda p: f"${known.get(p.splitlines()[0].removeprefix('Problem: '))}$")
+    one = figures(scripted(script, "hendrycks_math", tmp_path / "out", data=str(tmp_path)))["hendrycks_math"]
+    assert {name.removeprefix("hendrycks_math_"): part.value for name, part in one.parts.items()} == {
+        "algebra": 1.0,
+        "counting_and_prob": 1.0,
+        "geometry": 1.0,
+        "intermediate_algebra": 1.0,
+        "num_theory": 1.0,
+        "prealgebra": 1.0,
+        "precalc": 0.0,
+    }
+    assert one.value == pytest.approx(6 / 7)
+    write_rows(tmp_path / "hendrycks_math/test.jsonl", rows[:-1])
+    with pytest.raises(EvaluationError, match="has no row whose type is 'precalculus'; expected all parts of hendryc"):
+        build_work(load_suites(["hendrycks_math"]), Options(data=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("limit", 0), ("shots", -1), ("samples", 0), ("batch_size", 0), ("window_tokens", 1), ("stride_tokens", 0)],
+)
+def test_options_have_bounds(field: str, value: int) -> None:
+    with pytest.raises(RecordError, match=f"{field}: expected .*got {value}"):
+        Options(**{field: value})
+    with pytest.raises(RecordError, match="stride_tokens: expected at most 8, got 9"):
+        Options(window_tokens=8, stride_tokens=9)
+
+
+def test_a_missing_harness_is_said_with_the_line_that_installs_it(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(EvaluationError, match=r"which is not installed; .*pip install .*'blockexpand\[evaluation\]'"):
+        run(tmp_path, own, tmp_path / "out")
