@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from players import PlainTools, Script, Scripted, solver
+from scipy.stats import binomtest
 
 from blockexpand.agents import Cast, make_puzzles, read_agent, replay, run_agent
 from blockexpand.agents.records import AgentSettings, Opposite, rates_of, wilson
 from blockexpand.agents.tasks import Task
 from blockexpand.endpoints import Answer, Message
 from blockexpand.errors import AgentError, Interrupted, StagingError
+from players import PlainTools, Script, Scripted, solver
 
 SETTINGS = AgentSettings(speaker=Opposite(model="m"), budgets=(1, 2, 3))
 PUZZLES = make_puzzles(12)
@@ -92,6 +93,9 @@ def test_sets_are_counted_apart_and_errors_are_no_failures(tmp_path: Path) -> No
 def test_the_interval_is_wilsons(successes: int, trials: int, low: float, high: float) -> None:
     """Figures by hand from (p + z2/2n +- z sqrt(p(1-p)/n + z2/4n2)) / (1 + z2/n), z = 1.96."""
     assert wilson(successes, trials) == pytest.approx((low, high), abs=1e-4)
+    if trials:
+        interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+        assert wilson(successes, trials) == pytest.approx((interval.low, interval.high), abs=1e-12)
 
 
 def test_a_run_that_is_stopped_goes_on_and_loses_nothing(tmp_path: Path) -> None:

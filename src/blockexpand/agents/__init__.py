@@ -1,6 +1,8 @@
 """Multi-turn episodes with a tool, and judged conversations: a model in this process or behind an address."""
 
+from blockexpand.agents.conversations import Question, load_questions
 from blockexpand.agents.episodes import Episode, Manner, Turn
+from blockexpand.agents.judging import JudgeRecord, JudgeSettings, Sides, judge_pair
 from blockexpand.agents.puzzles import make_puzzles
 from blockexpand.agents.records import (
     DEFAULT_BUDGETS,
@@ -25,15 +27,21 @@ __all__ = [
     "Cast",
     "EndpointSpeaker",
     "Episode",
+    "JudgeRecord",
+    "JudgeSettings",
     "LoadedSpeaker",
     "Manner",
     "Opposite",
+    "Question",
     "Rate",
     "Replay",
     "SandboxTools",
+    "Sides",
     "Speaker",
     "Task",
     "Turn",
+    "judge_pair",
+    "load_questions",
     "load_speaker",
     "load_tasks",
     "make_puzzles",

@@ -39,6 +39,10 @@ VERBS = {
         "blockexpand.cli.acting:agent",
         "Let a model solve tasks in several turns with Python as its tool.",
     ),
+    "judge": (
+        "blockexpand.cli.acting:judge",
+        "Let a judge compare two models' answers to questions of several turns.",
+    ),
     "compare": (
         "blockexpand.cli.measuring:compare",
         "Run methods side by side at equal budget, by a recipe.",

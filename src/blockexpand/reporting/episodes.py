@@ -121,7 +121,7 @@ def _draw(runs: Sequence[Found[AgentRun]], canvas: Canvas, narrow: bool) -> None
     for number, found in enumerate(runs):
         rates = [one for one in found.value.record.rates if not one.set and one.num_tasks]
         # Side by side, so that intervals of the same height can be told apart.
-        shift = 0.06 * (number - (len(runs) - 1) / 2)
+        shift = 0.03 * (number - (len(runs) - 1) / 2)
         below = [100 * (one.rate - one.low) for one in rates]
         above = [100 * (one.high - one.rate) for one in rates]
         axes.errorbar(
