@@ -83,8 +83,8 @@ class CorpusError(BlockexpandError):
     """A source of text cannot be read, or leaves nothing to train on."""
 
 
-class SandboxError(BlockexpandError):
-    """Nothing here can isolate code."""
+class PackError(BlockexpandError):
+    """A pack is broken, or does not belong to the model it is to be attached to."""
 
 
 class EndpointError(BlockexpandError):
@@ -109,6 +109,10 @@ class AgentError(BlockexpandError):
 
 class ComparisonError(BlockexpandError):
     """The arms of a comparison are unequal, or their results do not fit together."""
+
+
+class SandboxError(BlockexpandError):
+    """Model-written code cannot be isolated here, or not as asked."""
 
 
 class ReportError(BlockexpandError):

@@ -24,6 +24,8 @@ from blockexpand.errors import StagingError
 
 RECORD_NAME = "blockexpand.json"
 """The file every folder of ours carries; without it `--overwrite` does not touch a folder."""
+PACK_NAME = "pack.json"
+"""What a pack carries in its place."""
 
 
 def flush_folder(path: Path) -> None:
@@ -146,7 +148,7 @@ def check_output(path: Path, overwrite: bool = False) -> None:
         return
     if not overwrite:
         raise StagingError(f"the output {path} already exists; choose another name or add --overwrite")
-    if not path.is_dir() or path.is_symlink() or not (path / RECORD_NAME).is_file():
+    if not path.is_dir() or path.is_symlink() or not any((path / n).is_file() for n in (RECORD_NAME, PACK_NAME)):
         raise StagingError(
             f"refusing to overwrite {path}: it has no {RECORD_NAME}, so blockexpand did not make it; remove it "
             "yourself or choose another name"

@@ -1,17 +1,20 @@
 """Safetensors checkpoints on disk: headers, byte ranges, shards, digests. Knows no model family."""
 
 from blockexpand.checkpoint.comparing import Comparison, compare_tensors
+from blockexpand.checkpoint.copying import Place, copy_tensors
 from blockexpand.checkpoint.digesting import TensorDigest, digest_tensors, refuse_counted, refuse_not_finite
 from blockexpand.checkpoint.files import OtherFiles, copy_files, other_files, write_config
 from blockexpand.checkpoint.header import (
     Header,
     TensorEntry,
+    build_header,
     num_bytes,
     num_elements,
     parse_header,
     read_header,
 )
 from blockexpand.checkpoint.reading import CONFIG, Checkpoint, open_checkpoint
+from blockexpand.checkpoint.skeletons import FileText, skeleton_of, write_skeleton
 from blockexpand.checkpoint.writing import (
     OutputFile,
     OutputTensor,
@@ -53,4 +56,10 @@ __all__ = [
     "digest_of_minus_ones",
     "lay_out",
     "write_weights",
+    "Place",
+    "copy_tensors",
+    "FileText",
+    "skeleton_of",
+    "write_skeleton",
+    "build_header",
 ]

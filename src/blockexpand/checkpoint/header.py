@@ -27,7 +27,8 @@ MAX_HEADER_BYTES = 100_000_000
 ALIGNMENT_BYTES = 64 << 10
 """Bytes that keep their offset modulo this move by whole pages (4 to 64 KiB) and in large folios, which takes half the
 time (docs/log.md, 2026-11-25), and can be shared where the file system knows reflinks."""
-_LENGTH_BYTES = 8
+LENGTH_BYTES = 8
+"""Before the header: how long it is, little endian."""
 _METADATA = "__metadata__"
 
 # safetensors 0.8, tensor.rs (Dtype): the width of one element in bits.
@@ -119,17 +120,17 @@ def read_header(path: Path) -> Header:
     """
     with open_to_read(path) as stream:
         size = os.fstat(stream.fileno()).st_size
-        first = stream.read(_LENGTH_BYTES)
-        if len(first) < _LENGTH_BYTES:
+        first = stream.read(LENGTH_BYTES)
+        if len(first) < LENGTH_BYTES:
             _refuse(path, f"is {size} bytes long, too short for a safetensors file")
         length = int.from_bytes(first, "little")
         if length > MAX_HEADER_BYTES:
             _refuse(path, f"states a header of {length:,} bytes; expected at most {MAX_HEADER_BYTES:,}")
-        if length > size - _LENGTH_BYTES:
+        if length > size - LENGTH_BYTES:
             _refuse(path, f"states a header of {length:,} bytes but is only {size:,} bytes long")
         raw = stream.read(length)
     assert len(raw) == length, f"{path} shrank while it was read"
-    return parse_header(raw, size - _LENGTH_BYTES - length, path)
+    return parse_header(raw, size - LENGTH_BYTES - length, path)
 
 
 def parse_header(raw: bytes, data_bytes: int, path: Path) -> Header:
@@ -145,7 +146,7 @@ def parse_header(raw: bytes, data_bytes: int, path: Path) -> Header:
     if not isinstance(data, dict):
         _refuse(path, f"has a header of type {type(data).__name__}; expected a JSON object")
     metadata = _metadata(data.pop(_METADATA, {}), path)
-    data_start = _LENGTH_BYTES + len(raw)
+    data_start = LENGTH_BYTES + len(raw)
     tensors = {name: _entry(name, item, data_start, data_bytes, path) for name, item in data.items()}
     tensors = dict(sorted(tensors.items(), key=lambda pair: (pair[1].start, pair[1].end)))
     _check_contiguous(tensors, data_start, data_start + data_bytes, path)
@@ -218,11 +219,14 @@ def _check_contiguous(tensors: dict[str, TensorEntry], begin: int, end: int, pat
 
 
 def build_header(
-    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: dict[str, str], residue: int = 0
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]],
+    metadata: dict[str, str],
+    residue: int = 0,
+    alignment: int = ALIGNMENT_BYTES,
 ) -> bytes:
     """Length and header of a file whose data holds (name, dtype, shape) in this order.
 
-    It is padded so that the data begins at an offset that is `residue` modulo ALIGNMENT_BYTES.
+    It is padded so that the data begins at an offset that is `residue` modulo `alignment`.
     """
     entries: dict[str, Any] = {_METADATA: metadata}
     position = 0
@@ -232,11 +236,11 @@ def build_header(
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    padding = (residue - _LENGTH_BYTES - len(text)) % ALIGNMENT_BYTES
+    padding = (residue - LENGTH_BYTES - len(text)) % alignment
     length = len(text) + padding
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(
             f"the header of one output file would take {length:,} bytes, more than the {MAX_HEADER_BYTES:,} that "
             "readers accept; use a base in smaller shards"
         )
-    return length.to_bytes(_LENGTH_BYTES, "little") + text + b" " * padding
+    return length.to_bytes(LENGTH_BYTES, "little") + text + b" " * padding

@@ -142,10 +142,14 @@ def _read_sharded(folder: Path, index: Path) -> list[Header]:
     return list(headers.values())
 
 
-def _check_shard_name(name: str, index: Path) -> None:
-    """A shard is a file in the folder itself. (The file may be a link: hub caches link into `blobs`.)"""
+def is_shard_name(name: str) -> bool:
+    """Whether it names a weights file in the folder itself. (The file may be a link: hub caches link into `blobs`.)"""
     plain = name not in (".", "..") and "/" not in name and "\\" not in name and "\0" not in name
-    if not plain or not name.endswith(".safetensors") or len(name.encode()) > _LONGEST_NAME:
+    return plain and name.endswith(".safetensors") and len(name.encode()) <= _LONGEST_NAME
+
+
+def _check_shard_name(name: str, index: Path) -> None:
+    if not is_shard_name(name):
         raise CheckpointError(
             f"{index} names the shard {name!r}; expected the plain name of a .safetensors file in the same folder; do "
             "not use this checkpoint unless you know who made it"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -204,9 +204,16 @@ def _pack(tensors: Iterable[OutputTensor], limit: int) -> list[list[OutputTensor
 
 
 def write_weights(
-    base: Checkpoint, files: Sequence[OutputFile], folder: Path, *, digest: bool = False
+    base: Checkpoint,
+    files: Sequence[OutputFile],
+    folder: Path,
+    *,
+    digest: bool = False,
+    holes: Collection[str] = (),
 ) -> dict[str, TensorDigest]:
     """Write the files, and the index when the base had one, into `folder`; the digests of the base, when asked for.
+
+    The tensors named in `holes` have their places, as holes that the caller fills.
 
     Raises:
         StagingError: there is less space than the copied bytes need.
@@ -222,14 +229,24 @@ def write_weights(
     metadata = {**base.metadata, "format": base.metadata.get("format", "pt")}
     places: dict[TensorEntry, list[Place]] = {}
     for file in files:
-        _begin(file, folder / file.name, metadata, places)
+        _begin(file, folder / file.name, metadata, _Filling(places=places, holes=frozenset(holes)))
     digests = copy_tensors(base, places, folder, digest=digest)
     if base.sharded:
         _write_index(files, folder)
     return digests
 
 
-def _begin(file: OutputFile, path: Path, metadata: dict[str, str], places: dict[TensorEntry, list[Place]]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Filling:
+    """Where bytes come from."""
+
+    places: dict[TensorEntry, list[Place]]
+    """Where copies go; grows file by file."""
+    holes: frozenset[str]
+    """The tensors that somebody else fills."""
+
+
+def _begin(file: OutputFile, path: Path, metadata: dict[str, str], filling: _Filling) -> None:
     """Write the header and what is neither copied nor zero, and note where the copies go."""
     header = build_header(((t.name, t.dtype, t.shape) for t in file.tensors), metadata, _data_residue(file))
     with open(path, "xb", buffering=0) as stream:
@@ -238,9 +255,11 @@ def _begin(file: OutputFile, path: Path, metadata: dict[str, str], places: dict[
         write_whole(stream, header)
         position = len(header)
         for tensor in file.tensors:
-            if tensor.source is not None:
+            if tensor.name in filling.holes:
+                pass
+            elif tensor.source is not None:
                 assert tensor.source.num_bytes == tensor.num_bytes, f"{tensor.name} does not have its source's size"
-                places.setdefault(tensor.source, []).append(Place(file=file.name, start=position))
+                filling.places.setdefault(tensor.source, []).append(Place(file=file.name, start=position))
             elif _is_made(tensor):
                 stream.seek(position)
                 for part in _draw(tensor) if tensor.spread else [tensor.element * num_elements(tensor.shape)]:

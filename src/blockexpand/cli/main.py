@@ -48,8 +48,15 @@ VERBS = {
         "Run methods side by side at equal budget, by a recipe.",
     ),
     "report": ("blockexpand.cli.measuring:report", "Put results on one HTML page."),
+    "pack extract": ("blockexpand.cli.packing:extract", "Take the new blocks out of a run or an expanded folder."),
+    "pack attach": ("blockexpand.cli.packing:attach", "Write the base with the blocks of one or more packs."),
+    "pack detach": ("blockexpand.cli.packing:detach", "Give the base back, byte for byte."),
+    "pack show": ("blockexpand.cli.packing:show_pack", "Say what a pack is; safe for a stranger's."),
     "demo": ("blockexpand.cli.measuring:demo", "The whole story on the tiny base, in minutes."),
 }
+
+GROUPS = {"pack": "What was trained, as something to ship: extract, attach, detach, show."}
+"""Verbs of two words: what the first is about."""
 
 
 def build_app() -> App:
@@ -63,8 +70,13 @@ def build_app() -> App:
         suppress_keyboard_interrupt=False,
         result_action="return_value",
     )
+    groups: dict[str, App] = {}
     for order, (verb, (target, summary)) in enumerate(VERBS.items()):
-        app.command(target, name=verb, help=summary, sort_key=order)
+        group, _, name = verb.rpartition(" ")
+        if group and group not in groups:
+            groups[group] = App(name=group, help=GROUPS[group], sort_key=order)
+            app.command(groups[group])
+        (groups[group] if group else app).command(target, name=name, help=summary, sort_key=order)
     return app
 
 

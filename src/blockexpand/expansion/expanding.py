@@ -15,6 +15,8 @@ from typing import Any
 
 from blockexpand.checkpoint import (
     Checkpoint,
+    FileText,
+    OtherFiles,
     OutputTensor,
     copy_files,
     drawn,
@@ -24,6 +26,7 @@ from blockexpand.checkpoint import (
     other_files,
     refuse_not_finite,
     renamed,
+    skeleton_of,
     write_config,
     write_weights,
     zeros,
@@ -76,19 +79,19 @@ def expand(
     chosen = plan if isinstance(plan, Plan) else read_plan(plan)
     target = Path(out)
     check_fit(chosen, checkpoint)
-    _check_apart(checkpoint.folder, target)
+    check_apart(checkpoint.folder, target)
     check_output(target, overwrite)
     files = other_files(checkpoint)
     with staged_folder(target, overwrite) as staged:
         copy_files(checkpoint, files.copied, staged)
         write_config(staged, with_entries(checkpoint.config, chosen.config_changes))
         family = family_for(checkpoint.config, checkpoint.source, checkpoint.tensors)
-        kept, added = _tensors(family, checkpoint, chosen)
+        kept, added = tensors_of(family, checkpoint, chosen)
         found = write_weights(checkpoint, lay_out(checkpoint, kept, added), staged, digest=digest)
         refuse_not_finite(checkpoint, found)
         proof = _prove(checkpoint, staged, chosen) if prove or family.discovered else None
         digests = {name: result.digest for name, result in sorted(found.items())} if digest else None
-        record = _record(chosen, digests, files.copied, files.left_out, proof)
+        record = _record(chosen, digests, files, skeleton_of(checkpoint), proof)
         write_record(staged / RECORD_NAME, record)
     if files.left_out:
         say(f"  left out: {', '.join(files.left_out)}")
@@ -135,7 +138,12 @@ def _short(value: object) -> str:
     return text if len(text) <= 90 else text[:87] + "..."
 
 
-def _check_apart(base: Path, out: Path) -> None:
+def check_apart(base: Path, out: Path) -> None:
+    """Refuse an output that is the base, or inside it, or around it.
+
+    Raises:
+        ExpansionError: it is.
+    """
     source, target = base.resolve(), out.resolve()
     if target == source:
         raise ExpansionError(f"the output {out} is the base itself; expected a new folder; choose another name")
@@ -145,7 +153,7 @@ def _check_apart(base: Path, out: Path) -> None:
         raise ExpansionError(f"the output {out} contains the base {base}; expected a folder beside it")
 
 
-def _tensors(family: Family, checkpoint: Checkpoint, plan: Plan) -> tuple[dict[str, str], list[OutputTensor]]:
+def tensors_of(family: Family, checkpoint: Checkpoint, plan: Plan) -> tuple[dict[str, str], list[OutputTensor]]:
     """The new name of every old tensor, and the tensors of the new blocks in the order of their donors' bytes."""
     kept = {name: plan.new_name(family, name) for name in checkpoint.tensors}
     added: list[OutputTensor] = []
@@ -176,8 +184,8 @@ def _prove(checkpoint: Checkpoint, staged: Path, plan: Plan) -> Proof:
 def _record(
     plan: Plan,
     digests: dict[str, str] | None,
-    copied: tuple[str, ...],
-    left_out: tuple[str, ...],
+    files: OtherFiles,
+    skeleton: tuple[FileText, ...],
     proof: Proof | None,
 ) -> ExpansionRecord:
     from blockexpand import __version__
@@ -186,7 +194,8 @@ def _record(
         blockexpand_version=__version__,
         plan=plan,
         base_digests=digests,
-        files_copied=copied,
-        files_left_out=left_out,
+        files_copied=files.copied,
+        files_left_out=files.left_out,
         proof=proof,
+        base_files=skeleton,
     )

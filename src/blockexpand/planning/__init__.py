@@ -1,5 +1,6 @@
 """Decide where new blocks go; show it, cost it, save it. No tensor is read, no torch imported."""
 
+from blockexpand.planning.combining import Combined, combine
 from blockexpand.planning.costing import Cost, backward_flops, forward_flops
 from blockexpand.planning.drawing import draw, draw_rich
 from blockexpand.planning.formulas import unsayable
@@ -7,8 +8,8 @@ from blockexpand.planning.guided import MEASURE_WORDS, BlockScore, Guidance, Mea
 from blockexpand.planning.making import plan
 from blockexpand.planning.placing import Insertion
 from blockexpand.planning.plans import SILENT, BaseFacts, NewBlock, Placement, Plan, StackEntry, read_plan
-from blockexpand.planning.record import Check, ExpansionRecord, Proof, read_expansion
-from blockexpand.planning.rewriting import Rewrite, base_entries, live_entries, rewrite
+from blockexpand.planning.record import AttachedPack, Check, ExpansionRecord, Proof, read_expansion
+from blockexpand.planning.rewriting import Rewrite, base_entries, live_entries, rewrite, stack_entries
 from blockexpand.planning.survey import BlockKind, BlockTensor, Init, Survey, layout_digest, started, survey
 
 __all__ = [
@@ -34,6 +35,9 @@ __all__ = [
     "backward_flops",
     "draw",
     "draw_rich",
+    "Combined",
+    "combine",
+    "AttachedPack",
     "ExpansionRecord",
     "read_expansion",
     "Proof",
@@ -46,4 +50,5 @@ __all__ = [
     "unsayable",
     "base_entries",
     "live_entries",
+    "stack_entries",
 ]

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from blockexpand.checkpoint import FileText
 from blockexpand.errors import PlanError
 from blockexpand.planning.plans import Plan
-from blockexpand.records import WRITTEN_WHEN_SET, read_record
+from blockexpand.records import WRITTEN_WHEN_SET, check, read_record
 from blockexpand.staging import RECORD_NAME
 
 
@@ -65,6 +66,22 @@ class Proof:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttachedPack:
+    """One pack whose blocks are in the folder."""
+
+    name: str
+    """What it is called."""
+    fingerprint: str
+    """The digest of its blocks and of the base it is for."""
+    plan: Plan
+    """Its own plan, for the base alone."""
+    blocks: dict[str, str]
+    """For each of its blocks, by its own id, the id in the folder's plan."""
+    about: dict[str, Any]
+    """What its pack.json says of training, evaluation and licence."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExpansionRecord:
     """The plan a checkpoint was made by, and the fingerprints of what it was made from."""
 
@@ -85,6 +102,17 @@ class ExpansionRecord:
     """The proof, when it was asked for; a folder whose proof failed is never written."""
     training: dict[str, Any] | None = None
     """Null as expanded. What trains the new blocks states here from which run they are."""
+    base_files: tuple[FileText, ...] = field(default=(), metadata=WRITTEN_WHEN_SET)
+    """The text of the base's config and the headers of its weights: with the old blocks' bytes, its very files."""
+    packs: tuple[AttachedPack, ...] = field(default=(), metadata=WRITTEN_WHEN_SET)
+    """The packs whose blocks these are, where `pack attach` wrote the folder."""
+
+    def __post_init__(self) -> None:
+        """Packs, where there are any, share the new blocks out among them."""
+        if self.packs:
+            owned = sorted(block for pack in self.packs for block in pack.blocks.values())
+            expected = sorted(block.id for block in self.plan.new_blocks)
+            check(owned == expected, "packs", owned, f"each new block once: {expected}")
 
 
 def read_expansion(folder: Path | str) -> ExpansionRecord:

@@ -223,7 +223,16 @@ def live_entries(family: Family, plan: Plan, config: dict[str, Any]) -> dict[str
     Raises:
         PlanError: the config speaks of another number of blocks than it has, or cannot state such a stack.
     """
-    return _bare(family, rewrite(family, config, plan.sources).changes)
+    return stack_entries(family, config, plan.sources)
+
+
+def stack_entries(family: Family, config: dict[str, Any], sources: Sequence[int]) -> dict[str, Any]:
+    """The same for a stack whose block i has the kind of the base's block `sources[i]`.
+
+    Raises:
+        PlanError: the config speaks of another number of blocks than it has, or cannot state such a stack.
+    """
+    return _bare(family, rewrite(family, config, sources).changes)
 
 
 def base_entries(family: Family, plan: Plan, config: dict[str, Any]) -> dict[str, Any]:

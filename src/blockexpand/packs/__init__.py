@@ -1,0 +1,24 @@
+"""What was trained, as something to ship: take new blocks out, put them on their base, take them off again."""
+
+from blockexpand.packs.attaching import attach_on_disk
+from blockexpand.packs.detaching import Detached, detach_on_disk
+from blockexpand.packs.encoding import PIECE_BYTES
+from blockexpand.packs.extracting import About, extract
+from blockexpand.packs.reading import Pack, read_pack
+from blockexpand.packs.record import Card, Encoding, PackRecord
+from blockexpand.packs.showing import describe
+
+__all__ = [
+    "extract",
+    "About",
+    "Card",
+    "Encoding",
+    "Pack",
+    "PackRecord",
+    "read_pack",
+    "attach_on_disk",
+    "detach_on_disk",
+    "Detached",
+    "describe",
+    "PIECE_BYTES",
+]

@@ -1,0 +1,216 @@
+"""Packs and records made to do harm: refused in one line, before anything is allocated for what they claim."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "fuzz"))
+from fuzz_mutations import mutate
+from fuzz_targets import value_or_line
+
+from blockexpand.checkpoint import build_header, read_header
+from blockexpand.errors import BlockexpandError, CheckpointError, PackError
+from blockexpand.packs import attach_on_disk, detach_on_disk, read_pack
+from helpers import MakeBase, edit_json
+from packs_ground import PackGround, make_ground, make_pack
+
+
+@pytest.fixture(scope="module")
+def ground(tiny_base: MakeBase, tmp_path_factory: pytest.TempPathFactory) -> PackGround:
+    return make_ground(tiny_base("llama"), tmp_path_factory.mktemp("hostile-packs"))
+
+
+@pytest.fixture
+def pack(ground: PackGround, tmp_path: Path) -> Path:
+    return shutil.copytree(ground.packs["code"], tmp_path / "pack")
+
+
+def rewrite(pack: Path, change: Callable[[dict[str, tuple[str, tuple[int, ...], bytes]]], object]) -> None:
+    """Write the weights file again with other tensors."""
+    path = pack / "blocks.safetensors"
+    raw = path.read_bytes()
+    tensors = {n: (e.dtype, e.shape, raw[e.start : e.end]) for n, e in read_header(path).tensors.items()}
+    change(tensors)
+    header = build_header([(n, dtype, shape) for n, (dtype, shape, _) in tensors.items()], {})
+    path.write_bytes(header + b"".join(data for _, _, data in tensors.values()))
+
+
+UP = "after1.0.mlp.up_proj.weight"
+CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
+    "one tensor more": (lambda t: t.update(evil=("U8", (3,), b"abc")), "holds 'evil', which pack.json does not name"),
+    "one tensor fewer": (lambda t: t.pop(UP), f"'{UP}' is missing"),
+    "another shape": (
+        lambda t: t.update({UP: ("BF16", (32, 48), t[UP][2])}),
+        rf"'{UP}' is BF16 \[32, 48\]; expected BF16 \[48, 32\]",
+    ),
+    "another dtype": (lambda t: t.update({UP: ("F16", (48, 32), t[UP][2])}), rf"'{UP}' is F16 \[48, 32\]"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_weights_that_are_not_those_of_the_plan(what: str, pack: Path):
+    change, expected = CHANGES[what]
+    rewrite(pack, change)
+    with pytest.raises(PackError, match=expected):
+        read_pack(pack)
+
+
+def test_a_weights_file_that_lies_about_itself(pack: Path):
+    path = pack / "blocks.safetensors"
+    with open(path, "r+b") as stream:
+        stream.write((10**11).to_bytes(8, "little"))
+    with pytest.raises(CheckpointError, match="states a header of 100,000,000,000 bytes; expected at most 100,000,000"):
+        read_pack(pack)
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="too short"):
+        read_pack(pack)
+
+
+def compressed_bytes(packed: bytes) -> Callable[[Any], object]:
+    return lambda tensors: tensors.update({UP: ("U8", (len(packed),), packed)})
+
+
+def zstd(data: bytes) -> bytes:
+    import pyarrow as pa
+
+    packed = pa.Codec("zstd").compress(data, asbytes=True)
+    return len(packed).to_bytes(4, "little") + packed
+
+
+BOMBS: dict[str, tuple[bytes, str]] = {
+    "opens to more": (zstd(bytes(100 << 20)), "compressed bytes do not open|open to"),
+    "opens to less": (zstd(bytes(100)), "compressed bytes"),
+    "twice": (zstd(bytes(3072)) * 2, "opens to more bytes than its shape has"),
+    "nothing": (b"", "lacks 3,072 bytes"),
+    "claims a huge piece": (b"\xff\xff\xff\x7f" + bytes(50), "a compressed piece claims 2,147,483,647 bytes; expected"),
+    "cut short": (zstd(random.Random(0).randbytes(3072))[:-9], "bytes are left after its last piece"),
+    "rubbish": (b"\x20\x00\x00\x00" + b"x" * 32, "compressed bytes do not open"),
+    "other numbers": (zstd(bytes(3072)), "are not those that pack.json names"),
+}
+
+
+@pytest.mark.parametrize("what", BOMBS)
+def test_compressed_bytes_open_to_what_the_plan_says_or_not_at_all(what: str, ground: PackGround, tmp_path: Path):
+    packed, expected = BOMBS[what]
+    pack = make_pack(ground.trained["code"], tmp_path / "delta", "code", encoding="delta").folder
+    rewrite(pack, compressed_bytes(packed))
+    with pytest.raises(PackError, match=expected):
+        attach_on_disk(ground.base, [pack], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_delta_larger_than_what_it_stands_for(ground: PackGround, tmp_path: Path):
+    pack = make_pack(ground.trained["code"], tmp_path / "delta", "code", encoding="delta").folder
+    rewrite(pack, compressed_bytes(bytes(8000)))
+    with pytest.raises(PackError, match=r"is U8 \[8000\]; expected U8 of at most 4,120 bytes"):
+        read_pack(pack)
+
+
+def test_what_a_record_claims_is_not_allocated(pack: Path):
+    """Shapes of terabytes, and a plan of thousands of blocks, in a process that may take 400 MB of addresses."""
+
+    def enlarge(record: dict[str, Any]) -> None:
+        for tensor in record["plan"]["block"]:
+            tensor["shape"] = [10**6, 10**6]
+
+    edit_json(pack / "pack.json", enlarge)
+    code = textwrap.dedent(
+        """
+        import resource, sys
+        resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20))
+        from blockexpand.errors import BlockexpandError
+        from blockexpand.packs import read_pack
+        try:
+            read_pack(sys.argv[1])
+        except BlockexpandError as error:
+            print(error)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(pack)], capture_output=True, text=True, check=True)
+    assert "expected BF16 [1000000, 1000000]" in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["plain", "delta", "int8"])
+def test_changed_packs_are_read_or_refused_in_a_line(encoding: str, ground: PackGround, tmp_path: Path):
+    """A pack with bytes changed anywhere is refused, or is the same pack: never another one, never a traceback."""
+    pack = make_pack(ground.trained["law"], tmp_path / "pack", "law", encoding=encoding)
+    record, weights = pack.folder / "pack.json", pack.folder / "blocks.safetensors"
+    honest, chance, num_attached = (record.read_bytes(), weights.read_bytes()), random.Random(3), 0
+    for turn in range(40):
+        which = turn % 2
+        path, data = ((record, honest[0]), (weights, honest[1]))[which]
+        path.write_bytes(mutate(data, chance.getrandbits(32)) or data)
+        if value_or_line(lambda: read_pack(pack.folder)) is not None:
+            out = tmp_path / f"out{turn}"
+            if value_or_line(lambda out=out: attach_on_disk(ground.base, [pack.folder], out)) is not None:
+                num_attached += 1
+        path.write_bytes(data)
+    assert attach_on_disk(ground.base, [pack.folder], tmp_path / "honest") is not None
+    assert num_attached < 40
+
+
+FILES: dict[str, tuple[Callable[[list[Any]], object], str]] = {
+    "a path": (
+        lambda files: files.append({"name": "../evil.safetensors", "text": "{}", "padding": 0}),
+        "'../evil.safetensors' is not that of a weights file in the same folder",
+    ),
+    "another file": (
+        lambda files: files.append({"name": "setup.py", "text": "import os", "padding": 0}),
+        "'setup.py' is not that of a weights file",
+    ),
+    "much padding": (lambda files: files[1].update(padding=10**12), "1,000,000,000,000 spaces behind its header"),
+    "no JSON": (lambda files: files[1].update(text="{"), "is not JSON"),
+    "a tensor that is not there": (
+        lambda files: files[1].update(text=files[1]["text"].replace("model.norm.weight", "model.norm.wait")),
+        "'model.norm.wait', which is not there",
+    ),
+    "another dtype": (
+        lambda files: files[1].update(text=files[1]["text"].replace("BF16", "F16")),
+        "as F16 .*, and it is BF16",
+    ),
+    "no config": (lambda files: files.pop(0), "has no config.json"),
+    "a file fewer": (lambda files: files.pop(), "no recorded file has the tensor"),
+}
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_recorded_headers_that_lie(what: str, ground: PackGround, tmp_path: Path):
+    change, expected = FILES[what]
+    folder = shutil.copytree(ground.trained["code"], tmp_path / "folder")
+    edit_json(folder / "blockexpand.json", lambda record: change(record["base_files"]))
+    with pytest.raises(BlockexpandError, match=expected):
+        detach_on_disk(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "evil.safetensors").exists()
+
+
+def test_a_recorded_config_that_lies_is_not_used(ground: PackGround, tmp_path: Path):
+    """The config's text has to have the digest in the plan; else what can be undone is."""
+    folder = shutil.copytree(ground.trained["code"], tmp_path / "folder")
+
+    def lie(record: dict[str, Any]) -> None:
+        text = json.loads(record["base_files"][0]["text"])
+        record["base_files"][0]["text"] = json.dumps({**text, "auto_map": {"AutoModelForCausalLM": "evil.Model"}})
+
+    edit_json(folder / "blockexpand.json", lie)
+    with pytest.raises(CheckpointError, match=r"config.json has the digest sha256:.*, and the plan is for sha256:"):
+        detach_on_disk(folder, tmp_path / "out")
+
+
+def test_a_few_blocks_more_than_anybody_has(pack: Path):
+    def many(record: dict[str, Any]) -> None:
+        record["plan"]["new_blocks"] *= 6000
+
+    edit_json(pack / "pack.json", many)
+    with pytest.raises(PackError, match=r"new_blocks: expected at most 10,000 new blocks, got 12000"):
+        read_pack(pack)
