@@ -81,7 +81,7 @@ class LoadedSpeaker:
     def _ids(self, request: Request) -> list[int]:
         turns = [dict(message) for message in request.messages]
         text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _context(self) -> int:
         """Tokens that the model was made for; state-space models have no limit of their own."""
