@@ -27,6 +27,7 @@ ROWS: list[set[str]] = [
     {"agents", "comparison"},
     {"reporting", "chat"},
     {"demonstration"},
+    {"studies"},
     {"cli"},
 ]
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}

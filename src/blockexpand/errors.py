@@ -119,6 +119,10 @@ class ReportError(BlockexpandError):
     """There is nothing to report on, or not in a format we read."""
 
 
+class StudyError(BlockexpandError):
+    """A study is unknown, or cannot be run as asked."""
+
+
 class DemonstrationError(BlockexpandError):
     """The demo cannot run where it was asked to."""
 

@@ -47,6 +47,10 @@ VERBS = {
         "blockexpand.cli.measuring:compare",
         "Run methods side by side at equal budget, by a recipe.",
     ),
+    "study": (
+        "blockexpand.cli.studying:study",
+        "Run one of the paper's studies on the tiny base, or on another.",
+    ),
     "report": ("blockexpand.cli.measuring:report", "Put results on one HTML page."),
     "pack extract": ("blockexpand.cli.packing:extract", "Take the new blocks out of a run or an expanded folder."),
     "pack attach": ("blockexpand.cli.packing:attach", "Write the base with the blocks of one or more packs."),
