@@ -12,9 +12,10 @@ from blockexpand.agents import EndpointSpeaker, LoadedSpeaker, load_speaker
 from blockexpand.agents.speakers import _passes
 from blockexpand.corpus.tokens import load_tokenizer
 from blockexpand.endpoints import Answer, Endpoint, Request
-from blockexpand.errors import AgentError
-from helpers import edit_config
+from blockexpand.errors import AgentError, PackError
+from helpers import edit_config, make_base
 from lm_helpers import make_lm
+from packs_ground import make_pack, make_trained
 from servers import completion, failure, serving
 
 
@@ -127,3 +128,18 @@ def test_an_endpoint_is_asked_for_all_and_its_errors_stand_in_the_answers() -> N
         answers: Sequence[Answer] = speaker.ask([request(t) for t in "abc"])
     assert [one.text for one in answers] == ["A", "", "C"]
     assert [one.error for one in answers] == [None, "HTTP 400: no (1 try)", None]
+
+
+def test_a_base_with_a_pack_says_what_the_trained_folder_says(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", dtype=torch.float32)
+    trained = make_trained(base, tmp_path / "trained", after=(0, 2))
+    make_pack(trained, tmp_path / "pack", "mine")
+    requests = [request("the cat sat on a mat"), request("rain fell over old roofs", 20)]
+    said = [
+        [one.text for one in speaker.ask(requests[:1]) + speaker.ask(requests[1:])]
+        for speaker in (load_speaker(base, [tmp_path / "pack"]), load_speaker(trained), load_speaker(base))
+    ]
+    assert said[0] == said[1]
+    assert said[0] != said[2]
+    with pytest.raises(PackError):
+        load_speaker(make_base(tmp_path / "other", seed=3), [tmp_path / "pack"])

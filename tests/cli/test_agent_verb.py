@@ -33,6 +33,7 @@ def test_a_loaded_model_is_counted_by_budget(tmp_path: Path, capsys: pytest.Capt
     record = json.loads((tmp_path / "run" / "blockexpand.json").read_text())
     assert record["format"] == "blockexpand.agent"
     assert record["settings"]["speaker"]["digest"].startswith("sha256:")
+    assert record["settings"]["speaker"]["packs"] == {}
     assert record["ends"] == {"1": {"turns": 4}, "2": {"turns": 4}}
     assert run(["agent", "--replay", str(tmp_path / "run")]) == 0
     assert "8 episodes, 12 turns played again from their records\n  everything is the same" in capsys.readouterr().out
@@ -60,7 +61,7 @@ def test_a_server_is_asked_with_the_key_of_a_variable(
         assert run(["agent", *arguments]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert [(r["budget"], r["num_solved"]) for r in shown["rates"]] == [(2, 1)]
-    assert shown["settings"]["speaker"] == {"model": "big", "endpoint": server.url, "digest": None, "packs": []}
+    assert shown["settings"]["speaker"] == {"model": "big", "endpoint": server.url, "digest": None, "packs": {}}
     assert shown["settings"]["adviser"]["model"] == "teacher"
     assert {h.get("authorization") for h in server.headers} == {"Bearer sk-hidden", None}
     assert {body["model"] for body in server.asked} == {"big", "teacher"}
@@ -91,6 +92,9 @@ def test_what_agent_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "(--key-variable K) is for a server" in refused(capsys, "m", *out, "--key-variable", "K")
     assert "there is no task" in refused(capsys, make_lm(tmp_path / "m"), *out, "--puzzles", "0")
     assert "cannot make -3 puzzles" in refused(capsys, "m", *out, "--puzzles", "-3")
+    behind = ("--endpoint", "http://localhost:1", "--pack", "p")
+    assert "--pack p is for a model in a folder" in refused(capsys, "m", *out, *behind)
+    assert "none" in refused(capsys, tmp_path / "m", *out, "--pack", tmp_path / "none")
     unset = ("--endpoint", "http://localhost:1", "--key-variable", "NO_SUCH_KEY")
     assert "environment variable NO_SUCH_KEY is not set" in refused(capsys, "m", *out, *unset)
     url = closed_port_url()

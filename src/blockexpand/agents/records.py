@@ -41,8 +41,8 @@ class Opposite:
     """The address, for a model behind one."""
     digest: str | None = None
     """Of a folder's weights."""
-    packs: tuple[str, ...] = ()
-    """Packs of new blocks that were put onto it."""
+    packs: dict[str, str] = field(default_factory=dict)
+    """Packs of new blocks that were put onto it, with the digests of their records."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -172,11 +172,12 @@ def _passes(order: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
         yield part
 
 
-def load_speaker(folder: str | Path) -> LoadedSpeaker:
-    """The model of a folder, on the accelerator where there is one.
+def load_speaker(folder: str | Path, packs: Sequence[str | Path] = ()) -> LoadedSpeaker:
+    """The model of a folder, with packs of new blocks on it, on the accelerator where there is one.
 
     Raises:
         LiveError: it cannot be loaded.
+        PackError: a pack does not belong to it.
         CorpusError: it has no tokenizer.
         AgentError: it has no chat template.
     """
@@ -189,5 +190,9 @@ def load_speaker(folder: str | Path) -> LoadedSpeaker:
 
     tokenizer = load_tokenizer(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if packs:
+        from blockexpand.packs import load_with_packs
+
+        return LoadedSpeaker(model=load_with_packs(folder, packs, torch.float32, device), tokenizer=tokenizer)
     model = cast("PreTrainedModel", load_model(Path(folder), dtype=torch.float32, device=device))
     return LoadedSpeaker(model=model, tokenizer=tokenizer)

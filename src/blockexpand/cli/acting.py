@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
 from blockexpand.digests import digest_file
 from blockexpand.errors import UsageError
+from blockexpand.staging import RECORD_NAME
 
 if TYPE_CHECKING:
     from blockexpand.agents import AgentRecord, JudgeRecord, Opposite, Speaker, Task
@@ -21,8 +22,10 @@ _DEFAULT_PUZZLES = 40
 @Parameter(name="*", negative="")
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """Where a model is, when it is not a folder."""
+    """Where a model is when it is not a folder, and what is put onto one that is."""
 
+    pack: list[Path] | None = None
+    """A pack of new blocks to put onto the model in the folder; may be given several times."""
     endpoint: str | None = None
     """The address of an OpenAI-compatible server, e.g. http://localhost:8000/v1; MODEL is then its name there."""
     key_variable: str | None = None
@@ -161,7 +164,11 @@ def speaker_of(model: str, server: Server) -> tuple[Speaker, Opposite]:
             raise UsageError(f"a key (--key-variable {server.key_variable}) is for a server; expected --endpoint, too")
         from blockexpand.evaluation.evaluating import model_digest
 
-        return agents.load_speaker(model), agents.Opposite(model=model, digest=model_digest(Path(model)))
+        speaker = agents.load_speaker(model, server.pack or ())
+        packs = {str(pack): digest_file(pack / RECORD_NAME) for pack in server.pack or ()}
+        return speaker, agents.Opposite(model=model, digest=model_digest(Path(model)), packs=packs)
+    if server.pack:
+        raise UsageError(f"--pack {server.pack[0]} is for a model in a folder; expected no --endpoint with it")
     from blockexpand.cli.main import secret
     from blockexpand.endpoints import Endpoint
 
