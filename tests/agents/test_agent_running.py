@@ -135,6 +135,27 @@ def test_a_line_that_a_kill_cut_short_is_run_again(tmp_path: Path) -> None:
     assert words_of(tmp_path / "run") == whole
 
 
+def test_a_run_that_is_cut_short_and_then_stopped_can_still_go_on(tmp_path: Path) -> None:
+    """What a kill left of a line must be gone before the next one is appended."""
+    finish(tmp_path / "run")
+    whole = words_of(tmp_path / "run")
+    path = tmp_path / "run" / "episodes.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:20])[:-30])
+    (tmp_path / "run" / "blockexpand.json").unlink()
+    solve, calls = solver(by_prompt(PUZZLES)), [0]
+
+    def interrupted(messages: Sequence[Message]) -> str | Answer:
+        calls[0] += 1
+        if calls[0] == 20:
+            raise KeyboardInterrupt
+        return solve(messages)
+
+    with pytest.raises(Interrupted):
+        finish(tmp_path / "run", interrupted, resume=True)
+    finish(tmp_path / "run", resume=True)
+    assert words_of(tmp_path / "run") == whole
+
+
 def test_a_killed_run_goes_on_and_loses_nothing(tmp_path: Path) -> None:
     """SIGKILL for real, at a moment that the journal shows to lie in the middle."""
     finish(tmp_path / "whole")
