@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from players import PlainTools, Script, Scripted, lines
 
 from blockexpand.agents import wording
 from blockexpand.agents.episodes import Episode, Manner, action_of, messages_of, proposals_of
@@ -18,6 +17,7 @@ from blockexpand.agents.tasks import Task
 from blockexpand.agents.tools import CALL_SECONDS, Ran
 from blockexpand.endpoints import Answer, Message
 from blockexpand.errors import AgentError, RecordError
+from players import PlainTools, Script, Scripted, lines
 
 TASK = Task(set="math", id="1", prompt="What is 6 times 7?", scoring="text", reference="42")
 RIGHT, WRONG = "<thought>t</thought><solution> 42 </solution>", "<solution>7</solution>"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from players import Scripted, lines, solver
 
 from blockexpand.agents import Cast, SandboxTools, make_puzzles, read_agent, replay, run_agent
 from blockexpand.agents.records import AgentSettings, Opposite
 from blockexpand.agents.tasks import Task
 from blockexpand.errors import SandboxError
 from blockexpand.sandbox import describe
+from players import Scripted, lines, solver
 
 pytestmark = pytest.mark.skipif(describe().startswith("sandbox: none"), reason=describe())
 

@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 import pytest
-from players import PlainTools
 
 from blockexpand.agents import theorems
 from blockexpand.agents.scoring import is_right, number_of, program_of
 from blockexpand.agents.tasks import Scoring, Task
+from players import PlainTools
 
 
 def right(scoring: Scoring, reference: str, answer: str, **settings: Any) -> bool:

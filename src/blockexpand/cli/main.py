@@ -22,6 +22,8 @@ USAGE, INTERRUPTED = 2, 130
 
 # verb: (module, function, what it does) - in the order in which the job is done.
 VERBS = {
+    "doctor": ("blockexpand.cli.assisting:doctor", "Say what this machine can do, and what is missing."),
+    "init": ("blockexpand.cli.assisting:init", "Write a first recipe after a few questions."),
     "plan": ("blockexpand.cli.growing:plan", "Decide where new blocks go, and show what that costs."),
     "expand": ("blockexpand.cli.growing:expand", "Write the deeper checkpoint."),
     "verify": ("blockexpand.cli.growing:verify", "Prove that the deeper checkpoint is the base."),
