@@ -139,12 +139,12 @@ def _library(name: str, what_for: str, install: str) -> Library:
     return Library(name=name, what_for=what_for, version=version, install=install)
 
 
-MODES = {
-    "run it, bf16": {"width": 2.0, "trains": "nothing"},
-    "post-pretrain new blocks, base in bf16": {"width": 2.0, "trains": "new"},
-    "post-pretrain new blocks, base in int8": {"width": 1.0, "trains": "new"},
-    "post-pretrain new blocks, base in nf4": {"width": 0.5625, "trains": "new"},
-    "tune every parameter (sft)": {"width": 2.0, "trains": "all"},
+MODES: dict[str, tuple[float, str]] = {
+    "run it, bf16": (2.0, "nothing"),
+    "post-pretrain new blocks, base in bf16": (2.0, "new"),
+    "post-pretrain new blocks, base in int8": (1.0, "new"),
+    "post-pretrain new blocks, base in nf4": (0.5625, "new"),
+    "tune every parameter (sft)": (2.0, "all"),
 }
 """Ways of working: bytes of each number of the old blocks' matrices, and what has fp32 masters, gradients, moments."""
 
@@ -154,7 +154,7 @@ def fits_in(memory_bytes: int) -> tuple[Fit, ...]:
     room = (1 - _KEPT_FOR_ACTIVATIONS) * memory_bytes
 
     def fit(mode: str) -> Fit:
-        needs = {size.name: state_bytes(size, **MODES[mode]) for size in SIZES}
+        needs = {size.name: state_bytes(size, *MODES[mode]) for size in SIZES}
         fitting = [name for name, needed in needs.items() if needed <= room]
         smallest: Size = SIZES[0]
         return Fit(
