@@ -100,6 +100,6 @@ def code_of(output: str) -> str:
 
 
 def _passes(program: str, tests: str) -> bool:
-    from blockexpand.sandbox import passes  # ty: ignore[import-not-found]
+    from blockexpand.sandbox import passes
 
     return passes(program, tests, unsafe=_UNSAFE.get()).status == "ok"
