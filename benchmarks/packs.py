@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import resource
 import shutil
@@ -314,19 +315,21 @@ def speed() -> None:
         for verify in ("none", "files", "donors", "all"):
             took = []
             for _ in range(5):
-                took.append(_time(lambda v=verify: attach_to_model(model, [pack], verify=v)))
+                took.append(_time(functools.partial(attach_to_model, model, [pack], verify=verify)))
                 detach(model)
             print(f"  attach, checked {verify:6}: {min(took) * 1e3:7.1f} ms = {min(took) / copy:5.1f} copies")
         before = _resident_bytes()
         attach(model, pack)
-        off, on = _best(lambda: disable(model, "speed"), lambda: enable(model, "speed")), 0.0
-        disable(model, "speed")
-        on = _best(lambda: enable(model, "speed"), lambda: disable(model, "speed"))
-        enable(model, "speed")
+        turn_off, turn_on = functools.partial(disable, model, "speed"), functools.partial(enable, model, "speed")
+        off = _best(turn_off, turn_on)
+        turn_off()
+        on = _best(turn_on, turn_off)
+        turn_on()
         grown = _resident_bytes() - before
-        gone = _time(lambda: detach(model))
+        gone = _time(functools.partial(detach, model))
         print(
-            f"  off {off * 1e3:.2f} ms, on {on * 1e3:.2f} ms, detach {gone * 1e3:.2f} ms; memory {grown / size:+.2f} packs"
+            f"  off {off * 1e3:.2f} ms, on {on * 1e3:.2f} ms, detach {gone * 1e3:.2f} ms, "
+            f"memory {grown / size:+.2f} packs"
         )
 
 

@@ -3,27 +3,29 @@
     .venv/bin/python benchmarks/packs.py train
     .venv/bin/python benchmarks/routing.py
 
-Documents of general text, Python and C++ headers, mixed. The first P tokens of each piece are the prompt; what is measured
-is the rest of it. The margin is chosen on the validation splits and used on the test splits, which are looked at once. The
-packs were trained without any retention (`code-free`, `cpp-free`), so always on they forget freely.
+Documents of general text, Python and C++ headers, mixed. The first P tokens of each piece are the prompt; what is
+measured is the rest of it. The margin is chosen on the validation splits and used on the test splits. The packs were trained without any retention (`code-free`, `cpp-free`), so always on they forget freely.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from packs import BASE, WORK
 
 from blockexpand.corpus import open_corpus
 from blockexpand.corpus.dataset import batches
+from blockexpand.demonstration.paths import BASE
 from blockexpand.numerics.forward import RowBatch
 from blockexpand.packs import load_with_packs
 from blockexpand.packs.routing import Names, candidates_of, choose, cost_of, losses_by_set, route
 
+WORK = Path("runs/packs")
+"""Of benchmarks/packs.py."""
 TEXTS = ("general", "code", "cpp")
 PROMPTS = (16, 32, 64)
 MARGINS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
@@ -118,7 +120,8 @@ def main() -> None:
             route(model, tokens)
             times.append((time.perf_counter() - middle) / (middle - begin))
     print(
-        f"cost: {cost_of(model, sets):.2f} passes of the base's blocks; in time {np.median(times):.2f} of one pass with all packs"
+        f"cost: {cost_of(model, sets):.2f} passes of the base's blocks; "
+        f"in time {np.median(times):.2f} of one pass with all packs"
     )
 
 
