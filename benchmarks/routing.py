@@ -4,7 +4,8 @@
     .venv/bin/python benchmarks/routing.py
 
 Documents of general text, Python and C++ headers, mixed. The first P tokens of each piece are the prompt; what is
-measured is the rest of it. The margin is chosen on the validation splits and used on the test splits. The packs were trained without any retention (`code-free`, `cpp-free`), so always on they forget freely.
+measured is the rest of it. The margin is chosen on the validation splits and used on the test splits.
+The packs were trained without any retention (`code-free`, `cpp-free`), so always on they forget freely.
 """
 
 from __future__ import annotations

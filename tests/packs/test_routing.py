@@ -1,4 +1,4 @@
-"""Routing: the choice is the likeliest set, shared blocks run once and change no bit, and the switches stay as they were."""
+"""Routing: the choice is the likeliest set, shared blocks run once and change no bit, the switches stay."""
 
 from __future__ import annotations
 

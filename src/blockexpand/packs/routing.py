@@ -1,7 +1,7 @@
 """Which packs for this prompt? Those with which the model finds it likelier, the frozen blocks below them run once.
 
-In: a model with packs, and the tokens of a prompt. Out: the packs to switch on for this sequence, with the scores. Refused:
-a model without packs, and a prompt of fewer than two tokens, of which nothing is predicted.
+In: a model with packs, and the tokens of a prompt. Out: the packs to switch on for this sequence, with the scores.
+Refused: a model without packs, and a prompt of fewer than two tokens, of which nothing is predicted.
 
 All candidates share the blocks below the lowest new one, so these run once and what they give is handed to each
 candidate's own pass. The cost, in block passes over the prompt: that prefix once, then for each candidate the blocks
@@ -153,7 +153,7 @@ def losses_by_set(model: PreTrainedModel, batch: RowBatch, sets: Sequence[Names]
 def _given(prefix: Sequence[nn.Module], held: list[Any]) -> Generator[None]:
     """Run the prefix and keep what it gives in `held`; or, when that is kept, hand it on and run nothing."""
     if not held:
-        handle = prefix[-1].register_forward_hook(lambda module, args, output: held.append(output))
+        handle = prefix[-1].register_forward_hook(lambda _, __, output: held.append(output))
         try:
             yield
         finally:
