@@ -103,6 +103,10 @@ class EvaluationError(BlockexpandError):
     """A model cannot be measured on the data given."""
 
 
+class AgentError(BlockexpandError):
+    """Episodes or judgements cannot be run, read or replayed."""
+
+
 class ComparisonError(BlockexpandError):
     """The arms of a comparison are unequal, or their results do not fit together."""
 

@@ -37,7 +37,6 @@ class Cost:
     title: str
     label: str
     of: Callable[[ArmResult], float | None]
-    logarithmic: bool = False
 
 
 def _cpu_seconds(arm: ArmResult) -> float | None:
@@ -51,7 +50,6 @@ COSTS = (
         title="Trained parameters",
         label="millions of parameters",
         of=lambda arm: arm.trials[0].num_trainable_parameters / 1e6,
-        logarithmic=True,
     ),
     Cost(title="Peak memory", label="GB", of=lambda arm: max(t.peak_memory_bytes for t in arm.trials) / 1e9),
 )
@@ -103,8 +101,6 @@ def _draw(comparison: Comparison, methods: dict[str, Method], costs: list[Cost],
             colour = colour_of(method.colour)
             axes.plot([value, value], [arm.gain.low, arm.gain.high], color=colour, linewidth=1.2, alpha=0.7)
             axes.plot([value], [arm.gain.mean], method.marker, color=colour, markersize=8, label=method.name)
-        if cost.logarithmic:
-            axes.set_xscale("log")
         axes.set_title(cost.title)
         axes.set_xlabel(cost.label)
     grid[0].set_ylabel("gain (nats per token)")
