@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from blockexpand.comparison import BlockEffect, Examination
 from blockexpand.reporting import formats
 from blockexpand.reporting.methods import Method
-from blockexpand.reporting.plotting import INK, SERIES, Figure, Words, make_figure, panels
+from blockexpand.reporting.plotting import INK, SERIES, Figure, Words, legend_height, make_figure, panels, show_legend
 from blockexpand.reporting.tables import Column, Spread, Table, Value
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ def blocks_figure(found: Examination | None, methods: Mapping[str, Method]) -> F
         alt=f"Bars for each new block: {told}.",
     )
     height = 90 + _ROW * len(effects) * 1.4
-    return make_figure(words, functools.partial(_draw, effects), (height, 2 * height + 20))
+    legends = legend_height([f"{text} text" for text in _TEXTS])
+    heights = (height + legends[0], 2 * height + 20 + legends[1])
+    return make_figure(words, functools.partial(_draw, effects), heights)
 
 
 def _draw(effects: tuple[BlockEffect, ...], canvas: Canvas, narrow: bool) -> None:
@@ -142,7 +144,7 @@ def _draw(effects: tuple[BlockEffect, ...], canvas: Canvas, narrow: bool) -> Non
     moved.set_xlabel("adds (% of the hidden state)")
     missed.set_xlabel("lost without it (nats per token)")
     missed.axvline(0, color=INK, linewidth=0.8)
-    moved.legend(loc="best")
+    show_legend(canvas, moved, narrow)
 
 
 def said(found: Examination, methods: Mapping[str, Method]) -> tuple[Said, ...]:

@@ -113,7 +113,8 @@ def _grown(plan: PlanRecipe) -> str:
         return f"blocks {first} to {end - 1} a second time{start}"
     if plan.after is not None:
         return f"{len(plan.after)} new blocks, on {', '.join(map(str, plan.after))}{start}"
-    return f"{plan.blocks} new blocks, {plan.placement}{start}"
+    blocks = "1 new block" if plan.blocks == 1 else f"{plan.blocks} new blocks"
+    return f"{blocks}, {plan.placement}{start}"
 
 
 _STARTS = {"copy": "plain copies", "random": "random blocks"}
