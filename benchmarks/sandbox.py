@@ -1,0 +1,90 @@
+"""What does the sandbox add to a program, alone and with two at a time?
+
+Compared: the wall time of an empty program as `python program.py` (what runs code without a sandbox: a new interpreter),
+as `python -I -S` (the least that a new interpreter costs), in the sandbox, and judged against one test; each alone and in two
+threads that take turns with nothing, so that on two cores both are busy. Rounds alternate.
+
+Goal: under 60 ms more a sample than the plain subprocess, two at a time on two cores.
+
+    .venv/bin/python benchmarks/sandbox.py [--rounds 20] [--samples 6] [--json]
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from measuring import Row, Spread, alternate, machine, parser_of, show
+
+from blockexpand.sandbox import passes, run_program
+
+_GOAL_MS = 60.0
+_PROGRAM = "def f(x):\n    return x + 1\nprint(f(1))\n"
+
+
+def _plain(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert done.stdout == b"2\n"
+
+
+def _sandboxed() -> None:
+    assert run_program(_PROGRAM).status == "ok"
+
+
+def _judged() -> None:
+    assert passes(_PROGRAM, "assert f(1) == 2\n").status == "ok"
+
+
+def _milliseconds(run: Callable[[], None], width: int, samples: int) -> float:
+    """Of one sample, as each of the `width` threads sees it."""
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(width) as pool:
+        for future in [pool.submit(run) for _ in range(samples * width)]:
+            future.result()
+    return 1000 * (time.perf_counter() - begun) / samples
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--samples", type=int, default=6, help="samples a thread in each round")
+    arguments = parser.parse_args()
+    facts = machine()
+    with tempfile.TemporaryDirectory(prefix="blockexpand-sandbox-") as work:
+        program = Path(work) / "program.py"
+        program.write_text(_PROGRAM, encoding="utf-8")
+        python = os.path.realpath(sys.executable)
+        ways = {
+            "python program.py": partial(_plain, [python, str(program)]),
+            "python -I -S program.py": partial(_plain, [python, "-I", "-S", str(program)]),
+            "run_program": _sandboxed,
+            "passes": _judged,
+        }
+        runs = {
+            f"{name}, {width} at a time": partial(_milliseconds, run, width, arguments.samples)
+            for width in (1, 2)
+            for name, run in ways.items()
+        }
+        results = alternate(runs, arguments.rounds, num_warm_up=1)
+    rows: list[Row] = []
+    for name, times in results.items():
+        width = name.partition(", ")[2]
+        floors = (f"python program.py, {width}", f"python -I -S program.py, {width}")
+        added, least = (Spread.of(a - b for a, b in zip(times, results[f], strict=True)) for f in floors)
+        ours = "python" not in name
+        verdict = ("met" if least.median < _GOAL_MS else "MISSED") if ours else ""
+        rows.append(
+            {"what": name, "ms": Spread.of(times), "more than python": added, "more than -I -S": least, "goal": verdict}
+        )
+    show(f"sandbox, {arguments.rounds} rounds of {arguments.samples}", facts, rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
