@@ -93,14 +93,10 @@ _SIZES = {
 
 def _make(folder: str, size: str, num_steps: int) -> None:
     """A random base, its expansion, and the rows of all steps."""
-    import numpy as np
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from blockexpand import expand, plan
-    from blockexpand.corpus.packing import Piece
-    from blockexpand.corpus.tokens import Encoded
-    from blockexpand.corpus.writing import Shape, fetch_from, write_shard
 
     sizes, work = _SIZES[size], Path(folder)
     torch.manual_seed(0)
@@ -115,11 +111,23 @@ def _make(folder: str, size: str, num_steps: int) -> None:
     )
     LlamaForCausalLM(config).save_pretrained(work / "base")
     expand(work / "base", work / "model", plan(work / "base", sizes.num_new))
-    tokens_NT = np.random.default_rng(0).integers(sizes.vocabulary, size=(_ROWS * num_steps, sizes.row_tokens))
-    trained_T = np.ones(sizes.row_tokens, dtype=bool)
-    rows = [[Piece(document=number, start=0, length=sizes.row_tokens)] for number in range(len(tokens_NT))]
+    write_rows(work, sizes.vocabulary, (_ROWS * num_steps, sizes.row_tokens))
+
+
+def write_rows(work: Path, vocabulary: int, shape_NT: tuple[int, int]) -> None:
+    """Rows of random tokens, each one document, as `train.arrow`."""
+    import numpy as np
+
+    from blockexpand.corpus.packing import Piece
+    from blockexpand.corpus.tokens import Encoded
+    from blockexpand.corpus.writing import Shape, fetch_from, write_shard
+
+    num_tokens = shape_NT[1]
+    tokens_NT = np.random.default_rng(0).integers(vocabulary, size=shape_NT)
+    trained_T = np.ones(num_tokens, dtype=bool)
+    rows = [[Piece(document=number, start=0, length=num_tokens)] for number in range(len(tokens_NT))]
     encoded = [Encoded(tokens_A=tokens_T, trained_A=trained_T) for tokens_T in tokens_NT]
-    shape = Shape(row_tokens=sizes.row_tokens, vocabulary_size=sizes.vocabulary, pad=0)
+    shape = Shape(row_tokens=num_tokens, vocabulary_size=vocabulary, pad=0)
     write_shard(work / "train.arrow", rows, shape, fetch_from(encoded))
 
 
@@ -193,7 +201,7 @@ def _peak_bytes() -> int:
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
-def _ours(folder: str, precision: str, changes: dict[str, Any]) -> dict[str, float]:
+def ours(folder: str, precision: str, changes: dict[str, Any]) -> dict[str, float]:
     from blockexpand.training.checkpoints import Progress
     from blockexpand.training.computation import compile_blocks, recompute_blocks
     from blockexpand.training.loop import Loop
@@ -234,7 +242,7 @@ def _checkpointed(model: Any, which: str) -> None:
         model.enable_input_require_grads()
 
 
-def _trainer(folder: str, precision: str, recomputing: str) -> dict[str, float]:
+def trainer(folder: str, precision: str, recomputing: str) -> dict[str, float]:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     settings, data, trainee = _prepared(folder, precision)
@@ -280,12 +288,12 @@ def _trainer(folder: str, precision: str, recomputing: str) -> dict[str, float]:
             return loss
 
     dataset: Any = [{"input_ids": tokens_T, "labels": tokens_T} for tokens_T in rows]
-    trainer = Noting(model=trainee.model, args=arguments, train_dataset=dataset, callbacks=[Watching()])
-    trainer.losses = []
+    noting = Noting(model=trainee.model, args=arguments, train_dataset=dataset, callbacks=[Watching()])
+    noting.losses = []
     watch = _Watch()
-    trainer.train()
+    noting.train()
     with out:
-        return watch.result(trainer.losses[0], _ROWS * data.domain.row_tokens, Path(out.name))
+        return watch.result(noting.losses[0], _ROWS * data.domain.row_tokens, Path(out.name))
 
 
 def _floor(size: str, precision: str, first_new: int) -> dict[str, float]:
@@ -387,4 +395,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    serve_or(main, {"make": _make, "ours": _ours, "trainer": _trainer, "floor": _floor})
+    serve_or(main, {"make": _make, "ours": ours, "trainer": trainer, "floor": _floor})

@@ -70,7 +70,7 @@ def test_every_figure_has_words(story: tuple[list[Path], Path], page: PageReader
     assert all(len(label) > 50 for label in labels)
     assert any("Block expansion: gain +0.612, forgetting +0.62 %" in label for label in labels)
     names = {path.stem for path in (story[1] / "figures").iterdir()}
-    assert names == {"outcome", "frontiers", "curves", "training", "cost", "stack", "runs"}
+    assert names == {"outcome", "frontiers", "curves", "training", "controller", "cost", "stack", "runs"}
     assert all((path.read_bytes()[:4] == b"\x89PNG") for path in (story[1] / "figures").iterdir())
 
 

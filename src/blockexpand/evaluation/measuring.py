@@ -175,7 +175,7 @@ def _load(candidate: Candidate, dtype: str) -> PreTrainedModel:
     kind: torch.dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[dtype]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if candidate.packs:
-        from blockexpand.packs import load_with_packs  # ty: ignore[import-not-found]
+        from blockexpand.packs import load_with_packs
 
         return load_with_packs(candidate.model, candidate.packs, kind).to(device)
     return cast("PreTrainedModel", load_model(Path(candidate.model), dtype=kind, device=device))

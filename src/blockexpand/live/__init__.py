@@ -1,12 +1,18 @@
 """A model in memory: expand it, run it as its base, take the new blocks out again (torch)."""
 
 from blockexpand.live.bypassing import bypass, detach
-from blockexpand.live.inserting import adopt, expand_live, load
+from blockexpand.live.inserting import adopt, expand_live, insert_blocks, load
 from blockexpand.live.state import freeze, new_blocks, plan_of, tensors_on_disk, writers
+from blockexpand.live.switching import guard, switch, switched_off, unguard
 
 __all__ = [
     "expand_live",
     "adopt",
+    "insert_blocks",
+    "switch",
+    "switched_off",
+    "guard",
+    "unguard",
     "load",
     "bypass",
     "detach",

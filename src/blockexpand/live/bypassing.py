@@ -14,8 +14,9 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from blockexpand.errors import LiveError
-from blockexpand.families.modules import config_entries, put_stack, set_config, stack_of
+from blockexpand.families.modules import config_entries, put_stack, set_config
 from blockexpand.live.state import Expanded, expanded, forget
+from blockexpand.live.switching import put_blocks, switch, switched_off
 from blockexpand.planning import base_entries
 
 _DEPTH: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
@@ -47,35 +48,12 @@ def bypass(model: nn.Module) -> Generator[nn.Module]:
 
 @contextlib.contextmanager
 def _as_base(model: nn.Module, known: Expanded) -> Generator[None]:
-    _install_hooks(model, known)
-    config, training = config_entries(model), stack_of(model, known.family).training
-    entries = base_entries(known.family, known.plan, config)
-    set_config(model, known.family, entries)
-    put_stack(model, known.family, known.old)
+    before = switched_off(model)
+    put_blocks(model, known, frozenset(known.new))
     try:
         yield
     finally:
-        mode = stack_of(model, known.family).training
-        put_stack(model, known.family, known.blocks)
-        set_config(model, known.family, {key: known.family.text(config)[key] for key in entries})
-        if mode != training:
-            for block in known.new.values():
-                block.train(mode)
-
-
-def _install_hooks(model: nn.Module, known: Expanded) -> None:
-    """Have transformers put its output hooks on every block now.
-
-    It does so once for each model, at the first request for hidden states. If that came inside a bypass, the
-    new blocks would be missed for ever.
-    """
-    from transformers import PreTrainedModel
-    from transformers.utils.output_capturing import maybe_install_capturing_hooks
-
-    # On the module that holds the stack, as its own forward would: on the outer one they would come twice.
-    owner = model.get_submodule(known.family.stack.module.rpartition(".")[0])
-    if isinstance(owner, PreTrainedModel):
-        maybe_install_capturing_hooks(owner)
+        put_blocks(model, known, before)
 
 
 def detach(model: nn.Module) -> dict[str, dict[str, Tensor]]:
@@ -93,6 +71,7 @@ def detach(model: nn.Module) -> dict[str, dict[str, Tensor]]:
             f"this {type(model).__name__} is inside {_DEPTH[model]} bypass, which would put the new blocks back; "
             "expected detach outside of it; leave the context first"
         )
+    switch(model, ())
     tensors = {name: block.state_dict() for name, block in known.new.items()}
     set_config(model, known.family, base_entries(known.family, known.plan, config_entries(model)))
     put_stack(model, known.family, known.old)

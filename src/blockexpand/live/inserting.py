@@ -8,7 +8,7 @@ Refused: a model that is expanded already, and one that the plan does not fit; t
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -37,8 +37,23 @@ def expand_live(model: nn.Module, plan: Plan) -> nn.Module:
         )
     family = _fitting_family(model, plan, plan.base.num_blocks)
     old = list(stack_of(model, family))
+    new = {block.id: _new_block(old[block.donor], plan, family, block.donor) for block in plan.new_blocks}
+    return _put_in(model, plan, family, new)
+
+
+def insert_blocks(model: nn.Module, plan: Plan, new: Mapping[str, nn.Module]) -> nn.Module:
+    """Insert these blocks, by their ids in the plan, as they are, in place; return the model.
+
+    Raises:
+        LiveError: the plan does not fit the model.
+    """
+    return _put_in(model, plan, _fitting_family(model, plan, plan.base.num_blocks), new)
+
+
+def _put_in(model: nn.Module, plan: Plan, family: Family, new: Mapping[str, nn.Module]) -> nn.Module:
+    old = list(stack_of(model, family))
     changes = live_entries(family, plan, config_entries(model))
-    stack = [old[e.old] if e.old is not None else _new_block(old[e.source], plan, family, e.source) for e in plan.stack]
+    stack = [new[e.new.id] if e.new is not None else old[e.source] for e in plan.stack]
     set_config(model, family, changes)
     put_stack(model, family, stack)
     remember(model, plan, family)

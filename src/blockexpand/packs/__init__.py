@@ -4,6 +4,7 @@ from blockexpand.packs.attaching import attach_on_disk
 from blockexpand.packs.detaching import Detached, detach_on_disk
 from blockexpand.packs.encoding import PIECE_BYTES
 from blockexpand.packs.extracting import About, extract
+from blockexpand.packs.loading import attach, detach, load_attached, load_with_packs
 from blockexpand.packs.reading import Pack, read_pack
 from blockexpand.packs.record import Card, Encoding, PackRecord
 from blockexpand.packs.showing import describe
@@ -16,6 +17,10 @@ __all__ = [
     "Pack",
     "PackRecord",
     "read_pack",
+    "attach",
+    "detach",
+    "load_with_packs",
+    "load_attached",
     "attach_on_disk",
     "detach_on_disk",
     "Detached",

@@ -1,6 +1,6 @@
 """Decide where new blocks go; show it, cost it, save it. No tensor is read, no torch imported."""
 
-from blockexpand.planning.combining import Combined, combine
+from blockexpand.planning.combining import Combined, combine, combine_in_memory
 from blockexpand.planning.costing import Cost, backward_flops, forward_flops
 from blockexpand.planning.drawing import draw, draw_rich
 from blockexpand.planning.formulas import unsayable
@@ -37,6 +37,7 @@ __all__ = [
     "draw_rich",
     "Combined",
     "combine",
+    "combine_in_memory",
     "AttachedPack",
     "ExpansionRecord",
     "read_expansion",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from blockexpand.comparison import Comparison
 from blockexpand.reporting import formats
@@ -98,7 +98,12 @@ def _draw(traces: Sequence[_Trace], canvas: Canvas, narrow: bool) -> None:
 
     forgetting, weight = panels(canvas, 2, narrow)
     for one in traces:
-        style = {"color": colour_of(one.colour), "linewidth": 1.6, "marker": one.marker, "markersize": 5}
+        style: dict[str, Any] = {
+            "color": colour_of(one.colour),
+            "linewidth": 1.6,
+            "marker": one.marker,
+            "markersize": 5,
+        }
         every = max(1, len(one.steps) // 8)
         forgetting.plot(one.steps, [100 * rise for rise in one.rises], **style, markevery=every, label=one.label)
         weight.step(one.steps, one.weights, where="post", **style, markevery=every)
