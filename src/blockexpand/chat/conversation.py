@@ -60,12 +60,14 @@ class Conversation:
         asked: Message = {"role": "user", "content": text}
         messages = [{"role": "system", "content": self.system}] if self.system else []
         pieces: list[str] = []
+        is_whole = False
         try:
             for piece in self.speaker.answer([*messages, *self.turns, asked], self.sampling, as_base=self.as_base):
                 pieces.append(piece)
                 yield piece
+            is_whole = True
         finally:
-            if pieces:
+            if pieces or is_whole:
                 answered: Message = {"role": "assistant", "content": "".join(pieces)}
                 self.turns += [asked, answered]
                 self._keep(asked)

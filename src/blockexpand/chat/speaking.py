@@ -156,7 +156,7 @@ def _check_template(tokenizer: PreTrainedTokenizerBase, name: str, plain: bool) 
 def _drawing(sampling: Sampling) -> dict[str, Any]:
     if sampling.temperature == 0:
         return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    return {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    return {"do_sample": True, "temperature": float(sampling.temperature), "top_p": float(sampling.top_p), "top_k": 0}
 
 
 def open_speaker(
