@@ -1,8 +1,8 @@
 """What does the sandbox add to a program, alone and with two at a time?
 
-Compared: the wall time of an empty program as `python program.py` (what runs code without a sandbox: a new interpreter),
-as `python -I -S` (the least that a new interpreter costs), in the sandbox, and judged against one test; each alone and in two
-threads that take turns with nothing, so that on two cores both are busy. Rounds alternate.
+Compared: the wall time of a small program as `python program.py` (what runs code without a sandbox: a new interpreter),
+as `python -I -S` (the least that a new interpreter costs), in the sandbox, and judged against one test; each alone, and
+two at a time from two threads. Beside it the processor time of each, children included. Rounds alternate.
 
 Goal: under 60 ms more a sample than the plain subprocess, two at a time on two cores.
 
@@ -12,6 +12,7 @@ Goal: under 60 ms more a sample than the plain subprocess, two at a time on two 
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -21,9 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from measuring import Row, Spread, alternate, machine, parser_of, show
-
 from blockexpand.sandbox import passes, run_program
+from measuring import Row, Spread, alternate, machine, parser_of, show
 
 _GOAL_MS = 60.0
 _PROGRAM = "def f(x):\n    return x + 1\nprint(f(1))\n"
@@ -42,13 +42,19 @@ def _judged() -> None:
     assert passes(_PROGRAM, "assert f(1) == 2\n").status == "ok"
 
 
-def _milliseconds(run: Callable[[], None], width: int, samples: int) -> float:
-    """Of one sample, as each of the `width` threads sees it."""
-    begun = time.perf_counter()
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _milliseconds(run: Callable[[], None], width: int, samples: int) -> tuple[float, float]:
+    """Of one sample, as each of the `width` threads sees it; and the processor time of one, in children."""
+    begun, used = time.perf_counter(), _cpu_seconds()
     with ThreadPoolExecutor(width) as pool:
         for future in [pool.submit(run) for _ in range(samples * width)]:
             future.result()
-    return 1000 * (time.perf_counter() - begun) / samples
+    wall = 1000 * (time.perf_counter() - begun) / samples
+    return wall, 1000 * (_cpu_seconds() - used) / (samples * width)
 
 
 def main() -> None:
@@ -73,15 +79,23 @@ def main() -> None:
             for name, run in ways.items()
         }
         results = alternate(runs, arguments.rounds, num_warm_up=1)
+    walls = {name: [wall for wall, _ in found] for name, found in results.items()}
     rows: list[Row] = []
-    for name, times in results.items():
+    for name, times in walls.items():
         width = name.partition(", ")[2]
         floors = (f"python program.py, {width}", f"python -I -S program.py, {width}")
-        added, least = (Spread.of(a - b for a, b in zip(times, results[f], strict=True)) for f in floors)
+        added, least = (Spread.of(a - b for a, b in zip(times, walls[f], strict=True)) for f in floors)
         ours = "python" not in name
         verdict = ("met" if least.median < _GOAL_MS else "MISSED") if ours else ""
         rows.append(
-            {"what": name, "ms": Spread.of(times), "more than python": added, "more than -I -S": least, "goal": verdict}
+            {
+                "what": name,
+                "ms": Spread.of(times),
+                "CPU ms": Spread.of(cpu for _, cpu in results[name]),
+                "more than python": added,
+                "more than -I -S": least,
+                "goal": verdict,
+            }
         )
     show(f"sandbox, {arguments.rounds} rounds of {arguments.samples}", facts, rows, arguments.json)
 

@@ -25,8 +25,9 @@ ROWS: list[set[str]] = [
     {"packs"},
     {"training", "evaluation", "guidance"},
     {"agents", "comparison"},
-    {"reporting", "chat"},
+    {"reporting", "chat", "assistance"},
     {"demonstration"},
+    {"studies"},
     {"cli"},
 ]
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}

@@ -45,7 +45,7 @@ class Ground:
         return TrainSettings(**(values | changes))
 
 
-SHARDED_RUNS = ("keeping", "passes", "half", "tuning", "whole", "muon")
+SHARDED_RUNS = ("keeping", "passes", "half", "tuning", "whole", "muon", "again")
 """Runs that are done by one process and by two, and compared."""
 
 
@@ -60,5 +60,6 @@ def sharded_settings(ground: Ground, name: str, out: Path) -> TrainSettings:
         "tuning": {"arm": FullArm(kind="full"), "data": chats, "domain_tokens": 4 * 4 * 64},
         "whole": {"arm": FullArm(kind="full"), "retention": KEEPING, "domain_tokens": 4 * 2 * 32},
         "muon": {"optimizer": OptimizerSettings(name="muon", lr=3e-3), "domain_tokens": 4 * 4 * 32},
+        "again": {"retention": KEEPING, "recompute": "from-first-new", "domain_tokens": 4 * 4 * 32},
     }
     return ground.settings(out, **changes[name])

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
     from blockexpand.planning import Plan, read_plan
     from blockexpand.reporting import report
+    from blockexpand.studies import study
     from blockexpand.training import BlockExpansionCallback, sft, train
 
 # The same list as above, for use: name -> room. A test holds the two together.
@@ -47,6 +48,7 @@ _ROOMS = {
     "read_plan": "planning",
     "report": "reporting",
     "sft": "training",
+    "study": "studies",
     "train": "training",
     "verify": "expansion",
 }
@@ -76,6 +78,7 @@ __all__ = [
     "evaluate",
     "evaluate_suites",
     "compare",
+    "study",
     "report",
     "demo",
     "BlockexpandError",

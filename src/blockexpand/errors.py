@@ -103,6 +103,10 @@ class EvaluationError(BlockexpandError):
     """A model cannot be measured on the data given."""
 
 
+class AgentError(BlockexpandError):
+    """Episodes or judgements cannot be run, read or replayed."""
+
+
 class ComparisonError(BlockexpandError):
     """The arms of a comparison are unequal, or their results do not fit together."""
 
@@ -117,6 +121,10 @@ class ChatError(BlockexpandError):
 
 class ReportError(BlockexpandError):
     """There is nothing to report on, or not in a format we read."""
+
+
+class StudyError(BlockexpandError):
+    """A study is unknown, or cannot be run as asked."""
 
 
 class DemonstrationError(BlockexpandError):

@@ -216,7 +216,7 @@ def test_the_greeting_and_the_prompt(speaker: Speaker, monkeypatch: pytest.Monke
     file = io.StringIO()
     console, conversation = Console(file=file, width=100), Conversation(speaker)
     greet(conversation, console)
-    assert file.getvalue().startswith("model: 3 blocks, 1 of them new\nthis run: gain +0.750")
+    assert file.getvalue().startswith("run: 3 blocks, 1 of them new\nthis run: gain +0.750")
     answers = iter(["one", "two"])
     asked = []
 

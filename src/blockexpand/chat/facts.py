@@ -20,7 +20,7 @@ class Facts:
     """For people who want to know whom they talk to."""
 
     name: str
-    """The folder's name."""
+    """The folder's name; the run's for the model of a run."""
 
     is_expanded: bool
     """Whether there is a base inside to switch to."""
@@ -34,11 +34,11 @@ class Facts:
 
 def gather_facts(folder: str | Path, blocks: tuple[str, ...], packs: list[tuple[str, Any]]) -> Facts:
     """What the record of the run beside the folder and those of the packs (name, evaluation) say."""
-    folder = Path(folder)
+    folder, whole = Path(folder), Path(folder).resolve()
     sentences = [_sentence("this run", _run_beside(folder))]
     sentences += [_sentence(f"pack {name}", (evaluation or {}).get("run")) for name, evaluation in packs]
     return Facts(
-        name=folder.resolve().name,
+        name=whole.parent.name if whole.name == "model" else whole.name,
         is_expanded=any(blocks),
         blocks=blocks,
         measured=tuple(sentence for sentence in sentences if sentence),

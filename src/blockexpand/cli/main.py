@@ -16,12 +16,14 @@ from typing import NoReturn
 from cyclopts import App, CycloptsError
 
 from blockexpand import __version__
-from blockexpand.errors import BlockexpandError, Interrupted
+from blockexpand.errors import BlockexpandError, Interrupted, UsageError
 
 USAGE, INTERRUPTED = 2, 130
 
 # verb: (module, function, what it does) - in the order in which the job is done.
 VERBS = {
+    "doctor": ("blockexpand.cli.assisting:doctor", "Say what this machine can do, and what is missing."),
+    "init": ("blockexpand.cli.assisting:init", "Write a first recipe after a few questions."),
     "plan": ("blockexpand.cli.growing:plan", "Decide where new blocks go, and show what that costs."),
     "expand": ("blockexpand.cli.growing:expand", "Write the deeper checkpoint."),
     "verify": ("blockexpand.cli.growing:verify", "Prove that the deeper checkpoint is the base."),
@@ -35,9 +37,21 @@ VERBS = {
         "blockexpand.cli.evaluating:evaluate",
         "Measure held-out losses, suites of benchmarks and tasks with checkable answers; give a verdict.",
     ),
+    "agent": (
+        "blockexpand.cli.acting:agent",
+        "Let a model solve tasks in several turns with Python as its tool.",
+    ),
+    "judge": (
+        "blockexpand.cli.acting:judge",
+        "Let a judge compare two models' answers to questions of several turns.",
+    ),
     "compare": (
         "blockexpand.cli.measuring:compare",
         "Run methods side by side at equal budget, by a recipe.",
+    ),
+    "study": (
+        "blockexpand.cli.studying:study",
+        "Run one of the paper's studies on the tiny base, or on another.",
     ),
     "report": ("blockexpand.cli.measuring:report", "Put results on one HTML page."),
     "pack extract": ("blockexpand.cli.packing:extract", "Take the new blocks out of a run or an expanded folder."),
@@ -113,6 +127,18 @@ def run(tokens: list[str]) -> int:
 def _rank() -> int:
     """Which of the processes that torchrun started this is; 0 without torchrun."""
     return int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
+def secret(variable: str) -> str:
+    """The value of an environment variable that holds a key; keys are never options, which others can read.
+
+    Raises:
+        UsageError: it is not set.
+    """
+    value = os.environ.get(variable, "")
+    if not value:
+        raise UsageError(f"the environment variable {variable} is not set; expected it to hold a key; export it first")
+    return value
 
 
 def _run_verb(tokens: list[str]) -> int:

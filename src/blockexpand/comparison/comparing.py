@@ -98,7 +98,7 @@ def _run_all(plans: Sequence[TrialPlan], data: dict[str, str], split: str, worke
     # its own that has not yet used threads (a plain fork of a process that has may hang in OpenMP).
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["blockexpand.training.running", "blockexpand.evaluation", "transformers"])
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
     mode = progress_mode()
     # One run at a time shows its own bar; several would write over each other, so only their count shows.
     mode_of_run: Mode = mode if workers == 1 else "silent"

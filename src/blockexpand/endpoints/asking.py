@@ -49,6 +49,8 @@ class Answer:
     seconds: float = 0.0
     """Wall time of all tries and the waits between them."""
     num_tries: int = 1
+    too_long: bool = False
+    """Whether the conversation did not fit the model's context; only models in this process say so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +207,7 @@ def _answer(data: dict[str, Any], stop: Sequence[str], seconds: float, tries: in
     usage = data.get("usage")
     counts = usage if isinstance(usage, dict) else {}
     return Answer(
-        text=cut_at(text, stop),
+        text=cut_at(_sendable(text), stop),
         prompt_tokens=_count(counts.get("prompt_tokens")),
         completion_tokens=_count(counts.get("completion_tokens")),
         seconds=seconds,
@@ -220,7 +222,7 @@ def cut_at(text: str, stop: Sequence[str]) -> str:
 
 
 def _sendable(text: str) -> str:
-    """Half a character (programs print them) cannot be sent: it becomes a question mark."""
+    """Half a character, which JSON can hold and no file can, becomes a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -66,7 +66,7 @@ def document_losses(model: PreTrainedModel, rows: TokenRows, rows_per_pass: int,
             trained_NT = rows.trained_NT(chosen)
             batch = RowBatch.of(rows.tokens_NT(chosen), rows.positions_NT(chosen), trained_NT, device)
             losses_R = cross_entropies(model, batch).double().cpu().numpy()
-            for document, part in _by_document(rows, chosen, trained_NT, losses_R):
+            for document, part in by_document(rows, chosen, trained_NT, losses_R):
                 nats[document] = nats.get(document, 0.0) + float(part.sum())
                 tokens[document] = tokens.get(document, 0) + len(part)
             progress.advance(len(chosen) * rows.row_tokens)
@@ -77,7 +77,7 @@ def document_losses(model: PreTrainedModel, rows: TokenRows, rows_per_pass: int,
     )
 
 
-def _by_document(
+def by_document(
     rows: TokenRows, chosen: np.ndarray, trained_NT: np.ndarray, losses_R: np.ndarray
 ) -> list[tuple[int, np.ndarray]]:
     """The losses, which come in row order, cut by the segments they belong to."""

@@ -18,6 +18,7 @@ from blockexpand.reporting.answers import RULE, answering, answers_table, sample
 from blockexpand.reporting.charts import cost_figure, frontier_figure, outcome_figure
 from blockexpand.reporting.controller_charts import controller_figure
 from blockexpand.reporting.course_charts import compared_losses_figure, curves_figure, runs_figure
+from blockexpand.reporting.episodes import EPISODE_RULE, agents_sentence, episodes_figure, episodes_table, transcripts
 from blockexpand.reporting.importance import guidance_figure
 from blockexpand.reporting.judging import RULES, verdict
 from blockexpand.reporting.methods import MARKERS, REFERENCE_MARKER, methods_of
@@ -36,6 +37,7 @@ from blockexpand.reporting.stack import stack_figure
 from blockexpand.reporting.tables import Table
 
 _TEMPLATE, _STYLE = "page.html.jinja", "page.css"
+_TRANSCRIPTS, _EPISODE = "transcripts.html.jinja", "episode.html.jinja"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,8 @@ class Page:
     html: str
     figures: tuple[Figure, ...]
     tables: tuple[Table, ...]
+    transcripts: dict[str, str]
+    """Further pages by their files' names."""
 
 
 class _Contents:
@@ -88,6 +92,10 @@ def make_page(material: Material) -> Page:
     proofs = [proof_table(found, n) for n, found in enumerate(material.proofs)]
     contents.add_tables(proofs)
     values |= _answers(material, contents)
+    contents.add_tables([episodes_table(material.agents)])
+    contents.add_figures([episodes_figure(material.agents)])
+    runs = transcripts(material.agents)
+    values |= {"agent_runs": runs, "episode_rule": EPISODE_RULE}
     contents.add_tables([evaluations_table(material.evaluations), runs_table(material.runs)])
     contents.add_figures([runs_figure(material.runs)])
     compared = material.comparison.value if material.comparison is not None else None
@@ -103,7 +111,8 @@ def make_page(material: Material) -> Page:
     return Page(
         title=values["title"],
         verdict=values["headline"],
-        html=_render(values),
+        html=_render_page(values),
+        transcripts={one.file: _render(_TRANSCRIPTS, {"run": one, "version": __version__}) for one in runs},
         figures=tuple(contents.figures.values()),
         tables=tuple(contents.tables.values()),
     )
@@ -138,6 +147,8 @@ def headline(material: Material) -> str:
     if asked and (scores := asked[-1].value.record.answers) is not None:
         right = formats.share(scores.right)
         return f"{asked[-1].label} answered {right} of {formats.count(scores.num_samples)} questions rightly."
+    if material.agents:
+        return agents_sentence(material.agents)
     return "These records hold no comparison, so there is no verdict."
 
 
@@ -195,8 +206,17 @@ def _machines(material: Material) -> list[str]:
     return sorted(set(said))
 
 
-def _render(values: dict[str, Any]) -> str:
-    from jinja2 import Environment, StrictUndefined
+def _render_page(values: dict[str, Any]) -> str:
+    from markupsafe import Markup
+
+    # Ours, not data: SVG that plotting.py has built element by element.
+    svg = {name: (Markup(one.svg_wide), Markup(one.svg_narrow)) for name, one in values["figures"].items()}
+    machines = _machines(values["material"])
+    return _render(_TEMPLATE, {**values, "svg": svg, "machines": machines, "marks": _marks(Markup)})
+
+
+def _render(name: str, values: dict[str, Any]) -> str:
+    from jinja2 import DictLoader, Environment, StrictUndefined
     from markupsafe import Markup
 
     def tied(text: str) -> str:
@@ -204,14 +224,18 @@ def _render(values: dict[str, Any]) -> str:
         return text.replace(" %", "\u00a0%")
 
     folder = importlib.resources.files("blockexpand.reporting")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    texts = {one: folder.joinpath(one).read_text(encoding="utf-8") for one in (_TEMPLATE, _TRANSCRIPTS, _EPISODE)}
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=DictLoader(texts),
+    )
     environment.filters["tied"] = tied
-    template = environment.from_string(folder.joinpath(_TEMPLATE).read_text(encoding="utf-8"))
-    # Ours, not data: the style sheet, and SVG that plotting.py has built element by element.
+    # Ours, not data: the style sheet.
     style = Markup(folder.joinpath(_STYLE).read_text(encoding="utf-8"))
-    svg = {name: (Markup(one.svg_wide), Markup(one.svg_narrow)) for name, one in values["figures"].items()}
-    machines = _machines(values["material"])
-    return template.render(**values, style=style, svg=svg, machines=machines, marks=_marks(Markup)).lstrip()
+    return environment.get_template(name).render(**values, style=style).lstrip()
 
 
 _MARK_PATHS = {

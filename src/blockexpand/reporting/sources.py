@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from blockexpand.agents import AgentRecord, AgentRun, read_agent
+from blockexpand.agents.records import EPISODES_NAME, TASKS_NAME
 from blockexpand.comparison import Comparison, read_comparison
 from blockexpand.corpus import CorpusRecord, open_corpus
 from blockexpand.digests import digest_file
@@ -81,6 +83,7 @@ class Material:
     evaluations: tuple[Found[Evaluation], ...] = ()
     runs: tuple[Found[Run], ...] = ()
     corpora: tuple[Found[CorpusRecord], ...] = ()
+    agents: tuple[Found[AgentRun], ...] = ()
     stages: Stages | None = None
     sources: tuple[Source, ...] = ()
 
@@ -154,6 +157,7 @@ class _Gathering:
             EvaluationRecord.FORMAT: read_evaluation,
             RunRecord.FORMAT: self._read_run,
             CorpusRecord.FORMAT: lambda folder: open_corpus(folder).record,
+            AgentRecord.FORMAT: read_agent,
             Stages.FORMAT: read_stages,
         }
 
@@ -169,6 +173,9 @@ class _Gathering:
             self._read_compared(folder, value)
         if kind == EvaluationRecord.FORMAT and value.answered:
             self._note(folder / "answers.jsonl", "answers")
+        if kind == AgentRecord.FORMAT:
+            self._note(folder / EPISODES_NAME, "episodes")
+            self._note(folder / TASKS_NAME, "tasks")
 
     def _format_of(self, path: Path) -> str:
         data = read_json(path)
@@ -224,6 +231,7 @@ class _Gathering:
             evaluations=tuple(self._found.get(EvaluationRecord.FORMAT, [])),
             runs=tuple(self._found.get(RunRecord.FORMAT, [])),
             corpora=tuple(self._found.get(CorpusRecord.FORMAT, [])),
+            agents=tuple(self._found.get(AgentRecord.FORMAT, [])),
             stages=found.value if (found := self._only(Stages.FORMAT, "records of stages")) else None,
             sources=tuple(self._sources),
         )

@@ -1,0 +1,143 @@
+"""Questions of several turns, and what a model answers to them.
+
+In: questions in MT-Bench's format (JSON lines of `question_id`, `category`, `turns`, perhaps `reference`), those of
+this room by default; a speaker, or a file of answers (ours, or FastChat's `model_answer`). Out: one conversation a
+question. All questions of a turn go to the model in one call; an error ends its conversation and stands in it. Refused:
+wrong columns, no question, one id twice, answers that are missing or have another number of turns.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blockexpand.agents.speakers import Speaker
+from blockexpand.endpoints import Message, Request
+from blockexpand.errors import AgentError, RecordError
+from blockexpand.progress import bar
+from blockexpand.records import check, from_plain, parse_json, read_text
+
+_OURS = "questions.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question of several turns."""
+
+    question_id: int | str
+    category: str
+    turns: tuple[str, ...]
+    """What the user says, turn by turn."""
+    reference: tuple[str, ...] = ()
+    """Right answers to the turns, where there are any."""
+
+    def __post_init__(self) -> None:
+        check(bool(self.turns) and all(map(str.strip, self.turns)), "turns", list(self.turns), "one or more questions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """One model's side of a conversation."""
+
+    question_id: int | str
+    turns: tuple[str, ...]
+    """What it answered, turn by turn; fewer than were asked where an error ended it."""
+    error: str = ""
+
+
+def load_questions(path: str | Path | None = None) -> list[Question]:
+    """The questions of a file, or our own.
+
+    Raises:
+        AgentError: the file is missing or empty, or a line is no question.
+    """
+    if path is None:
+        text = importlib.resources.files("blockexpand.agents").joinpath(_OURS).read_text(encoding="utf-8")
+        return _questions(text, _OURS)
+    try:
+        return _questions(read_text(path), str(path))
+    except RecordError as error:
+        raise AgentError(f"no questions: {error}; expected JSON lines of question_id, category and turns") from None
+
+
+def _questions(text: str, where: str) -> list[Question]:
+    questions = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            place = f"{where}, line {number}"
+            questions.append(from_plain(Question, _listed(parse_json(line, place)), place))
+    ids = [question.question_id for question in questions]
+    check(bool(questions), where, "no line", "at least one question")
+    for one in ids:
+        check(ids.count(one) == 1, f"{where}: question_id", one, "an id that no other question has")
+    return questions
+
+
+def _listed(row: Any) -> Any:
+    """MT-Bench's files have a reference that is a list, or none."""
+    if isinstance(row, dict) and isinstance(row.get("reference"), str):
+        return {**row, "reference": [row["reference"]]}
+    return row
+
+
+def converse(speaker: Speaker, questions: Sequence[Question], max_tokens: int, title: str) -> list[Answered]:
+    """Let a model answer every turn of every question."""
+    said: dict[int | str, list[str]] = {question.question_id: [] for question in questions}
+    errors: dict[int | str, str] = {}
+    with bar(title, sum(len(question.turns) for question in questions), "answers") as progress:
+        for turn in range(max(len(question.turns) for question in questions)):
+            going = [q for q in questions if len(q.turns) > turn and q.question_id not in errors]
+            requests = [Request(messages=_messages(q, said[q.question_id]), max_tokens=max_tokens) for q in going]
+            for question, answer in zip(going, speaker.ask(requests) if requests else [], strict=True):
+                if answer.error is None:
+                    said[question.question_id].append(answer.text)
+                else:
+                    errors[question.question_id] = f"turn {turn + 1}: {answer.error}"
+            progress.advance(len(going))
+    return [Answered(question_id=key, turns=tuple(turns), error=errors.get(key, "")) for key, turns in said.items()]
+
+
+def _messages(question: Question, said: Sequence[str]) -> list[Message]:
+    messages: list[Message] = []
+    for number, asked in enumerate(question.turns[: len(said) + 1]):
+        messages.append({"role": "user", "content": asked})
+        if number < len(said):
+            messages.append({"role": "assistant", "content": said[number]})
+    return messages
+
+
+def load_answers(path: str | Path, questions: Sequence[Question]) -> list[Answered]:
+    """The answers of a file to these questions, in their order.
+
+    Raises:
+        AgentError: the file is missing or broken, or does not answer all of them.
+    """
+    try:
+        lines = [line for line in read_text(path).split("\n") if line.strip()]
+        rows = [
+            _answered(parse_json(line, f"{path}, line {n}"), f"{path}, line {n}") for n, line in enumerate(lines, 1)
+        ]
+    except RecordError as error:
+        raise AgentError(f"no answers: {error}; expected JSON lines of question_id and turns") from None
+    found = {row.question_id: row for row in rows}
+    for question in questions:
+        answer = found.get(question.question_id)
+        if answer is None:
+            raise AgentError(f"{path} does not answer the question {question.question_id!r}; expected answers to all")
+        if not answer.error and len(answer.turns) != len(question.turns):
+            raise AgentError(
+                f"{path}: {len(answer.turns)} answers to the question {question.question_id!r}; expected "
+                f"{len(question.turns)}, one a turn"
+            )
+    return [found[question.question_id] for question in questions]
+
+
+def _answered(row: Any, where: str) -> Answered:
+    if isinstance(row, dict) and "choices" in row:  # FastChat, llm_judge/gen_model_answer.py
+        choices = row["choices"]
+        first = choices[0] if isinstance(choices, list) and choices else {}
+        row = {"question_id": row.get("question_id"), "turns": first.get("turns") if isinstance(first, dict) else None}
+    return from_plain(Answered, row, where)

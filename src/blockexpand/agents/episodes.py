@@ -1,0 +1,176 @@
+"""An episode: turns of one agent at one task, from nothing, within a budget of turns.
+
+In: a task, a budget, and turn by turn what the model wrote. Out: a frozen `Episode` that holds every word of it, so
+that it can be read, counted and played again. The rules are MINT's (LLaMA Pro, Appendix E; mint/envs/general_env.py):
+any `<solution>` in a turn makes it a proposal, else it is a call of the tool, and with neither it is a turn lost; the
+episode ends when a proposal is right, when the proposals are used up, or when the turns are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from blockexpand.agents import wording
+from blockexpand.agents.scoring import is_right
+from blockexpand.agents.tasks import Task
+from blockexpand.agents.tools import Ran, Shell, Tools
+from blockexpand.digests import digest_json
+from blockexpand.endpoints import Answer, Message
+from blockexpand.records import check
+
+MOST_PROPOSALS = 2  # MINT, mint/configs/config_variables.py
+MOST_TURNS = 50
+
+Action = Literal["solution", "execute", "nothing"]
+End = Literal["solved", "proposals", "turns", "context", "error", ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What happened in one turn."""
+
+    prompt_digest: str
+    """Of all messages that the model was sent."""
+    output: str
+    """What it wrote, to the letter."""
+    action: Action
+    acted_on: str
+    """The code or the solution that was in it."""
+    status: str
+    """Of code, as the sandbox has it; empty where none ran."""
+    shown: str
+    """What the agent is told came of it."""
+    right: bool | None
+    """Of a proposal, whether it is right."""
+    feedback: str = ""
+    """Of a second model."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    """The model's wall time; in a batch, the batch's."""
+    tool_seconds: float = 0.0
+    """Wall time of the code or of the check."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One try at one task."""
+
+    set: str
+    id: str
+    budget: int
+    """The turns it may take."""
+    turns: tuple[Turn, ...] = ()
+    end: End = ""
+    """Why it ended: solved; all proposals or all turns used up; the conversation no longer fitted the model's context;
+    an error of the server's, which says nothing about the model. Empty while it goes on."""
+    error: str = ""
+
+    def __post_init__(self) -> None:
+        check(0 < self.budget <= MOST_TURNS, "budget", self.budget, f"1 to {MOST_TURNS}")
+        check(len(self.turns) <= self.budget, "turns", len(self.turns), f"at most {self.budget}")
+
+    @property
+    def solved(self) -> bool:
+        """Whether the task was solved."""
+        return self.end == "solved"
+
+    @property
+    def num_proposals(self) -> int:
+        """Solutions that were proposed."""
+        return sum(turn.action == "solution" for turn in self.turns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How an agent is spoken to."""
+
+    example: bool = True
+    """Whether the first message shows a short example."""
+    feedback: Literal["none", "blind", "informed"] = "none"
+    """Advice by a second model: none, without the right answer, or knowing it."""
+
+
+def proposals_of(budget: int) -> int:
+    """How many solutions an episode may propose."""
+    return min(MOST_PROPOSALS, budget)
+
+
+def messages_of(task: Task, episode: Episode, manner: Manner) -> list[Message]:
+    """Everything the model is sent for its next turn."""
+    proposals = proposals_of(episode.budget)
+    said: list[Message] = [
+        {"role": "user", "content": wording.opening(task, episode.budget, proposals, manner.example)}
+    ]
+    used = 0
+    for number, turn in enumerate(episode.turns, 1):
+        used += turn.action == "solution"
+        left = wording.observation(turn.shown, episode.budget - number, proposals - used, turn.feedback)
+        said += [{"role": "assistant", "content": turn.output}, {"role": "user", "content": left}]
+    return said
+
+
+def action_of(output: str) -> tuple[Action, str]:
+    """What a turn does, and the code or solution in it: all of its blocks, one under another.
+
+    A `<solution>` that is not closed is a proposal of nothing, as in MINT.
+    """
+    if "<solution>" in output:
+        return "solution", _blocks("solution", output)
+    code = _blocks("execute", output)
+    return ("execute", code) if code else ("nothing", "")
+
+
+def _blocks(tag: str, output: str) -> str:
+    found = re.findall(rf"<{tag}>(.*?)</{tag}>", output, re.DOTALL)
+    return "\n".join(block.strip("\n").rstrip() if tag == "execute" else block.strip() for block in found).strip("\n")
+
+
+def act(task: Task, output: str, shell: Shell, tools: Tools) -> tuple[Action, str, Ran, bool | None]:
+    """Do what a turn asks for: the action, what it acts on, what came of it, whether a proposal is right."""
+    action, content = action_of(output)
+    if not content:
+        return action, "", Ran(status="", text=wording.NOT_UNDERSTOOD), False if action == "solution" else None
+    if action == "execute":
+        ran = shell.run(content)
+        return action, content, dataclasses.replace(ran, text=wording.printed(ran)), None
+    right = is_right(task, content, tools)
+    return action, content, Ran(status="", text=wording.RIGHT if right else wording.WRONG), right
+
+
+def after_turn(episode: Episode, turn: Turn) -> Episode:
+    """The episode with one more turn, ended if that was its last."""
+    grown = dataclasses.replace(episode, turns=(*episode.turns, turn))
+    end: End = ""
+    if turn.right:
+        end = "solved"
+    elif grown.num_proposals >= proposals_of(episode.budget):
+        end = "proposals"
+    elif len(grown.turns) >= episode.budget:
+        end = "turns"
+    return dataclasses.replace(grown, end=end)
+
+
+def after_failure(episode: Episode, answer: Answer) -> Episode:
+    """The episode that an answer with an error ends: a full context is the agent's, all else is the server's."""
+    end: End = "context" if answer.too_long else "error"
+    return dataclasses.replace(episode, end=end, error=answer.error or "")
+
+
+def with_feedback(episode: Episode, feedback: str) -> Episode:
+    """The episode with words on its last turn."""
+    last = dataclasses.replace(episode.turns[-1], feedback=feedback)
+    return dataclasses.replace(episode, turns=(*episode.turns[:-1], last))
+
+
+def history_of(episode: Episode) -> str:
+    """The turns in plain words, for a giver of feedback."""
+    return "\n\n".join(f"{turn.output}\n\nObservation:\n{turn.shown}" for turn in episode.turns)
+
+
+def digest_of(messages: list[Message]) -> str:
+    """The digest of what a model was sent."""
+    return digest_json([dict(message) for message in messages])

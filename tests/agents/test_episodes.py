@@ -1,0 +1,239 @@
+"""Episodes, turn by turn, with a scripted model: each rule of the protocol by itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from blockexpand.agents import wording
+from blockexpand.agents.episodes import Episode, Manner, action_of, messages_of, proposals_of
+from blockexpand.agents.records import AgentSettings, Opposite, read_agent
+from blockexpand.agents.running import Cast, run_agent
+from blockexpand.agents.tasks import Task
+from blockexpand.agents.tools import CALL_SECONDS, Ran
+from blockexpand.endpoints import Answer, Message
+from blockexpand.errors import AgentError, RecordError
+from players import PlainTools, Script, Scripted, lines
+
+TASK = Task(set="math", id="1", prompt="What is 6 times 7?", scoring="text", reference="42")
+RIGHT, WRONG = "<thought>t</thought><solution> 42 </solution>", "<solution>7</solution>"
+CODE, NOTHING = "<execute>x = 41\nprint(x + 1)</execute>", "I do not know."
+
+
+def play(tmp_path: Path, script: Script, budget: int, task: Task = TASK, **settings: Any) -> tuple[Episode, Scripted]:
+    speaker = Scripted(script)
+    cast = Cast(speaker=speaker, tools=PlainTools())
+    chosen = AgentSettings(speaker=Opposite(model="m"), budgets=(budget,), **settings)
+    run_agent(cast, [task], chosen, tmp_path / "run")
+    return read_agent(tmp_path / "run").episodes[0], speaker
+
+
+@pytest.mark.parametrize(
+    ("budget", "outputs", "end", "num_turns"),
+    [
+        (1, [RIGHT], "solved", 1),
+        (1, [WRONG], "proposals", 1),
+        (1, [CODE], "turns", 1),
+        (1, [NOTHING], "turns", 1),
+        (2, [CODE, RIGHT], "solved", 2),
+        (2, [WRONG, RIGHT], "solved", 2),
+        (3, [WRONG, WRONG], "proposals", 2),
+        (3, [CODE, CODE, CODE], "turns", 3),
+        (3, [NOTHING, CODE, WRONG], "turns", 3),
+        (5, [CODE, WRONG, CODE, CODE, RIGHT], "solved", 5),
+        (5, [CODE, WRONG, CODE, WRONG], "proposals", 4),
+        (5, [NOTHING, NOTHING, CODE, WRONG, RIGHT], "solved", 5),
+        (5, [NOTHING, NOTHING, NOTHING, NOTHING, CODE], "turns", 5),
+        (5, ["<solution>", "<solution>7"], "proposals", 2),
+    ],
+)
+def test_an_episode_ends_when_it_should(
+    budget: int, outputs: list[str], end: str, num_turns: int, tmp_path: Path
+) -> None:
+    episode, speaker = play(tmp_path, lines(*outputs), budget)
+    assert (episode.end, len(episode.turns)) == (end, num_turns)
+    assert len(speaker.asked) == num_turns == len(outputs)
+    assert [turn.output for turn in episode.turns] == outputs
+
+
+def test_a_budget_of_one_has_one_proposal_and_all_others_two() -> None:
+    assert [proposals_of(budget) for budget in (1, 2, 3, 4, 5)] == [1, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("output", "action", "content"),
+    [
+        ("<solution>a</solution>", "solution", "a"),
+        ("<execute>x</execute> and <solution>a</solution>", "solution", "a"),
+        ("<solution>a</solution>\n<solution> b </solution>", "solution", "a\nb"),
+        ("<solution>a", "solution", ""),
+        ("<solution></solution>", "solution", ""),
+        ("<execute>\nif x:\n    y\n</execute>", "execute", "if x:\n    y"),
+        ("<execute>a = 1</execute> then <execute>a</execute>", "execute", "a = 1\na"),
+        ("<execute>a = 1", "nothing", ""),
+        ("<execute> </execute>", "nothing", ""),
+        ("<thought>only</thought>", "nothing", ""),
+        ("", "nothing", ""),
+    ],
+)
+def test_what_a_turn_does(output: str, action: str, content: str) -> None:
+    assert action_of(output) == (action, content)
+
+
+def test_the_model_sees_what_came_of_its_turns_and_what_is_left(tmp_path: Path) -> None:
+    episode, speaker = play(tmp_path, lines(CODE, NOTHING, WRONG, RIGHT), 5)
+    messages = speaker.asked[-1][0].messages
+    assert [m["role"] for m in messages] == ["user", "assistant"] * 3 + ["user"]
+    assert messages[0]["content"].endswith("\n\nTask:\nWhat is 6 times 7?")
+    assert "at most 5 turns and may propose 2 solutions" in messages[0]["content"]
+    assert messages[1]["content"] == CODE
+    assert messages[2]["content"] == "Observation:\n42\n(Turns left: 4. Proposals left: 2.)"
+    assert messages[4]["content"] == f"Observation:\n{wording.NOT_UNDERSTOOD}\n(Turns left: 3. Proposals left: 2.)"
+    assert messages[6]["content"] == f"Observation:\n{wording.WRONG}\n(Turns left: 2. Proposals left: 1.)"
+    assert [turn.right for turn in episode.turns] == [None, None, False, True]
+    assert speaker.asked[0][0].stop == wording.STOPS
+    assert speaker.asked[0][0].temperature == 0.0
+
+
+def test_one_turn_is_said_to_have_one_solution(tmp_path: Path) -> None:
+    _, speaker = play(tmp_path, lines(RIGHT), 1)
+    assert "at most 1 turns and may propose one solution" in speaker.asked[0][0].messages[0]["content"]
+
+
+def test_the_python_session_lasts_for_an_episode_and_no_longer(tmp_path: Path) -> None:
+    outputs = ["<execute>n = 41</execute>", "<execute>print(n + 1)</execute>", RIGHT]
+    tools, task = PlainTools(), TASK
+    settings = AgentSettings(speaker=Opposite(model="m"), budgets=(3, 4))
+    script = lines("<execute>print('n' in globals())\nn = 1</execute>", *outputs[1:])
+    run_agent(Cast(speaker=Scripted(script), tools=tools), [task], settings, tmp_path / "run")
+    episodes = read_agent(tmp_path / "run").episodes
+    assert [[turn.shown for turn in e.turns][:2] for e in episodes] == [["False", "2"], ["False", "2"]]
+    assert (tools.opened, tools.closed) == (2, 2)
+
+
+def test_an_example_is_shown_unless_it_is_not_wanted() -> None:
+    code = Task(set="mbpp", id="1", prompt="Write f.", scoring="code", reference="assert f()")
+    episode = Episode(set="a", id="1", budget=5)
+    shown = [messages_of(task, episode, Manner())[0]["content"] for task in (TASK, code)]
+    assert "22140" in shown[0]
+    assert "def double(x)" in shown[1]
+    without = messages_of(TASK, episode, Manner(example=False))[0]["content"]
+    assert "22140" not in without
+    assert len(without) < len(shown[0])
+
+
+@pytest.mark.parametrize(
+    ("ran", "said"),
+    [
+        (Ran(status="ok", text="3\n"), "3"),
+        (Ran(status="ok", text=""), "(nothing was printed)"),
+        (Ran(status="timeout", text="1"), f"1\nThe code was stopped: it ran for more than {CALL_SECONDS:g} seconds."),
+        (Ran(status="memory", text=""), "The code was stopped: it took too much memory."),
+        (Ran(status="output", text="x"), "x\nThe code was stopped: it printed too much."),
+        (Ran(status="killed", text=""), "The Python session ended and begins anew."),
+        (Ran(status="ok", text="a\ud800"), "a?"),
+    ],
+)
+def test_what_is_shown_of_a_call(ran: Ran, said: str) -> None:
+    assert wording.printed(ran) == said
+
+
+def test_an_error_in_the_code_is_shown_and_the_session_lives(tmp_path: Path) -> None:
+    episode, _ = play(tmp_path, lines("<execute>1 / 0</execute>", CODE, RIGHT), 3)
+    assert (episode.turns[0].status, episode.turns[0].shown) == ("error", "ZeroDivisionError: division by zero")
+    assert episode.end == "solved"
+
+
+def test_a_full_context_is_the_agents_and_a_servers_error_is_not(tmp_path: Path) -> None:
+    full, _ = play(tmp_path / "a", lines(CODE, Answer(text="", error="900 tokens", too_long=True)), 3)
+    assert (full.end, full.error, len(full.turns)) == ("context", "900 tokens", 1)
+    broken, _ = play(tmp_path / "b", lines(CODE, Answer(text="", error="HTTP 500 (5 tries)")), 3)
+    assert (broken.end, broken.error, len(broken.turns)) == ("error", "HTTP 500 (5 tries)", 1)
+    rates = [read_agent(tmp_path / part / "run").record.rates[0] for part in "ab"]
+    assert [(r.num_tasks, r.num_solved, r.num_errors) for r in rates] == [(1, 0, 0), (0, 0, 1)]
+
+
+def test_feedback_comes_after_each_turn_that_does_not_end_the_episode(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def advise(messages: Sequence[Message]) -> str:
+        said.append(messages[0]["content"])
+        return f" advice {len(said)} "
+
+    episode, speaker = _advised(tmp_path, advise, "informed")
+    assert [turn.feedback for turn in episode.turns] == ["advice 1", "advice 2", ""]
+    last = speaker.asked[-1][0].messages
+    assert last[2]["content"].endswith("(Turns left: 4. Proposals left: 2.)\n\nExpert feedback:\nadvice 1")
+    assert "keep to yourself:\n42\n" in said[0]
+    assert CODE in said[1]
+    assert WRONG in said[1]
+
+
+def _advised(tmp_path: Path, script: Script, feedback: Literal["blind", "informed"]) -> tuple[Episode, Scripted]:
+    speaker = Scripted(lines(CODE, WRONG, RIGHT))
+    cast = Cast(speaker=speaker, tools=PlainTools(), adviser=Scripted(script))
+    settings = AgentSettings(
+        speaker=Opposite(model="m"),
+        adviser=Opposite(model="teacher"),
+        budgets=(5,),
+        manner=Manner(feedback=feedback),
+    )
+    run_agent(cast, [TASK], settings, tmp_path / "run")
+    return read_agent(tmp_path / "run").episodes[0], speaker
+
+
+def test_blind_feedback_does_not_know_the_answer(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def advise(messages: Sequence[Message]) -> str:
+        said.append(messages[0]["content"])
+        return "go on"
+
+    _advised(tmp_path, advise, "blind")
+    assert len(said) == 2
+    assert "keep to yourself" not in said[0]
+
+
+def test_feedback_that_fails_is_an_error_not_a_wrong_answer(tmp_path: Path) -> None:
+    episode, _ = _advised(tmp_path, lambda _: Answer(text="", error="HTTP 503"), "blind")
+    assert (episode.end, episode.error) == ("error", "feedback: HTTP 503")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"budgets": ()}, r"budgets: expected different numbers of turns from 1 to 50, got \[\]"),
+        ({"budgets": (2, 2)}, r"budgets: .*got \[2, 2\]"),
+        ({"budgets": (0,)}, r"budgets: .*got \[0\]"),
+        ({"max_tokens": 0}, "max_tokens: expected 1 to 100,000, got 0"),
+        ({"manner": Manner(feedback="blind")}, "feedback: expected a second model, and only then, got 'blind'"),
+        ({"adviser": Opposite(model="t")}, "feedback: expected a second model, and only then, got 'none'"),
+    ],
+)
+def test_settings_that_cannot_be(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecordError, match=said):
+        AgentSettings(speaker=Opposite(model="m"), **settings)
+
+
+def test_without_tasks_nothing_is_run(tmp_path: Path) -> None:
+    with pytest.raises(AgentError, match="there is no task; expected at least one; give --tasks"):
+        run_agent(
+            Cast(speaker=Scripted(lines()), tools=PlainTools()),
+            [],
+            AgentSettings(speaker=Opposite(model="m")),
+            tmp_path / "run",
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_turn_is_written_to_the_letter(tmp_path: Path) -> None:
+    odd = "<solution>\u2028\x85 \r\n\x00 \u00fc \\ud800</solution>"
+    episode, _ = play(tmp_path, lines(odd), 1)
+    assert episode.turns[0].output == odd
+    line = (tmp_path / "run" / "episodes.jsonl").read_bytes()
+    assert line.count(b"\n") == 1
+    assert json.loads(line)["turns"][0]["output"] == odd

@@ -1,0 +1,135 @@
+"""`agent` from the command line: a loaded model, one behind an address, replaying, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from blockexpand.cli.main import run
+from blockexpand.sandbox import describe
+from helpers import edit_config
+from lm_helpers import make_lm
+from servers import Raw, closed_port_url, completion, failure, serving
+
+walls = pytest.mark.skipif(describe().startswith("sandbox: none"), reason=describe())
+
+
+def refused(capsys: pytest.CaptureFixture[str], *tokens: str | Path) -> str:
+    assert run(["agent", *map(str, tokens)]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message
+
+
+@walls
+def test_a_loaded_model_is_counted_by_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = edit_config(make_lm(tmp_path / "m"), max_position_embeddings=4096)
+    arguments = [str(model), "--out", str(tmp_path / "run"), "--puzzles", "4", "--max-tokens", "8", "--no-example"]
+    assert run(["agent", *arguments, "--turns", "1", "--turns", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "      1  all                 0  4        0.0%  0.0% to 49.0%" in shown
+    record = json.loads((tmp_path / "run" / "blockexpand.json").read_text())
+    assert record["format"] == "blockexpand.agent"
+    assert record["settings"]["speaker"]["digest"].startswith("sha256:")
+    assert record["settings"]["speaker"]["packs"] == {}
+    assert record["ends"] == {"1": {"turns": 4}, "2": {"turns": 4}}
+    assert run(["agent", "--replay", str(tmp_path / "run")]) == 0
+    assert "8 episodes, 12 turns played again from their records\n  everything is the same" in capsys.readouterr().out
+
+
+@walls
+def test_a_server_is_asked_with_the_key_of_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-hidden")
+    tasks = tmp_path / "gsm8k.jsonl"
+    tasks.write_text(json.dumps({"id": 1, "prompt": "2 + 3?", "reference": "5"}) + "\n")
+
+    def reply(body: dict) -> Raw:
+        advising = "watch a learner" in body["messages"][0]["content"]
+        turn = sum(m["role"] == "assistant" for m in body["messages"])
+        return completion("add them" if advising else ["?", "<solution>5</solution>"][min(turn, 1)])
+
+    with serving(reply) as server:
+        address = [
+            "--endpoint", server.url, "--model", "big", "--key-variable", "MY_KEY", "--feedback", "informed",
+            "--feedback-model", "teacher", "--feedback-endpoint", server.url,
+        ]  # fmt: skip
+        arguments = [*address, "--tasks", str(tasks), "--turns", "2", "--out", str(tmp_path / "run"), "--json"]
+        assert run(["agent", *arguments]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [(r["budget"], r["num_solved"]) for r in shown["rates"]] == [(2, 1)]
+    assert shown["settings"]["speaker"] == {"model": "big", "endpoint": server.url, "digest": None, "packs": {}}
+    assert shown["settings"]["adviser"]["model"] == "teacher"
+    assert {h.get("authorization") for h in server.headers} == {"Bearer sk-hidden", None}
+    assert {body["model"] for body in server.asked} == {"big", "teacher"}
+    written = b"".join(p.read_bytes() for p in (tmp_path / "run").iterdir())
+    assert b"sk-hidden" not in written
+    assert b"add them" in written
+
+
+@walls
+def test_a_replay_that_differs_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = tmp_path / "gsm8k.jsonl"
+    tasks.write_text(json.dumps({"id": 1, "prompt": "2 + 3?", "reference": "5"}) + "\n")
+    with serving(lambda _: completion("<solution>9</solution>")) as server:
+        arguments = ["--endpoint", server.url, "--model", "m", "--tasks", str(tasks), "--turns", "1"]
+        assert run(["agent", *arguments, "--out", str(tmp_path / "run")]) == 0
+    path = tmp_path / "run" / "episodes.jsonl"
+    path.write_text(path.read_text().replace('"right": false', '"right": true').replace('"proposals"', '"solved"'))
+    assert run(["agent", "--replay", str(tmp_path / "run")]) == 1
+    assert "gsm8k 1 in 1 turns, turn 1: right was True, replayed False" in capsys.readouterr().out
+
+
+def test_what_agent_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ("--out", tmp_path / "run")
+    assert "agent needs MODEL; expected" in refused(capsys, *out)
+    assert "agent needs --out; expected" in refused(capsys, "m")
+    assert "--feedback blind with --feedback-model None" in refused(capsys, "m", *out, "--feedback", "blind")
+    assert "--feedback none with --feedback-model t" in refused(capsys, "m", *out, "--feedback-model", "t")
+    assert "(--key-variable K) is for a server" in refused(capsys, "m", *out, "--key-variable", "K")
+    assert "there is no task" in refused(capsys, make_lm(tmp_path / "m"), *out, "--puzzles", "0")
+    assert "cannot make -3 puzzles" in refused(capsys, "m", *out, "--puzzles", "-3")
+    behind = ("--endpoint", "http://localhost:1", "--pack", "p")
+    assert "--pack p is for a model in a folder" in refused(capsys, "m", *out, *behind)
+    assert "none" in refused(capsys, tmp_path / "m", *out, "--pack", tmp_path / "none")
+    unset = ("--endpoint", "http://localhost:1", "--key-variable", "NO_SUCH_KEY")
+    assert "environment variable NO_SUCH_KEY is not set" in refused(capsys, "m", *out, *unset)
+    url = closed_port_url()
+    assert f"cannot reach {url}" in refused(capsys, "m", *out, "--endpoint", url)
+    with serving([], models=failure(401, "who are you?")) as server:
+        assert "refuses the key (HTTP 401: who are you?)" in refused(capsys, "m", *out, "--endpoint", server.url)
+    assert not (tmp_path / "run").exists()
+
+
+def test_judge_compares_a_model_behind_an_address_with_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-judge")
+    (tmp_path / "q.jsonl").write_text(json.dumps({"question_id": 1, "category": "a", "turns": ["Hi?"]}) + "\n")
+    (tmp_path / "theirs.jsonl").write_text(json.dumps({"question_id": 1, "turns": ["theirs"]}) + "\n")
+
+    def reply(body: dict) -> Raw:
+        text = body["messages"][0]["content"]
+        if body["model"] == "mine":
+            return completion("ours")
+        return completion("Verdict: " + ("A" if text.index("ours") < text.index("theirs") else "B"))
+
+    with serving(reply) as server:
+        models = [f"mine@{server.url}", str(tmp_path / "theirs.jsonl"), "--judge", f"big@{server.url}"]
+        files = ["--questions", str(tmp_path / "q.jsonl"), "--out", str(tmp_path / "run")]
+        assert run(["judge", *models, *files, "--judge-key-variable", "JUDGE_KEY"]) == 0
+    assert "  all              1     0       0       0    100.0%  20.7% to 100.0%" in capsys.readouterr().out
+    assert {h.get("authorization") for h in server.headers} == {None, "Bearer sk-judge"}
+    record = json.loads((tmp_path / "run" / "blockexpand.json").read_text())
+    assert record["settings"]["first"]["endpoint"] == server.url
+    assert record["settings"]["second"]["digest"].startswith("sha256:")
+
+
+def test_a_file_cannot_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "theirs.jsonl").write_text(json.dumps({"question_id": 1, "turns": ["theirs"]}) + "\n")
+    theirs = str(tmp_path / "theirs.jsonl")
+    assert run(["judge", theirs, theirs, "--judge", theirs, "--out", str(tmp_path / "run")]) == 2
+    assert f"--judge {theirs} is a file; expected a model" in capsys.readouterr().err

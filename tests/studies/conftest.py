@@ -1,0 +1,17 @@
+"""The tiny base and its texts, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from comparison_ground import Place
+from lm_helpers import make_corpus, make_lm
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    root: Path = tmp_path_factory.mktemp("study-place")
+    base = make_lm(root / "base")
+    return Place(base, make_corpus(root / "domain", base, domain=True), make_corpus(root / "general", base, seed=2))
