@@ -87,11 +87,12 @@ def main() -> None:
         added, least = (Spread.of(a - b for a, b in zip(times, walls[f], strict=True)) for f in floors)
         ours = "python" not in name
         verdict = ("met" if least.median < _GOAL_MS else "MISSED") if ours else ""
+        cpu = Spread.of(cpu for _, cpu in results[name])
         rows.append(
             {
                 "what": name,
                 "ms": Spread.of(times),
-                "CPU ms": Spread.of(cpu for _, cpu in results[name]),
+                "CPU ms": cpu,
                 "more than python": added,
                 "more than -I -S": least,
                 "goal": verdict,

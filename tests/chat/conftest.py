@@ -16,9 +16,11 @@ from helpers import edit_json, make_base
 
 def write_expanded(folder: Path) -> Path:
     """`folder`/base and `folder`/run/model: an expanded model whose new blocks do something, with a run's record."""
-    base = make_base(folder / "base", "llama", num_hidden_layers=2)
+    base = make_base(folder / "base", "llama", num_hidden_layers=2, seed=4)
     # Words only, so that every answer can be seen.
-    edit_json(base / "generation_config.json", lambda entries: entries.update(suppress_tokens=[0, 1, 2, 3]))
+    edit_json(
+        base / "generation_config.json", lambda entries: entries.update(suppress_tokens=[*range(4), *range(22, 96)])
+    )
     model = folder / "run" / "model"
     blockexpand.expand(base, model, blockexpand.plan(base, blocks=1))
     file = next(model.glob("*.safetensors"))

@@ -189,6 +189,7 @@ def test_base_and_expanded_stand_side_by_side(expanded: Path, tmp_path: Path) ->
             base, mine = tab.value(_SAID).split("|")
             assert base == "turn:" + "".join(speaker.answer(ASKED["messages"], GREEDY, as_base=True))  # ty: ignore[invalid-argument-type]
             assert mine == "turn:" + "".join(speaker.answer(ASKED["messages"], GREEDY))  # ty: ignore[invalid-argument-type]
+            assert base != mine
             tab.value("document.querySelector('#packs input').click()")
             tab.value("document.getElementById('reset').click()")
             tab.value(_SEND)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from blockexpand.chat.facts import Facts, gather_facts, read_record, stack
 from blockexpand.chat.sampling import Sampling
@@ -26,6 +26,15 @@ Message = dict[str, str]
 
 _LEAST_ANSWER_TOKENS = 16
 """Earlier turns are left out rather than answers made shorter than this."""
+
+
+class _Way(NamedTuple):
+    """How one answer is made, and where its pieces go."""
+
+    as_base: bool
+    packs: Sequence[str] | None
+    stop: threading.Event
+    streamer: Any
 
 
 class Speaker:
@@ -49,7 +58,8 @@ class Speaker:
         """Those that are on."""
         from blockexpand.packs.memory import enabled
 
-        return enabled(self.model)
+        with self._turn:  # a bypassed model has none on
+            return enabled(self.model)
 
     def wear(self, names: Sequence[str]) -> None:
         """Switch exactly these packs on, waiting for an answer under way.
@@ -57,12 +67,15 @@ class Speaker:
         Raises:
             PackError: the model has no such pack.
         """
+        with self._turn:
+            self._wear(names)
+
+    def _wear(self, names: Sequence[str]) -> None:
         from blockexpand.packs.memory import disable, enable
 
-        with self._turn:
-            if names:
-                enable(self.model, *names)
-            disable(self.model, *(name for name in self.packs if name not in names))
+        if names:
+            enable(self.model, *names)
+        disable(self.model, *(name for name in self.packs if name not in names))
 
     def answer(
         self,
@@ -70,12 +83,15 @@ class Speaker:
         sampling: Sampling,
         *,
         as_base: bool = False,
+        packs: Sequence[str] | None = None,
         stop: threading.Event | None = None,
     ) -> Generator[str]:
-        """The answer's text, in pieces. Leaving the iteration, or setting `stop`, ends it.
+        """The answer's text, in pieces. Leaving the iteration, or setting `stop`, ends it. With `packs`, exactly these
+        are switched on for it and after it.
 
         Raises:
             ChatError: there is no base inside, or the last message alone is longer than the context.
+            PackError: the model has no such pack.
         """
         if as_base and not self.facts.is_expanded:
             raise ChatError(f"{self.facts.name} holds no base to answer as; expected an expanded model or packs")
@@ -85,35 +101,38 @@ class Speaker:
         prompt, room = self._prompt(messages, sampling)
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(self._generate, prompt, room, sampling, (as_base, stop, streamer))
+            future = pool.submit(self._generate, prompt, room, sampling, _Way(as_base, packs, stop, streamer))
             try:
                 yield from (piece for piece in streamer if piece)
             finally:
                 stop.set()
             future.result()
 
-    def _generate(self, prompt: Any, room: int, sampling: Sampling, way: tuple[bool, threading.Event, Any]) -> None:
+    def _generate(self, prompt: Any, room: int, sampling: Sampling, way: _Way) -> None:
         import torch
 
-        as_base, stop, streamer = way
-
         def has_stopped(input_ids: Any, _scores: Any, **_more: Any) -> Any:
-            return torch.full((len(input_ids),), stop.is_set(), dtype=torch.bool, device=input_ids.device)
+            return torch.full((len(input_ids),), way.stop.is_set(), dtype=torch.bool, device=input_ids.device)
 
         try:
-            with self._turn, self._as(as_base), torch.inference_mode(), torch.random.fork_rng():
+            with contextlib.ExitStack() as entered:
+                entered.enter_context(self._turn)
+                if way.packs is not None:
+                    self._wear(way.packs)
+                for context in (self._as(way.as_base), torch.inference_mode(), torch.random.fork_rng()):
+                    entered.enter_context(context)
                 torch.manual_seed(sampling.seed) if sampling.seed is not None else torch.seed()
                 self.model.generate(
                     prompt,
                     attention_mask=torch.ones_like(prompt),
                     max_new_tokens=room,
-                    streamer=streamer,
+                    streamer=way.streamer,
                     stopping_criteria=[has_stopped],
                     pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
                     **_drawing(sampling),
                 )
         finally:
-            streamer.end()
+            way.streamer.end()
 
     def _as(self, as_base: bool) -> contextlib.AbstractContextManager[Any]:
         from blockexpand.live import bypass

@@ -171,9 +171,8 @@ def _lines(
     """Pieces as they come, then the end, or what went wrong."""
     pieces: list[str] = []
     try:
-        if asked.packs is not None and set(asked.packs) != set(speaker.packs_on):
-            speaker.wear(asked.packs)
-        for piece in speaker.answer(asked.messages, asked.sampling, as_base=asked.as_base, stop=stop):
+        answer = speaker.answer(asked.messages, asked.sampling, as_base=asked.as_base, packs=asked.packs, stop=stop)
+        for piece in answer:
             pieces.append(piece)
             yield {"text": piece}
         yield {"end": True}
