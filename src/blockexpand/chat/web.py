@@ -104,7 +104,7 @@ def build_page(speaker: Speaker, page: Page) -> Starlette:
         headers = {"Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"}
         return Response(html, media_type="text/html", headers=headers)
 
-    async def facts(_request: Request) -> Response:
+    def facts(_request: Request) -> Response:  # in a thread: it waits for the answer under way
         return JSONResponse(_facts(speaker, page))
 
     async def answer(request: Request) -> Response:
