@@ -115,6 +115,10 @@ class SandboxError(BlockexpandError):
     """Model-written code cannot be isolated here, or not as asked."""
 
 
+class ChatError(BlockexpandError):
+    """A model cannot be talked to, or not as asked."""
+
+
 class ReportError(BlockexpandError):
     """There is nothing to report on, or not in a format we read."""
 

@@ -58,6 +58,7 @@ VERBS = {
     "pack attach": ("blockexpand.cli.packing:attach", "Write the base with the blocks of one or more packs."),
     "pack detach": ("blockexpand.cli.packing:detach", "Give the base back, byte for byte."),
     "pack show": ("blockexpand.cli.packing:show_pack", "Say what a pack is; safe for a stranger's."),
+    "chat": ("blockexpand.cli.chatting:chat", "Talk to a model, and to the base inside it."),
     "demo": ("blockexpand.cli.measuring:demo", "The whole story on the tiny base, in minutes."),
 }
 

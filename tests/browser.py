@@ -48,13 +48,13 @@ class Browser:
         self._session = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self._ask("Page.enable")
 
-    def open(self, page: Path, width: int, scheme: str) -> None:
+    def open(self, page: Path | str, width: int, scheme: str) -> None:
         """Load a page from disk in a window of this width (and 800 high), light or dark."""
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self._ask("Emulation.setEmulatedMedia", features=features)
         size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
         self._ask("Emulation.setDeviceMetricsOverride", **size)
-        self._ask("Page.navigate", url=page.resolve().as_uri())
+        self._ask("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while self.value("document.readyState") != "complete" or self.value("location.href") == "about:blank":
             pass
 

@@ -1,0 +1,121 @@
+"""A conversation and its commands: what was said, by whom, and how the next answer is made.
+
+In: lines that a person types. Out: for a command, what to say about it; for anything else, an answer in pieces.
+Refuses unknown commands and values (ChatError), after which the conversation goes on as it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from pathlib import Path
+
+from blockexpand.chat.sampling import Sampling
+from blockexpand.chat.speaking import Message, Speaker
+from blockexpand.errors import ChatError, nearest
+
+HELP = """\
+/base            answer as the base inside, and back again
+/packs [NAMES]   the packs, and which are on; with names (or none) switch exactly these on
+/system [TEXT]   what the model is told first; without text, nothing
+/set NAME=VALUE  max_tokens, temperature (0: likeliest), top_p, seed (none: a new one each time)
+/reset           forget what was said
+/help            this
+/quit            end"""
+
+
+class Conversation:
+    """One person and one model."""
+
+    def __init__(
+        self, speaker: Speaker, sampling: Sampling | None = None, *, system: str = "", log: Path | None = None
+    ) -> None:
+        """`log`: a file that every turn is appended to, as JSON lines; without it nothing is kept."""
+        self.speaker, self.sampling, self.system = speaker, sampling or Sampling(), system
+        self.as_base = False
+        self.has_ended = False
+        self.turns: list[Message] = []
+        self._log = log
+        if log is not None:
+            self._keep({"role": "system", "content": system})
+
+    def command(self, line: str) -> str:
+        """Carry out a line that begins with a slash; what to say about it.
+
+        Raises:
+            ChatError: there is no such command, or it does not take this.
+            PackError: there is no such pack.
+        """
+        name, _, rest = line[1:].strip().partition(" ")
+        commands = {
+            "base": self._switch_base, "packs": self._switch_packs, "system": self._set_system, "set": self._set,
+            "reset": self._reset, "help": lambda _: HELP, "quit": self._quit,
+        }  # fmt: skip
+        if name not in commands:
+            raise ChatError(f"there is no command {'/' + name!r}; {nearest(name, commands)}; /help lists them")
+        return commands[name](rest.strip())
+
+    def reply(self, text: str) -> Generator[str]:
+        """The answer to `text`, in pieces; it is remembered as far as it was read, and the question with it."""
+        asked: Message = {"role": "user", "content": text}
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        pieces: list[str] = []
+        is_whole = False
+        try:
+            for piece in self.speaker.answer([*messages, *self.turns, asked], self.sampling, as_base=self.as_base):
+                pieces.append(piece)
+                yield piece
+            is_whole = True
+        finally:
+            if pieces or is_whole:
+                answered: Message = {"role": "assistant", "content": "".join(pieces)}
+                self.turns += [asked, answered]
+                self._keep(asked)
+                self._keep(answered)
+
+    def _keep(self, message: Message) -> None:
+        if self._log is None:
+            return
+        try:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**message, "as_base": self.as_base}) + "\n")
+        except OSError as error:
+            raise ChatError(f"the log {self._log} cannot be written: {error.strerror}; choose another --log") from None
+
+    def _switch_base(self, rest: str) -> str:
+        if rest:
+            raise ChatError(f"/base takes nothing, was given {rest!r}; it switches to the base and back")
+        if not self.speaker.facts.is_expanded:
+            raise ChatError(
+                f"{self.speaker.facts.name} holds no base to answer as; expected an expanded model or packs"
+            )
+        self.as_base = not self.as_base
+        return "answering as the base" if self.as_base else "answering as the expanded model"
+
+    def _switch_packs(self, rest: str) -> str:
+        names = rest.replace(",", " ").split()
+        if names:
+            self.speaker.wear([] if names == ["none"] else names)
+        on = self.speaker.packs_on
+        return "packs: " + (
+            ", ".join(f"{name} ({'on' if name in on else 'off'})" for name in self.speaker.packs) or "none"
+        )
+
+    def _set_system(self, rest: str) -> str:
+        self.system = rest
+        return "the model is told this first" if rest else "the model is told nothing first"
+
+    def _set(self, rest: str) -> str:
+        name, equals, value = rest.partition("=")
+        if not equals:
+            raise ChatError(f"/set was given {rest!r}, expected NAME=VALUE, e.g. /set temperature=0.5")
+        self.sampling = self.sampling.changed(name.strip(), value.strip())
+        return ", ".join(f"{key}={value}" for key, value in vars(self.sampling).items())
+
+    def _reset(self, _rest: str) -> str:
+        self.turns.clear()
+        return "forgotten"
+
+    def _quit(self, _rest: str) -> str:
+        self.has_ended = True
+        return "bye"

@@ -1,0 +1,268 @@
+"""The conversation: commands, what is remembered, who answers; refusals leave it as it was."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from blockexpand.chat import Conversation, Sampling, Speaker, open_speaker, talk
+from blockexpand.chat.facts import gather_facts, read_record
+from blockexpand.chat.terminal import greet, typed
+from blockexpand.cli.main import run
+from blockexpand.errors import ChatError, CorpusError, PackError, RecordError
+from blockexpand.live import bypass
+
+GREEDY = Sampling(temperature=0, max_tokens=12)
+ASKED = [{"role": "user", "content": "the cat sat"}]
+
+
+def said(speaker: Speaker, **more: object) -> str:
+    return "".join(speaker.answer(ASKED, GREEDY, **more))  # ty: ignore[invalid-argument-type]
+
+
+def expected(speaker: Speaker) -> str:
+    prompt = speaker.tokenizer.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True)
+    ids = speaker.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    made = speaker.model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    return speaker.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_answers_are_the_models_and_the_bases(speaker: Speaker) -> None:
+    assert said(speaker).split() == expected(speaker).split()
+    with bypass(speaker.model):
+        base = expected(speaker)
+    assert said(speaker, as_base=True).split() == base.split()
+    assert base.split() != expected(speaker).split()
+
+
+def test_the_same_seed_says_the_same_and_another_does_not(speaker: Speaker) -> None:
+    drawn = [
+        "".join(speaker.answer(ASKED, Sampling(temperature=2, top_p=1, max_tokens=12, seed=seed))) for seed in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_the_rest_of_the_process_draws_as_it_would(speaker: Speaker) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    "".join(speaker.answer(ASKED, Sampling(seed=3, max_tokens=3)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_leaving_an_answer_stops_it(speaker: Speaker) -> None:
+    long = Sampling(temperature=0, max_tokens=80)
+    answer = speaker.answer(ASKED, long)
+    next(answer)
+    answer.close()
+    stopped = threading.Event()
+    stopped.set()
+    assert len("".join(speaker.answer(ASKED, long, stop=stopped)).split()) <= 1
+    assert said(speaker)
+
+
+def test_the_oldest_turns_go_when_the_context_is_short(speaker: Speaker) -> None:
+    context = speaker.model.config.max_position_embeddings
+    turns = [
+        {"role": ("user", "assistant")[n % 2], "content": "the cat sat on a mat " * 3} for n in range(context // 8)
+    ]
+    ids, room = speaker._prompt([{"role": "system", "content": "a dog"}, *turns, *ASKED], GREEDY)
+    assert ids.shape[1] + room <= context
+    assert speaker.tokenizer.decode(ids[0]).count("dog") == 1
+    with pytest.raises(ChatError, match=rf"the message has [0-9,]+ tokens, and the model reads {context:,} with"):
+        speaker._prompt([{"role": "user", "content": "cat " * (context + 5)}], GREEDY)
+
+
+def conversation_of(speaker: Speaker, lines: str, **more: object) -> tuple[Conversation, str]:
+    conversation = Conversation(speaker, GREEDY, **more)  # ty: ignore[invalid-argument-type]
+    file = io.StringIO()
+    talk(conversation, lines.splitlines(keepends=True), Console(file=file, width=40))
+    return conversation, file.getvalue()
+
+
+def test_a_conversation_remembers_and_forgets(speaker: Speaker) -> None:
+    conversation, text = conversation_of(speaker, "the cat sat\n\na dog ran\n")
+    assert [turn["role"] for turn in conversation.turns] == ["user", "assistant"] * 2
+    assert text.splitlines()[0].split() == said(speaker).split()
+    assert conversation.command("/reset") == "forgotten"
+    assert conversation.turns == []
+
+
+def test_base_switches_there_and_back(speaker: Speaker) -> None:
+    _, text = conversation_of(speaker, "/base\nthe cat sat\n/reset\n/base\nthe cat sat\n/quit\nnot reached\n")
+    first, base, _, second, mine, bye = text.splitlines()
+    assert (first, second, bye) == ("answering as the base", "answering as the expanded model", "bye")
+    assert base.split() == said(speaker, as_base=True).split()
+    assert mine.split() == said(speaker).split()
+
+
+def test_settings_and_system_prompt(speaker: Speaker) -> None:
+    conversation, text = conversation_of(
+        speaker, "/system a dog\n/set max_tokens=3\n/set seed=4\n/set seed=none\n/help\n"
+    )
+    assert conversation.system == "a dog"
+    assert conversation.sampling == Sampling(temperature=0, max_tokens=3)
+    assert "max_tokens=3, temperature=0, top_p=0.95, seed=4" in text
+    assert "/packs [NAMES]" in text
+    assert conversation.command("/system") == "the model is told nothing first"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/bsae", "there is no command '/bsae'; did you mean 'base'?"),
+        ("/base now", "/base takes nothing, was given 'now'"),
+        ("/set hot", "/set was given 'hot', expected NAME=VALUE"),
+        ("/set heat=1", "there is no setting 'heat'; known: max_tokens"),
+        ("/set temperature=warm", "temperature is 'warm', expected a number"),
+        ("/set temperature=-1", "temperature is -1.0, expected 0 to 10"),
+        ("/set temperature=nan", "temperature is nan, expected 0 to 10"),
+        ("/set top_p=0", "top_p is 0.0, expected more than 0"),
+        ("/set max_tokens=0", "max_tokens is 0, expected 1 to 100000"),
+        ("/set seed=-1", "seed is -1, expected 0 to"),
+    ],
+)
+def test_what_is_not_understood_is_said_and_changes_nothing(speaker: Speaker, line: str, message: str) -> None:
+    conversation, text = conversation_of(speaker, f"{line}\n/set max_tokens=2\n")
+    assert text.startswith(message)
+    assert conversation.sampling == Sampling(temperature=0, max_tokens=2)
+    assert not conversation.as_base
+
+
+def test_a_model_without_a_base_says_so(expanded: Path) -> None:
+    plain = open_speaker(expanded.parents[1] / "base")
+    assert conversation_of(plain, "/base\n")[1].startswith(
+        "base holds no base to answer as; expected an expanded model"
+    )
+    with pytest.raises(ChatError, match="base holds no base to answer as"):
+        next(plain.answer(ASKED, GREEDY, as_base=True))
+    assert conversation_of(plain, "/packs\n")[1] == "packs: none\n"
+    with pytest.raises(PackError, match="has no packs"):
+        plain.wear(["code"])
+
+
+def test_a_model_without_a_template_is_refused_or_completes(expanded: Path, tmp_path: Path) -> None:
+    import shutil
+
+    bare = shutil.copytree(expanded.parents[1] / "base", tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    with pytest.raises(ChatError, match=r"bare has no chat template, so it cannot be talked to; .*--plain"):
+        open_speaker(bare)
+    speaker = open_speaker(bare, plain=True)
+    ids = speaker.tokenizer("the cat sat", return_tensors="pt")["input_ids"]
+    made = speaker.model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+    assert said(speaker).split() == speaker.tokenizer.decode(made, skip_special_tokens=True).split()
+    with pytest.raises(ChatError, match="bare has no chat template"):
+        Speaker(speaker.model, speaker.tokenizer, speaker.facts)
+    with pytest.raises(CorpusError, match="has no tokenizer"):
+        open_speaker(tmp_path)
+
+
+def test_packs_are_switched_live(expanded: Path, tmp_path: Path) -> None:
+    from blockexpand import packs
+
+    packs.extract(expanded, tmp_path / "code")
+    speaker = open_speaker(expanded.parents[1] / "base", [tmp_path / "code"])
+    assert speaker.facts.blocks == open_speaker(expanded).facts.blocks
+    _, text = conversation_of(
+        speaker, "/packs\nthe cat sat\n/packs none\n/reset\nthe cat sat\n/packs code\n/reset\nthe cat sat\n/packs cod\n"
+    )
+    on, first, off, _, base, again, _, last, wrong = text.splitlines()
+    assert (on, off, again) == ("packs: code (on)", "packs: code (off)", "packs: code (on)")
+    assert first == last != base
+    assert base.split() == said(speaker, as_base=True).split()
+    assert "no pack 'cod'" in wrong
+    attached = tmp_path / "attached"
+    packs.attach(expanded.parents[1] / "base", [tmp_path / "code"], attached)
+    assert said(open_speaker(attached)) == said(speaker)
+    assert open_speaker(attached).packs == ("code",)
+
+
+def test_what_is_known_is_read_from_records(expanded: Path, tmp_path: Path) -> None:
+    facts = open_speaker(expanded).facts
+    assert facts.blocks == ("", "", facts.blocks[2])
+    assert facts.measured == ("this run: gain +0.750 nats a token on the domain, forgetting +0.75% of general loss",)
+    found = gather_facts(
+        tmp_path, (), [("code", {"run": {"base": {"domain": 2}, "best": {"domain": 1, "rise": -0.01}}}), ("x", None)]
+    )
+    assert found.measured == ("pack code: gain +1.000 nats a token on the domain, forgetting -1.00% of general loss",)
+    assert read_record(tmp_path) is None
+    (tmp_path / "model").mkdir()
+    for content in ("{}", "[]", '{"best": 3}', '{"best": {}, "base": {}}'):
+        (tmp_path / "blockexpand.json").write_text(content)
+        assert gather_facts(tmp_path / "model", (), []).measured == ()
+    (tmp_path / "blockexpand.json").write_text("{")
+    with pytest.raises(RecordError, match=r"blockexpand.json cannot be read: "):
+        gather_facts(tmp_path / "model", (), [])
+
+
+def test_the_log_is_kept_only_where_asked(speaker: Speaker, tmp_path: Path) -> None:
+    conversation_of(speaker, "the cat sat\n", log=tmp_path / "log", system="a dog")
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [line["content"].split() for line in lines[:2]] == [["a", "dog"], ["the", "cat", "sat"]]
+    assert len(lines) == 3
+    with pytest.raises(ChatError, match="the log .*/no/log cannot be written: No such file"):
+        Conversation(speaker, log=tmp_path / "no" / "log")
+
+
+def test_the_greeting_and_the_prompt(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    console, conversation = Console(file=file, width=100), Conversation(speaker)
+    greet(conversation, console)
+    assert file.getvalue().startswith("run: 3 blocks, 1 of them new\nthis run: gain +0.750")
+    answers = iter(["one", "two"])
+    asked = []
+
+    def answer(prompt: str) -> str:
+        asked.append(prompt)
+        try:
+            return next(answers)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr(console, "input", answer)
+    lines = typed(conversation, console)
+    assert next(lines) == "one"
+    conversation.as_base = True
+    assert list(lines) == ["two"]
+    assert asked[0] == "[bold]>[/] "
+    assert asked[1:] == ["[bold]base>[/] "] * 2
+
+
+def test_an_interrupt_stops_the_answer_alone(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    console, conversation = Console(file=file), Conversation(speaker, GREEDY)
+    times = iter([None, KeyboardInterrupt])
+
+    def flush() -> None:
+        if (found := next(times, None)) is not None:
+            raise found
+
+    monkeypatch.setattr(file, "flush", flush)
+    talk(conversation, ["the cat sat", "/base"], console)
+    assert "(stopped)" in file.getvalue()
+    assert file.getvalue().endswith("answering as the base\n")
+
+
+def test_the_verb_reads_a_pipe(
+    expanded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat sat\n/base\n/quit\n"))
+    assert run(["chat", str(expanded), "--temperature", "0", "--max-tokens", "5"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["answering as the base", "bye"]
+    assert run(["chat", str(expanded), "--top-p", "3"]) == 2
+    assert "top_p is 3.0, expected more than 0, at most 1" in capsys.readouterr().err
+
+
+def test_help_is_light() -> None:
+    code = (
+        "import sys\nfrom blockexpand.cli.main import run\nrun(['chat', '--help'])\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
