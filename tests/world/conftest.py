@@ -15,7 +15,7 @@ from world_ground import AFTER, World, logits_of
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Folders that tests read and never change. The new blocks matter: without them other words are said."""
-    made = World(BASE, make_trained(BASE, tmp_path_factory.mktemp("world") / "grown", by=0.05, after=AFTER))
+    made = World(BASE, make_trained(BASE, tmp_path_factory.mktemp("world") / "grown", by=0.1, after=AFTER))
     tokens_BT = made.tokens()
     with_BTV, without_BTV = logits_of(made.model(), tokens_BT), logits_of(made.model(BASE), tokens_BT)
     assert not torch.equal(with_BTV.argmax(-1), without_BTV.argmax(-1))
