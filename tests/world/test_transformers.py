@@ -1,4 +1,4 @@
-"""transformers' own `generate` and `pipeline` on an expanded folder; its server is in agents/test_transformers_serve.py."""
+"""`generate` and `pipeline` of transformers on an expanded folder; its server: agents/test_transformers_serve.py."""
 
 from __future__ import annotations
 

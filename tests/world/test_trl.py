@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer on a live expanded model with `blockexpand.freeze` alone; the callback is in training/test_callback.py."""
+"""TRL's SFTTrainer and `blockexpand.freeze` alone; with the callback it is in training/test_callback.py."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ from blockexpand.errors import CheckpointError, RecordError
 from blockexpand.records import parse_json
 
 MOST_BYTES = 8_000_000
-"""Of all texts of one skeleton; a 7B's take 40 kB. Beyond that (thousands of experts) none is kept, and the same
-tensors can only be written into new files."""
+"""Of all texts of one skeleton; a 7B's 291 tensors take some 40 kB. Beyond that (thousands of experts) none is kept,
+and the same tensors can only be written into new files."""
 
 
 @dataclass(frozen=True, kw_only=True)

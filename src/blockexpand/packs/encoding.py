@@ -30,7 +30,7 @@ SCALE = "#scale"
 _LENGTH_BYTES = 4
 """Before each compressed piece: how many bytes it takes, little endian."""
 _LEVEL = 3
-"""zstd's own default; level 9 took four times as long for 1 % (docs/log.md)."""
+"""zstd's own default."""
 _WHOLE = {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8"}
 _ROUNDED = ("BF16", "F16", "F32")
 _MOST = 127.0

@@ -1,0 +1,377 @@
+"""Packs of the tiny base: trained apart, put together, switched; and how long that takes.
+
+    .venv/bin/python benchmarks/packs.py train      # five short runs on the demo's texts and on C++ headers
+    .venv/bin/python benchmarks/packs.py compose    # code + C++ by several rules, against one expansion trained on both
+    .venv/bin/python benchmarks/packs.py sizes      # how large packs are, plain and compressed
+    .venv/bin/python benchmarks/packs.py speed      # attach, detach, switch; as ratios to copying the bytes
+
+What is made stays under `runs/packs/`. benchmarks/routing.py goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blockexpand import live
+from blockexpand.corpus import open_corpus, prepare
+from blockexpand.corpus.sources import CodeSource
+from blockexpand.demonstration.paths import BASE
+from blockexpand.demonstration.recipe import load_demo
+from blockexpand.evaluation.losses import document_losses
+from blockexpand.expansion import expand
+from blockexpand.packs import About, attach, detach, extract, load_with_packs, read_pack
+from blockexpand.packs.memory import attach_to_model, disable, enable, only
+from blockexpand.planning import plan
+from blockexpand.progress import progress_on_stderr
+from blockexpand.staging import RECORD_NAME
+from blockexpand.training import train
+from blockexpand.training.settings import BlocksArm, DataSettings, OptimizerSettings, RetentionSettings, TrainSettings
+
+WORK = Path("runs/packs")
+TOKENS = 32_000
+"""Domain tokens of each pack; twice as many where one expansion learns both."""
+KEEPING = RetentionSettings(replay=0.25, ce_weight=0.0, kl_weight=8.0)
+"""The demo's, without a budget: composition is measured on what was trained to the end."""
+RUNS: dict[str, tuple[tuple[str, ...], int, bool]] = {
+    "code-free": (("code",), 4, False),
+    "cpp-free": (("cpp",), 4, False),
+    "both-free": (("code", "cpp"), 8, False),
+    "code": (("code",), 4, True),
+    "cpp": (("cpp",), 4, True),
+    "both": (("code", "cpp"), 8, True),
+}
+"""Each run: its texts, its new blocks, and whether it keeps to the base on general text."""
+
+
+def make_texts() -> None:
+    """Prepare the demo's Python and English, C++ headers, and both domains together, unless they are there."""
+    import torch as installed
+
+    demo = load_demo(full=False)
+    headers = CodeSource(kind="code", path=str(Path(installed.__file__).parent / "include"), extensions=(".h",))
+    splits = demo.domain.splits
+    texts = {
+        "code": demo.domain,
+        "cpp": dataclasses.replace(demo.domain, sources=(headers,)),
+        "code+cpp": dataclasses.replace(
+            demo.domain,
+            sources=(dataclasses.replace(demo.domain.sources[0], share=0.5), dataclasses.replace(headers, share=0.5)),
+        ),
+        "general": demo.general,
+    }
+    del splits
+    for name, recipe in texts.items():
+        if not (WORK / "text" / name / RECORD_NAME).is_file():
+            prepare(recipe, BASE, WORK / "text" / name)
+
+
+def train_all() -> None:
+    """The runs that are not there yet, and a pack of each."""
+    make_texts()
+    for name, (texts, blocks, keeps) in RUNS.items():
+        expanded, out = WORK / f"expanded-{blocks}", WORK / "run" / name
+        if not expanded.exists():
+            expand(BASE, expanded, plan(BASE, blocks))
+        if not (out / RECORD_NAME).is_file():
+            shutil.rmtree(out, ignore_errors=True)
+            train(TrainSettings(
+                model=str(expanded),
+                out=str(out),
+                arm=BlocksArm(),
+                data=DataSettings(
+                    domain=str(WORK / "text" / "+".join(texts)), general=str(WORK / "text" / "general"),
+                    validation_rows=8,
+                ),
+                domain_tokens=TOKENS * len(texts),
+                rows_per_step=8 if keeps else 6,
+                rows_per_pass=8,
+                optimizer=OptimizerSettings(name="muon", lr=2e-2),
+                retention=KEEPING if keeps else RetentionSettings(),
+                measure_every_steps=1000,
+                checkpoint_every_steps=1000,
+            ))  # fmt: skip
+        if not (WORK / "pack" / name).exists():
+            extract(out, WORK / "pack" / name, About(name=name))
+        print(name, "trained", flush=True)
+
+
+def losses(model: Any, texts: Sequence[str] = ("general", "code", "cpp"), split: str = "test") -> dict[str, float]:
+    """Nats per token on each text's split."""
+    found = {}
+    for name in texts:
+        rows = open_corpus(WORK / "text" / name).rows(split)
+        parts = document_losses(model, rows, 8, name)
+        found[name] = float(parts.nats_M.sum() / parts.tokens_M.sum())
+    return found
+
+
+def compose() -> None:
+    """Code and C++ put together by several rules, of packs with and without retention; losses on the test splits."""
+    for ending in ("-free", ""):
+        packs = [WORK / "pack" / f"{name}{ending}" for name in ("code", "cpp", "both")]
+        if all(pack.exists() for pack in packs):
+            print(f"packs trained {'without' if ending else 'with'} retention:")
+            _compose(packs)
+
+
+def _compose(packs: Sequence[Path]) -> None:
+    code, cpp, joint = (read_pack(path) for path in packs)
+    named = [
+        dataclasses.replace(p, record=dataclasses.replace(p.record, name=n)) for p, n in ((code, "code"), (cpp, "cpp"))
+    ]
+    model = load_with_packs(BASE, named)
+    base, results = {}, {}
+    with only(model):
+        base = losses(model)
+    for name in ("code", "cpp"):
+        with only(model, name):
+            results[f"{name} alone"] = losses(model)
+    results["stacked, by name"] = losses(model)
+    with _reversed(model):
+        results["stacked, the other way"] = losses(model)
+    with _side_by_side(model):
+        results["side by side (sum of both)"] = losses(model)
+    for gain in (0.5, 0.7, 0.85):
+        with _scaled(model, {"code": gain, "cpp": gain}):
+            results[f"stacked, writers times {gain}"] = losses(model)
+    gains = _calibrated(model)
+    with _scaled(model, gains):
+        words = ", ".join(f"{name} {gain:.3f}" for name, gain in gains.items())
+        results[f"stacked, gains calibrated ({words})"] = losses(model)
+    both = load_with_packs(BASE, [joint])
+    results["one expansion of 8 blocks, trained on both"] = losses(both)
+    print("base: " + ", ".join(f"{name} {loss:.4f}" for name, loss in base.items()))
+    for rule, found in results.items():
+        gained = ", ".join(f"{name} gain {base[name] - found[name]:+.4f}" for name in ("code", "cpp"))
+        print(f"{rule:45} general {found['general'] / base['general'] - 1:+.2%}, {gained}", flush=True)
+
+
+def _blocks(model: Any, name: str) -> list[torch.nn.Module]:
+    from blockexpand.packs.memory import blocks_of
+
+    new = live.new_blocks(model)
+    return [new[block] for block in sorted(blocks_of(model, [name]))]
+
+
+@contextlib.contextmanager
+def _reversed(model: Any) -> Iterator[None]:
+    """The later pack below the earlier one, in each place where both have a block."""
+    pairs = list(zip(_blocks(model, "code"), _blocks(model, "cpp"), strict=True))
+    stack, partner = model.model.layers, {}
+    for one, other in pairs:
+        partner[one], partner[other] = other, one
+    before = list(stack)
+    _put(model, [partner.get(block, block) for block in before])
+    try:
+        yield
+    finally:
+        _put(model, before)
+
+
+def _put(model: Any, blocks: list[torch.nn.Module]) -> None:
+    from blockexpand.families import known_families
+    from blockexpand.families.modules import put_stack
+
+    put_stack(model, known_families()["llama"], blocks)
+
+
+@contextlib.contextmanager
+def _side_by_side(model: Any) -> Iterator[None]:
+    """Both blocks of a place see the same input, and what each adds is summed: no checkpoint can hold that."""
+    handles, inputs = [], {}
+    for one, other in zip(_blocks(model, "code"), _blocks(model, "cpp"), strict=True):
+
+        def keep(_: Any, args: Any, kwargs: Any, one: Any = one) -> None:
+            inputs[one] = args[0] if args else kwargs["hidden_states"]
+
+        def swap(_: Any, args: Any, kwargs: Any, one: Any = one) -> Any:
+            given = args[0] if args else kwargs["hidden_states"]
+            inputs[one, "added"] = given - inputs[one]
+            return ((inputs[one], *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": inputs[one]})
+
+        def add(_: Any, __: Any, output: Any, one: Any = one) -> Any:
+            added = inputs[one, "added"]
+            return (output[0] + added, *output[1:]) if isinstance(output, tuple) else output + added
+
+        handles += [
+            one.register_forward_pre_hook(keep, with_kwargs=True),
+            other.register_forward_pre_hook(swap, with_kwargs=True),
+            other.register_forward_hook(add),
+        ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _writers(model: Any, name: str) -> list[torch.nn.Parameter]:
+    return [
+        p
+        for b in _blocks(model, name)
+        for n, p in b.named_parameters()
+        if n.endswith(("o_proj.weight", "down_proj.weight"))
+    ]
+
+
+@contextlib.contextmanager
+def _scaled(model: Any, gains: dict[str, float]) -> Iterator[None]:
+    """What the packs' blocks write to the residual stream, times a gain for each pack."""
+    held = [(p, p.detach().clone(), gain) for name, gain in gains.items() for p in _writers(model, name)]
+    try:
+        for parameter, before, gain in held:
+            parameter.data = before * gain
+        yield
+    finally:
+        for parameter, before, _ in held:
+            parameter.data = before
+
+
+def _calibrated(model: Any) -> dict[str, float]:
+    """A gain for each pack, by descent on eight validation rows of each domain and of general text (one each)."""
+    from blockexpand.corpus.dataset import batches
+    from blockexpand.numerics.forward import RowBatch, hidden_states
+    from blockexpand.numerics.head import head_of
+    from blockexpand.numerics.loss import linear_losses
+
+    names = ("code", "cpp")
+    logs = torch.zeros(len(names), requires_grad=True)
+    optimizer = torch.optim.Adam([logs], lr=0.05)
+    chosen = []
+    for text in ("general", "code", "cpp"):
+        rows = open_corpus(WORK / "text" / text).rows("validation")
+        which = next(batches(rows.num_rows, 8))
+        chosen.append(
+            RowBatch.of(rows.tokens_NT(which), rows.positions_NT(which), rows.trained_NT(which), torch.device("cpu"))
+        )
+    model.requires_grad_(False)
+    for _ in range(8):
+        optimizer.zero_grad()
+        gains = {name: float(log.exp()) for name, log in zip(names, logs, strict=True)}
+        with _scaled(model, gains):
+            parameters = {name: _writers(model, name) for name in names}
+            for parameter in (p for held in parameters.values() for p in held):
+                parameter.requires_grad_(True)
+            for batch in chosen:
+                hidden_RD = hidden_states(model, batch)[batch.predicted_BT()]
+                weight_R = torch.full((len(hidden_RD),), 1 / len(hidden_RD))
+                linear_losses(hidden_RD, head_of(model), batch.targets_R(), weight_R)[0].backward()
+            # Of exp(log) times a writer, the gradient to log is that to the scaled writer, times it.
+            slopes = [sum(float((p.grad * p).sum()) for p in parameters[name] if p.grad is not None) for name in names]
+            for parameter in (p for held in parameters.values() for p in held):
+                parameter.grad = None
+                parameter.requires_grad_(False)
+        logs.grad = torch.tensor(slopes)
+        optimizer.step()
+    return {name: float(log.exp()) for name, log in zip(names, logs, strict=True)}
+
+
+def sizes() -> None:
+    """Packs of the runs that are there, stored in each way; and what 8 bits cost."""
+    for name in ("code", "code-free"):
+        for encoding in ("plain", "delta", "int8"):
+            out = WORK / "encoded" / f"{name}.{encoding}"
+            shutil.rmtree(out, ignore_errors=True)
+            pack = extract(WORK / "run" / name, out, About(name="code"), encoding=encoding)
+            ratio = pack.num_bytes / pack.record.block_bytes
+            told = f"{name} {encoding}: {pack.num_bytes:,} bytes, {ratio:.4f} of its blocks"
+            if encoding != "delta":
+                found = losses(load_with_packs(BASE, [out]), ("general", "code"))
+                told += f"; general {found['general']:.5f}, code {found['code']:.5f}"
+            print(told, flush=True)
+
+
+def speed() -> None:
+    """Times as ratios to a copy of the pack's bytes in memory: the tiny base, and a random model of about 1 GB."""
+    large = WORK / "large"
+    if not large.exists():
+        _make_large(large)
+    for title, base, blocks in (("tiny base", BASE, 4), ("1 GB", large, 4)):
+        expanded, folder = WORK / f"speed-{title}", WORK / f"speed-{title}.pack"
+        shutil.rmtree(expanded, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        expand(base, expanded, plan(base, blocks))
+        extract(expanded, folder, About(name="speed"))
+        shutil.rmtree(expanded)
+        pack, model = read_pack(folder), load_with_packs(base, [], torch.bfloat16)
+        size = pack.record.block_bytes
+        source = torch.ones(size, dtype=torch.uint8)
+        copy = _best(lambda source=source: source.clone())
+        print(
+            f"{title}: pack {size / 1e6:.1f} MB, {pack.num_bytes / size:.5f} of its blocks; a copy {copy * 1e3:.1f} ms"
+        )
+        for verify in ("none", "files", "donors", "all"):
+            took = []
+            for _ in range(5):
+                took.append(_time(functools.partial(attach_to_model, model, [pack], verify=verify)))
+                detach(model)
+            print(f"  attach, checked {verify:6}: {min(took) * 1e3:7.1f} ms = {min(took) / copy:5.1f} copies")
+        before = _resident_bytes()
+        attach(model, pack)
+        turn_off, turn_on = functools.partial(disable, model, "speed"), functools.partial(enable, model, "speed")
+        off = _best(turn_off, turn_on)
+        turn_off()
+        on = _best(turn_on, turn_off)
+        turn_on()
+        grown = _resident_bytes() - before
+        gone = _time(functools.partial(detach, model))
+        print(
+            f"  off {off * 1e3:.2f} ms, on {on * 1e3:.2f} ms, detach {gone * 1e3:.2f} ms, "
+            f"memory {grown / size:+.2f} packs"
+        )
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _make_large(folder: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(BASE)
+    config.update({"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 12, "num_attention_heads": 32,
+                   "num_key_value_heads": 8})  # fmt: skip
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+
+
+def _time(work: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def _best(work: Callable[[], Any], between: Callable[[], Any] = lambda: None) -> float:
+    took = []
+    for _ in range(7):
+        took.append(_time(work))
+        between()
+    return min(took)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="+", choices=("train", "compose", "sizes", "speed"))
+    stages = {"train": train_all, "compose": compose, "sizes": sizes, "speed": speed}
+    torch.set_num_threads(1)
+    for name in parser.parse_args().stages:
+        print(f"--- {name} (load {os.getloadavg()[0]:.1f})", flush=True)
+        with progress_on_stderr():
+            stages[name]()
+
+
+if __name__ == "__main__":
+    main()

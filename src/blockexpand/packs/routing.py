@@ -1,0 +1,178 @@
+"""Which packs for this prompt? Those with which the model finds it likelier, the frozen blocks below them run once.
+
+In: a model with packs, and the tokens of a prompt. Out: the packs to switch on for this sequence, with the scores.
+Refused: a model without packs, and a prompt of fewer than two tokens, of which nothing is predicted.
+
+All candidates share the blocks below the lowest new one, so these run once and what they give is handed to each
+candidate's own pass. The cost, in block passes over the prompt: that prefix once, then for each candidate the blocks
+above it (`Route.cost` has it as a share of one pass of the base). The rule was chosen by measurement
+(benchmarks/routing.py, docs/packs.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from blockexpand.errors import PackError
+from blockexpand.live.state import expanded
+from blockexpand.numerics.forward import RowBatch, cross_entropies
+from blockexpand.numerics.isolation import isolates
+from blockexpand.packs.memory import attached, blocks_of, only
+from blockexpand.records import check
+
+# B = rows of a batch, T = tokens of a row, R = positions that count.
+
+Names = tuple[str, ...]
+"""The packs that are on; none is the base."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How a candidate is chosen."""
+
+    prompt_tokens: int = 64
+    """The prompt is scored on its last so many tokens at most: of 16, 32 and 64 the best (longer was not measured)."""
+    margin: float = 0.02
+    """Nats a token by which a candidate with packs has to beat the base, or the base it is."""
+
+    def __post_init__(self) -> None:
+        check(self.prompt_tokens >= 2, "prompt_tokens", self.prompt_tokens, "2 or more")
+        check(self.margin >= 0, "margin", self.margin, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """What was chosen, and why."""
+
+    names: Names
+    """The packs to switch on; none is the base."""
+    nats: dict[Names, float]
+    """For each candidate, nats per token of the scored part of the prompt."""
+    cost: float
+    """Block passes over the scored tokens, in passes of the base's whole stack."""
+
+
+def candidates_of(model: nn.Module) -> tuple[Names, ...]:
+    """The base, each pack alone, and all together.
+
+    Raises:
+        PackError: the model has no packs.
+    """
+    names = attached(model)
+    if not names:
+        raise PackError(
+            f"this {type(model).__name__} has no packs to choose among; expected one from load_with_packs; attach one"
+        )
+    alone = tuple((name,) for name in names)
+    return ((), *alone, *((names,) if len(names) > 1 else ()))
+
+
+def route(
+    model: PreTrainedModel,
+    tokens: Sequence[int],
+    rule: Rule | None = None,
+    candidates: Sequence[Names] | None = None,
+) -> Route:
+    """Choose the packs for one sequence by its prompt; the model's switches stay as they are.
+
+    Args:
+        model: with packs, in eval mode.
+        tokens: the prompt.
+        rule: how to choose; the measured one if not given.
+        candidates: sets of packs; if not given, the base, each pack alone, and all.
+
+    Raises:
+        PackError: no packs, or a prompt of fewer than two tokens.
+    """
+    chosen, sets = rule or Rule(), tuple(candidates or candidates_of(model))
+    if len(tokens) < 2:
+        raise PackError(
+            f"a prompt of {len(tokens)} tokens cannot be scored; expected 2 or more; name the packs yourself"
+        )
+    scored = list(tokens)[-chosen.prompt_tokens :]
+    tokens_1T = torch.tensor([scored], device=next(model.parameters()).device)
+    trained_1T = torch.ones_like(tokens_1T, dtype=torch.bool)
+    positions_1T = torch.arange(len(scored), device=tokens_1T.device)[None]
+    batch = RowBatch(tokens_BT=tokens_1T, positions_BT=positions_1T, trained_BT=trained_1T)
+    nats = {names: float(losses.mean()) for names, losses in losses_by_set(model, batch, sets).items()}
+    return Route(names=choose(nats, chosen.margin), nats=nats, cost=cost_of(model, sets))
+
+
+@contextlib.contextmanager
+def routed(model: PreTrainedModel, tokens: Sequence[int], rule: Rule | None = None) -> Generator[Route]:
+    """Inside this context the packs that the prompt asks for are on, and no others.
+
+    Raises:
+        PackError: as `route`.
+    """
+    found = route(model, tokens, rule)
+    with only(model, *found.names):
+        yield found
+
+
+def choose(nats: dict[Names, float], margin: float) -> Names:
+    """The likeliest candidate, if it beats the base by the margin; else the base. Among equals, the fewest packs."""
+    best = min(nats, key=lambda names: (nats[names] + (margin if names else 0.0), len(names), names))
+    return best if () not in nats or nats[best] + margin < nats[()] else ()
+
+
+def cost_of(model: nn.Module, sets: Sequence[Names]) -> float:
+    """Block passes for scoring these sets, in passes of the base's whole stack."""
+    known = expanded(model)
+    depth, prefix = known.plan.base.num_blocks, min(known.plan.new_positions)
+    above = sum(depth - prefix + len(blocks_of(model, names)) for names in sets)
+    return (prefix + above) / depth
+
+
+def losses_by_set(model: PreTrainedModel, batch: RowBatch, sets: Sequence[Names]) -> dict[Names, Tensor]:
+    """The cross-entropy in nats of every token that counts, float32 [R], under each set of packs.
+
+    Documents may share rows. The blocks below the lowest new one run once, unless every document has to run
+    in a row of its own.
+    """
+    known = expanded(model)
+    prefix = known.blocks[: min(known.plan.new_positions)]
+    keeps_apart = isolates(model)  # found out before anything is handed on
+    shares = bool(prefix) and (keeps_apart or not bool((batch.positions_BT[:, 1:] == 0).any()))
+    found: dict[Names, Tensor] = {}
+    held: list[Any] = []
+    for names in sets:
+        with only(model, *names), _given(prefix, held) if shares else contextlib.nullcontext():
+            found[names] = cross_entropies(model, batch)
+    return found
+
+
+@contextlib.contextmanager
+def _given(prefix: Sequence[nn.Module], held: list[Any]) -> Generator[None]:
+    """Run the prefix and keep what it gives in `held`; or, when that is kept, hand it on and run nothing."""
+    if not held:
+        handle = prefix[-1].register_forward_hook(lambda _, __, output: held.append(output))
+        try:
+            yield
+        finally:
+            handle.remove()
+        return
+    kept = held[0]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        del args, kwargs
+        return kept
+
+    before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
+    try:
+        for block in prefix:
+            before.append((block, vars(block).get("forward")))
+            vars(block)["forward"] = forward
+        yield
+    finally:
+        for block, own in before:
+            del vars(block)["forward"]
+            if own is not None:
+                vars(block)["forward"] = own

@@ -1,0 +1,115 @@
+"""Routing: the choice is the likeliest set, shared blocks run once and change no bit, the switches stay."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from blockexpand.errors import PackError, RecordError
+from blockexpand.numerics.forward import RowBatch, cross_entropies
+from blockexpand.packs import attach, load_with_packs
+from blockexpand.packs.memory import disable, enabled, only
+from blockexpand.packs.routing import Rule, candidates_of, choose, cost_of, losses_by_set, route, routed
+from helpers import load
+from packs_ground import PackGround, make_pack, make_trained
+
+sys.path.append(str(Path(__file__).parents[1] / "families"))
+from zoo import ZOO, Case, write
+
+TOKENS = [int(t) for t in (torch.arange(40) * 7) % 96]
+
+
+@pytest.fixture
+def model(ground: PackGround) -> Any:
+    return load_with_packs(ground.base, [ground.packs["code"], ground.packs["law"]])
+
+
+def test_the_choice_is_the_likeliest(model: Any):
+    disable(model, "law")
+    found = route(model, TOKENS, Rule(margin=0.0))
+    assert enabled(model) == ("code",), "the switches stay"
+    assert set(found.nats) == {(), ("code",), ("law",), ("code", "law")}
+    for names, nats in found.nats.items():
+        with only(model, *names), torch.no_grad():
+            loss = model(torch.tensor([TOKENS]), labels=torch.tensor([TOKENS]), use_cache=False).loss
+        assert abs(float(loss) - nats) < 1e-4
+    assert found.nats[found.names] == min(found.nats.values())
+    with routed(model, TOKENS, Rule(margin=0.0)) as inside:
+        assert enabled(model) == inside.names == found.names
+    assert enabled(model) == ("code",)
+
+
+def test_a_set_has_to_beat_the_base_by_the_margin():
+    nats = {(): 2.0, ("a",): 1.97, ("b",): 1.95, ("a", "b"): 1.95}
+    assert choose(nats, 0.0) == ("b",), "fewest packs among equals"
+    assert choose(nats, 0.04) == ("b",)
+    assert choose(nats, 0.06) == ()
+    assert choose({("a",): 3.0, ("b",): 2.0}, 0.5) == ("b",), "the base is no candidate"
+
+
+def batch_of(tokens: torch.Tensor, positions: torch.Tensor) -> RowBatch:
+    return RowBatch(tokens_BT=tokens, positions_BT=positions, trained_BT=positions > 0)
+
+
+def test_blocks_below_run_once(model: Any):
+    sets = candidates_of(model)
+    route(model, TOKENS)  # which finds out how the model treats documents in one row
+    first = model.model.layers[0]
+    seen: list[int] = []
+    own = first.self_attn.register_forward_hook(lambda *_: seen.append(1))
+    found = route(model, TOKENS)
+    own.remove()
+    assert len(seen) == 1, "its attention ran for the first candidate alone"
+    # Old blocks 0 and 1 once; then 2 old ones each, and 0, 2, 1 and 3 new ones.
+    assert found.cost == cost_of(model, sets) == (2 + 2 + 4 + 3 + 5) / 4
+    assert "forward" not in vars(first)
+
+
+FAMILIES = ("llama", "gemma2", "gpt_neox", "falcon", "gpt2", "mixtral", "opt")
+
+
+@pytest.mark.parametrize("row", [next(row for row in ZOO if row.family == name) for name in FAMILIES], ids=FAMILIES)
+def test_sharing_changes_no_bit(row: Case, tmp_path: Path):
+    """Also where documents share rows, and in families that have to run each in a row of its own."""
+    base = write(row, tmp_path / "base")
+    packs = [
+        make_pack(make_trained(base, tmp_path / n, after=(a,)), tmp_path / f"{n}.p", n) for n, a in (("a", 1), ("b", 3))
+    ]
+    model = attach(load(base), packs)
+    positions = torch.cat([torch.arange(17), torch.arange(23)]).repeat(2, 1)
+    batch = batch_of((torch.arange(80).view(2, 40) * 5) % 90, positions)
+    found = losses_by_set(model, batch, candidates_of(model))
+    for names, losses in found.items():
+        with only(model, *names):
+            assert torch.equal(cross_entropies(model, batch), losses)
+
+
+def test_a_pack_below_the_first_block_shares_nothing_and_works(ground: PackGround):
+    model = load_with_packs(ground.base, [ground.packs["math"]])
+    assert set(route(model, TOKENS).nats) == {(), ("math",)}
+    assert cost_of(model, candidates_of(model)) == (4 + 8) / 4
+
+
+def test_an_error_leaves_the_model_whole(model: Any):
+    bad = batch_of(torch.full((1, 8), 10**6), torch.arange(8)[None])
+    with pytest.raises(IndexError):
+        losses_by_set(model, bad, candidates_of(model))
+    assert enabled(model) == ("code", "law")
+    assert not any("forward" in vars(block) for block in model.model.layers)
+
+
+def test_what_cannot_be_routed(model: Any, ground: PackGround):
+    with pytest.raises(PackError, match="has no packs to choose among"):
+        route(load(ground.base), TOKENS)
+    with pytest.raises(PackError, match="a prompt of 1 tokens cannot be scored"):
+        route(model, TOKENS[:1])
+    with pytest.raises(PackError, match="has no pack 'x'"):
+        route(model, TOKENS, candidates=[("x",)])
+    with pytest.raises(RecordError, match="prompt_tokens: expected 2 or more, got 1"):
+        Rule(prompt_tokens=1)
+    with pytest.raises(RecordError, match="margin: expected 0 or more, got -0.1"):
+        Rule(margin=-0.1)
