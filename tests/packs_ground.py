@@ -38,7 +38,7 @@ def make_ground(base: Path, folder: Path) -> PackGround:
     return PackGround(base, trained, packs)
 
 
-def make_trained(base: Path, out: Path, seed: int = 0, **where: Any) -> Path:
+def make_trained(base: Path, out: Path, seed: int = 0, *, by: float = 0.1, **where: Any) -> Path:
     """The base expanded, its new blocks away from where they started, as a run would export it."""
     expanded = out.with_name(f"{out.name}.expanded")
     expand(base, expanded, plan(base, **where))
@@ -46,7 +46,7 @@ def make_trained(base: Path, out: Path, seed: int = 0, **where: Any) -> Path:
     torch.manual_seed(seed)
     with torch.no_grad():
         for _, parameter in live.freeze(model):
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+            parameter.add_(torch.randn_like(parameter) * by)
     checkpoint = open_checkpoint(expanded)
     family = family_for(checkpoint.config, checkpoint.source, checkpoint.tensors)
     export_model(expanded, out, live.tensors_on_disk(model, family), {"arm": "blocks"})
