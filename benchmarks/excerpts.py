@@ -102,15 +102,18 @@ def make_data(excerpts: Path, out: Path) -> None:
 
 
 def make_law(folder: Path, out: Path) -> None:
-    """LegalBench's labelled examples are few: they are what is asked, and none are shown."""
+    """LegalBench's labelled examples are few: where the suite shows some, the first half is shown, the rest asked."""
     for path in sorted(folder.glob("*.tsv")):
-        write(out, f"legalbench_{path.stem}", "test", table(path))
+        rows = table(path)
+        half = len(rows) // 2 if path.stem in ("hearsay", "unfair_tos") else 0
+        write(out, f"legalbench_{path.stem}", "train", rows[:half])
+        write(out, f"legalbench_{path.stem}", "test", rows[half:])
     clauses = table(folder / "unfair_tos.tsv")
-    rows = [
+    named = [
         {"text": r["text"], "labels": [LABELS.index(r["answer"])] if r["answer"] in LABELS else []} for r in clauses
     ]
-    write(out, "unfair_tos", "train", rows[:5])
-    write(out, "unfair_tos", "test", rows[5:])
+    write(out, "unfair_tos", "train", named[:5])
+    write(out, "unfair_tos", "test", named[5:])
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from blockexpand.evaluation import models as models_module
 from blockexpand.evaluation.harness import build_work
 from helpers import load
 from lm_helpers import make_lm
+from packs_ground import make_pack, make_trained
 
 pytest.importorskip("lm_eval")
 
@@ -257,6 +258,19 @@ def test_a_model_in_memory_and_half_precision(model: Path, own: Path, tmp_path: 
     assert half.suites.dtype == "float16"
     with pytest.raises(EvaluationError, match=r"want different number formats \(own: float16, perplexity: float32\)"):
         evaluate_suites(Candidate(model=str(model)), load_suites([str(own), "perplexity"]), tmp_path / "o")
+
+
+def test_a_base_with_its_pack_scores_what_the_trained_model_does(model: Path, own: Path, tmp_path: Path) -> None:
+    trained = make_trained(model, tmp_path / "trained", blocks=2)
+    pack = make_pack(trained, tmp_path / "pack", "ours").folder
+    packed = Candidate(model=str(model), packs=(str(pack),))
+    with_pack = evaluate_suites(packed, load_suites([str(own)]), tmp_path / "with", Options())
+    whole, base = run(trained, own, tmp_path / "whole"), run(model, own, tmp_path / "without")
+    for task in ("deeds", "words", "tales"):
+        assert plain(tmp_path / "with", task) == plain(tmp_path / "whole", task)
+    assert figures(with_pack)["tales"].value == figures(whole)["tales"].value != figures(base)["tales"].value
+    assert with_pack.model == f"{model} + {pack}"
+    assert with_pack.model_digest not in (base.model_digest, whole.model_digest)
 
 
 def test_prompts_that_do_not_fit_are_counted(model: Path, own: Path, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def _load(candidate: Candidate, dtype: str) -> PreTrainedModel:
     if candidate.packs:
         from blockexpand.packs import load_with_packs
 
-        return load_with_packs(candidate.model, candidate.packs, kind).to(device)
+        return load_with_packs(candidate.model, candidate.packs, kind, device)
     return cast("PreTrainedModel", load_model(Path(candidate.model), dtype=kind, device=device))
 
 

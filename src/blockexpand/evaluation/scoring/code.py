@@ -15,6 +15,9 @@ from typing import Any
 
 from blockexpand.errors import EvaluationError
 
+_CPU_SECONDS, _WALL_SECONDS = 20, 60
+"""Of one program. Processor time is what counts, so that a busy machine makes no wrong answers; the slowest reference
+solution of MBPP takes 7 s of it (docs/log.md)."""
 _KS = (1, 10, 100)  # Chen et al. 2021, table 1
 _FENCED = re.compile(r"```[a-zA-Z0-9]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _AFTER_HASHES = re.compile(r"####\s*(-?[$0-9.,]+)")
@@ -100,6 +103,7 @@ def code_of(output: str) -> str:
 
 
 def _passes(program: str, tests: str) -> bool:
-    from blockexpand.sandbox import passes
+    from blockexpand.sandbox import Limits, passes
 
-    return passes(program, tests, unsafe=_UNSAFE.get()).status == "ok"
+    limits = Limits(wall_seconds=_WALL_SECONDS, cpu_seconds=_CPU_SECONDS)
+    return passes(program, tests, limits, unsafe=_UNSAFE.get()).status == "ok"

@@ -1,0 +1,194 @@
+"""The suites on excerpts of their data: the scorers against the data's own answers, each suite once, speed as a ratio.
+
+    .venv/bin/python benchmarks/suites.py scorers EXCERPTS
+    .venv/bin/python benchmarks/suites.py run EXCERPTS [--model FOLDER] [--chat] [--limit 8] [--shots 2]
+    .venv/bin/python benchmarks/suites.py speed EXCERPTS [--model FOLDER] [--limit 40]
+
+EXCERPTS as for `excerpts.py`. `speed` alternates ours and lm-evaluation-harness alone (its own evaluator and model
+class, the same tasks, batch and thread) and reads the ratio of samples a second, from the first question to the last
+score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from blockexpand.endpoints import Answer
+from blockexpand.evaluation import Candidate, Options, Start, evaluate_suites, load_suites
+from blockexpand.evaluation.harness import build_work, require_harness
+from blockexpand.progress import progress_in
+from excerpts import lines, make_data
+
+BASE = Path(__file__).parents[1] / "src/blockexpand/demonstration/base"
+SUITES = ("general", "math", "code", "law", "perplexity", "paper")
+MISSING = {"hellaswag", "mmlu"}  # not among the excerpts
+SPEED_TASKS = ("arc_challenge", "winogrande", "gsm8k")
+
+
+class Reference:
+    """An address that answers every question as the data do."""
+
+    url = "reference"
+
+    def __init__(self, answer: Callable[[str], str]) -> None:
+        """`answer` takes the whole prompt."""
+        self._answer = answer
+
+    def chat(self, messages: Any, *_: Any) -> Answer:
+        """The data's answer."""
+        return Answer(text=self._answer(messages[0]["content"]))
+
+
+def references(data: Path) -> dict[str, Callable[[str], str]]:
+    """How to answer each task's prompts with what the data hold."""
+    humaneval = {row["prompt"]: row["canonical_solution"] for row in lines(data / "humaneval/test.jsonl")}
+    mbpp = {"\n".join([row["prompt"], "Tests:", *row["test_list"]]): row for row in lines(data / "mbpp/test.jsonl")}
+    gsm8k = {row["question"]: row["answer"] for row in lines(data / "gsm8k/test.jsonl")}
+    problems = {row["problem"]: row["solution"] for row in lines(data / "hendrycks_math/test.jsonl")}
+
+    def program(prompt: str) -> str:
+        answer = gsm8k[prompt.rpartition("Question: ")[2].removesuffix("\nProgram:\n")]
+        return f"def solution():\n    return {answer.rpartition('#### ')[2].replace(',', '')}"
+
+    return {
+        "humaneval": lambda prompt: humaneval[prompt],
+        "mbpp": lambda prompt: mbpp[prompt.rpartition("Task: ")[2].removesuffix("\nProgram:\n")]["code"],
+        "gsm8k": lambda prompt: " " + gsm8k[prompt.rpartition("Question: ")[2].removesuffix("\nAnswer:")],
+        "gsm8k_pot": program,
+        "hendrycks_math": lambda prompt: boxed(problems[prompt.removeprefix("Problem: ").removesuffix("\nAnswer:")]),
+    }
+
+
+def boxed(solution: str) -> str:
+    r"""What stands in the solution's last \boxed, by counting braces; the harness finds it by its own code."""
+    start = max(solution.rfind("\\boxed"), solution.rfind("\\fbox"))
+    rest = solution[start:].partition("{")[2] if solution[start:].startswith(("\\boxed{", "\\fbox{")) else ""
+    if not rest:
+        return solution[start:].removeprefix("\\boxed ").split("$")[0]
+    depth = 1
+    for end, letter in enumerate(rest):
+        depth += (letter == "{") - (letter == "}")
+        if depth == 0:
+            return rest[:end]
+    raise ValueError(f"unclosed: {rest}")
+
+
+def check_scorers(data: Path, limit: int | None) -> None:
+    """Every reference solution is right by its scorer."""
+    for task, answer in references(data).items():
+        limited = limit if limit is not None else (400 if task == "gsm8k_pot" else None)
+        with tempfile.TemporaryDirectory() as out:
+            start = time.monotonic()
+            record = evaluate_suites(
+                Candidate(model="reference", endpoint=Reference(answer)),  # ty: ignore[invalid-argument-type]
+                load_suites([task]),
+                Path(out) / "o",
+                Options(data=str(data), limit=limited),
+            )
+        assert record.suites is not None
+        one = record.suites.tasks[task]
+        print(
+            f"| {task} | {one.num_samples:,} | {one.value:.2%} | {time.monotonic() - start:.0f} s |",
+            flush=True,
+        )
+
+
+def run_suites(data: Path, given: argparse.Namespace) -> None:
+    """Each suite once, without the tasks that there are no excerpts of."""
+    for suite in given.suites.split(","):
+        (chosen,) = load_suites([suite])
+        names = [task.task for task in chosen.suite.tasks if task.task not in MISSING]
+        kept = tuple(task for task in chosen.suite.tasks if task.task in names)
+        chosen = dataclasses.replace(chosen, suite=dataclasses.replace(chosen.suite, tasks=kept))
+        options = Options(data=str(data), limit=given.limit, shots=given.shots, chat=given.chat)
+        with tempfile.TemporaryDirectory() as out:
+            start = time.monotonic()
+            candidate = Candidate(model=str(given.model), dtype=given.dtype)
+            record = evaluate_suites(candidate, [chosen], Path(out) / "o", options)
+        assert record.suites is not None
+        print(f"\n{suite}, {time.monotonic() - start:.0f} s, {record.suites.dtype}")
+        for task, one in record.suites.tasks.items():
+            error = f" +- {one.standard_error:.3f}" if one.standard_error is not None else ""
+            print(
+                f"| {task} | {one.metric} | {one.value:.3f}{error} | {one.num_samples} | {one.num_cut} | "
+                f"{one.seconds:.0f} s |",
+                flush=True,
+            )
+
+
+def compare_speed(data: Path, given: argparse.Namespace) -> None:
+    """Ours and the harness alone, alternated; medians of the ratios."""
+    import torch
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    from blockexpand.corpus.tokens import load_tokenizer
+    from blockexpand.families.modules import load_model
+
+    torch.set_num_threads(1)
+    require_harness()
+    options = Options(data=str(data), limit=given.limit, shots=given.shots)
+    model: Any = load_model(Path(given.model), dtype=torch.float32)
+    tokenizer: Any = load_tokenizer(given.model)
+    for task in SPEED_TASKS:
+        ratios, rates = [], []
+        limit = max(4, given.limit // 10) if task == "gsm8k" else given.limit
+        for turn in range(given.repeats):
+            seconds = {}
+            for who in ("ours", "alone") if turn % 2 else ("alone", "ours"):
+                chosen = load_suites([task])
+                if who == "ours":
+                    candidate = Candidate(model="m", loaded=(model, tokenizer))
+                    with tempfile.TemporaryDirectory() as out:
+                        small = Options(data=str(data), limit=limit, shots=given.shots)
+                        record = evaluate_suites(candidate, chosen, Path(out) / "o", small, None, Start())
+                    assert record.suites is not None
+                    seconds[who] = record.suites.tasks[task].seconds
+                else:
+                    (work,) = build_work(chosen, options)
+                    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
+                    start = time.monotonic()
+                    with contextlib.redirect_stderr(io.StringIO()):
+                        evaluate(lm, {"tasks": {task: work.parts[0].task}}, limit=limit, bootstrap_iters=0)
+                    seconds[who] = time.monotonic() - start
+            ratios.append(seconds["alone"] / seconds["ours"])
+            rates.append((limit / seconds["ours"], limit / seconds["alone"]))
+        ours, alone = (statistics.median(column) for column in zip(*rates, strict=True))
+        print(f"| {task} | {ours:.2f} | {alone:.2f} | {statistics.median(ratios):.2f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["scorers", "run", "speed"])
+    parser.add_argument("excerpts", type=Path)
+    parser.add_argument("--model", type=Path, default=BASE)
+    parser.add_argument("--chat", action="store_true")
+    parser.add_argument("--dtype", default=None)
+    parser.add_argument("--suites", default=",".join(SUITES))
+    parser.add_argument("--limit", type=int, default=None)
+    parser.add_argument("--shots", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, progress_in("silent"):
+        make_data(given.excerpts, Path(folder))
+        if given.what == "scorers":
+            check_scorers(Path(folder), given.limit)
+        elif given.what == "run":
+            given.limit = given.limit or 8
+            run_suites(Path(folder), given)
+        else:
+            given.limit = given.limit or 40
+            compare_speed(Path(folder), given)
+
+
+if __name__ == "__main__":
+    main()
