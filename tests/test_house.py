@@ -179,7 +179,8 @@ def test_the_public_names_are_one_list() -> None:
 
     tree = TREES[SOURCE / "__init__.py"]
     typed = {
-        alias.name: (node.module or "").removeprefix("blockexpand.")
+        alias.asname or alias.name: (node.module or "").removeprefix("blockexpand.")
+        + (f":{alias.name}" if alias.asname else "")
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("blockexpand.")
         for alias in node.names
@@ -188,6 +189,7 @@ def test_the_public_names_are_one_list() -> None:
     assert set(blockexpand.__all__) == {*typed, "__version__"}
     for name in blockexpand.__all__:
         assert vars(blockexpand).get(name) is not None or blockexpand.__getattr__(name) is not None
+    assert blockexpand.detach is not blockexpand.detach_packs
     with pytest.raises(AttributeError, match="no attribute 'expnad'"):
         blockexpand.__getattr__("expnad")
 

@@ -20,31 +20,41 @@ if TYPE_CHECKING:
     from blockexpand.expansion import expand, verify
     from blockexpand.guidance import Calibration, plan
     from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
+    from blockexpand.packs import attach as attach_packs
+    from blockexpand.packs import detach as detach_packs
+    from blockexpand.packs import extract as extract_pack
+    from blockexpand.packs import load_with_packs, read_pack
     from blockexpand.planning import Plan, read_plan
     from blockexpand.reporting import report
     from blockexpand.studies import study
     from blockexpand.training import BlockExpansionCallback, sft, train
 
-# The same list as above, for use: name -> room. A test holds the two together.
+# The same list as above, for use: name -> room, or room:name where it has another name there (`detach` is also one of
+# `live`). A test holds the two together.
 _ROOMS = {
     "BlockExpansionCallback": "training",
     "BlockexpandError": "errors",
     "Calibration": "guidance",
     "Plan": "planning",
     "adopt": "live",
+    "attach_packs": "packs:attach",
     "bypass": "live",
     "compare": "comparison",
     "demo": "demonstration",
     "detach": "live",
+    "detach_packs": "packs:detach",
     "evaluate": "evaluation",
     "evaluate_suites": "evaluation",
     "expand": "expansion",
     "expand_live": "live",
+    "extract_pack": "packs:extract",
     "freeze": "live",
     "load": "live",
+    "load_with_packs": "packs",
     "new_blocks": "live",
     "plan": "guidance",
     "prepare": "corpus",
+    "read_pack": "packs",
     "read_plan": "planning",
     "report": "reporting",
     "sft": "training",
@@ -74,6 +84,12 @@ __all__ = [
     "train",
     "sft",
     "BlockExpansionCallback",
+    # ship
+    "extract_pack",
+    "read_pack",
+    "attach_packs",
+    "detach_packs",
+    "load_with_packs",
     # measure and tell
     "evaluate",
     "evaluate_suites",
@@ -91,7 +107,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'blockexpand' has no attribute {name!r}")
     from importlib import import_module
 
-    return vars(import_module(f"blockexpand.{_ROOMS[name]}"))[name]
+    room, _, inside = _ROOMS[name].partition(":")
+    return vars(import_module(f"blockexpand.{room}"))[inside or name]
 
 
 def __dir__() -> list[str]:
