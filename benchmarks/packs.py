@@ -18,7 +18,7 @@ import os
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def _blocks(model: Any, name: str) -> list[torch.nn.Module]:
 
 
 @contextlib.contextmanager
-def _reversed(model: Any) -> Iterator[None]:
+def _reversed(model: Any) -> Generator[None]:
     """The later pack below the earlier one, in each place where both have a block."""
     pairs = list(zip(_blocks(model, "code"), _blocks(model, "cpp"), strict=True))
     stack, partner = model.model.layers, {}
@@ -188,7 +188,7 @@ def _put(model: Any, blocks: list[torch.nn.Module]) -> None:
 
 
 @contextlib.contextmanager
-def _side_by_side(model: Any) -> Iterator[None]:
+def _side_by_side(model: Any) -> Generator[None]:
     """Both blocks of a place see the same input, and what each adds is summed: no checkpoint can hold that."""
     handles, inputs = [], {}
     for one, other in zip(_blocks(model, "code"), _blocks(model, "cpp"), strict=True):
@@ -227,7 +227,7 @@ def _writers(model: Any, name: str) -> list[torch.nn.Parameter]:
 
 
 @contextlib.contextmanager
-def _scaled(model: Any, gains: dict[str, float]) -> Iterator[None]:
+def _scaled(model: Any, gains: dict[str, float]) -> Generator[None]:
     """What the packs' blocks write to the residual stream, times a gain for each pack."""
     held = [(p, p.detach().clone(), gain) for name, gain in gains.items() for p in _writers(model, name)]
     try:
