@@ -75,7 +75,10 @@ def test_sft_recipes_may_leave_the_arm_out(recipe: Path) -> None:
         (["schedule.warmup=1"], "schedule.warmup: expected a share in [0, 1), got 1.0"),
         (["arm.rank=null"], "arm.rank: expected either rank or trainable_parameters, and not both, got None"),
         (["arm.rank=0"], "arm.rank: expected more than 0, got 0"),
-        (["arm.kind=lore"], "expected 'kind' to be one of 'blocks', 'old-blocks', 'full', 'lora', got 'lore'"),
+        (
+            ["arm.kind=lore"],
+            "expected 'kind' to be one of 'blocks', 'old-blocks', 'full', 'lora', 'upscaled', 'moe', 'parallel', got 'lore'",
+        ),
         (["measure_every_steps=0"], "measure_every_steps: expected more than 0, got 0"),
     ],
 )
