@@ -77,7 +77,7 @@ def test_sft_recipes_may_leave_the_arm_out(recipe: Path) -> None:
         (["arm.rank=0"], "arm.rank: expected more than 0, got 0"),
         (
             ["arm.kind=lore"],
-            "expected 'kind' to be one of 'blocks', 'old-blocks', 'full', 'lora', 'upscaled', 'moe', 'parallel', got 'lore'",
+            "'blocks', 'old-blocks', 'full', 'lora', 'upscaled', 'moe', 'parallel', got 'lore'",
         ),
         (["measure_every_steps=0"], "measure_every_steps: expected more than 0, got 0"),
     ],
