@@ -60,6 +60,8 @@ def killed(run: Callable[[], object], owner: Any, name: str, at_call: int) -> bo
     """Run in a child that kills itself with SIGKILL at the n-th call of a function; whether it got there."""
     child = os.fork()
     if child == 0:
+        # Threads do not survive a fork: the tokenizer's would be waited for for ever, where a test before used them.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         real, calls = vars(owner)[name], 0
 
         def counted(*arguments: Any, **words: Any) -> Any:

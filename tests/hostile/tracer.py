@@ -194,6 +194,7 @@ def run(work: Callable[[], object], folder: str | Path, decide: Decide) -> Outco
     ours, theirs = os.pipe()
     child = os.fork()
     if child == 0:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
         _child(work, theirs)
     os.close(theirs)
     try:
