@@ -316,3 +316,18 @@ sys.exit(3)
 def test_installed_packages_can_be_imported() -> None:
     outcome = run_program("import numpy\nprint(int(numpy.arange(4).sum()))", Limits(wall_seconds=60, cpu_seconds=60))
     assert outcome.stdout == "6\n", outcome
+
+
+def test_packages_below_an_empty_folder_can_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from blockexpand.sandbox import launching
+
+    assert any(tmp_path.resolve().is_relative_to(folder) for folder in launching._EMPTY_INSIDE)
+    tmp_path.chmod(0o755)  # the program's user is another
+    (tmp_path / "of_the_environment.py").write_text("value = 7\n")
+    monkeypatch.setattr(launching.sysconfig, "get_path", lambda _: str(tmp_path))
+    launching._interpreter.cache_clear()
+    try:
+        outcome = run_program("import of_the_environment as o, os\nprint(o.value, os.listdir('/tmp'))")
+    finally:
+        launching._interpreter.cache_clear()
+    assert outcome.stdout == "7 []\n", outcome

@@ -42,19 +42,31 @@ _GRACE_SECONDS = 10.0
 
 
 @cache
-def _interpreter() -> dict[str, Any]:
-    """The Python that runs inside, the folders it needs, and the packages installed beside this one."""
+def _interpreter(unsafe: bool) -> dict[str, Any]:
+    """The Python that runs inside, the folders it needs (source, place), and the packages installed beside this one.
+
+    Packages below /tmp or /dev/shm, which are empty inside, have another place there.
+    """
     python = os.path.realpath(sys.executable)
     folders = [os.path.realpath(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")]
     packages = [path for path in dict.fromkeys(folders) if os.path.isdir(path)]
-    shown: list[str] = []
-    for path in (sys.base_prefix, sys.base_exec_prefix, *packages):
-        path = os.path.realpath(path)
-        if not any(Path(path).is_relative_to(other) for other in ("/usr", *shown)):
-            shown.append(path)
+    places = [path if unsafe else _place(path, number) for number, path in enumerate(packages)]
+    shown: dict[str, str] = {}
+    bases = [os.path.realpath(path) for path in (sys.base_prefix, sys.base_exec_prefix)]
+    for path, place in (*zip(bases, bases, strict=True), *zip(packages, places, strict=True)):
+        if place != path or not any(Path(path).is_relative_to(other) for other in ("/usr", *shown)):
+            shown[path] = place
     for module in ("judge", "program", "shell"):  # compiled now, once: inside nothing can be written
         importlib.import_module(f"blockexpand.sandbox.inside.{module}")
-    return {"python": python, "packages": packages, "shown": shown}
+    return {"python": python, "packages": places, "shown": [[path, place] for path, place in shown.items()]}
+
+
+_EMPTY_INSIDE = ("/tmp", "/dev/shm")
+
+
+def _place(path: str, number: int) -> str:
+    hidden = any(Path(path).is_relative_to(folder) for folder in _EMPTY_INSIDE)
+    return f"{warden.PLACE}/packages-{number}" if hidden else path
 
 
 class Text:
@@ -129,7 +141,7 @@ class Launch:
         if job.mode == "session":  # each of its pieces has a limit of time, it has none
             limits |= {"wall_seconds": 0, "cpu_seconds": 0}
         return {
-            **_interpreter(),
+            **_interpreter(job.unsafe),
             "mode": job.mode,
             "program": job.program,
             "tests": job.tests,

@@ -76,7 +76,7 @@ def _guard(spec: dict[str, Any], user: int | None, report: int) -> NoReturn:
             from blockexpand.sandbox.inside import judge
         stdin, payload = _hold(spec["stdin"].encode("utf-8", "surrogatepass")), _hold(codec.dump(_for_program(spec)))
         if not spec["unsafe"]:
-            shown = [(path, path) for path in spec["shown"]]
+            shown = [(path, place) for path, place in spec["shown"]]
             walls.build_root([*shown, (spec["folder"], f"{PLACE}/inside")], spec["limits"]["file_bytes"], user)
         else:
             os.chdir(spec["workspace"])
