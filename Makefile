@@ -14,12 +14,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 setup: $(READY)
 
+# setuptools: rouge_score, which lm_eval needs, comes as source, and a bare environment's setuptools is old or not there.
 # Made again only when what it is made from has changed; the mark is written last, so half a set-up is none.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "blockexpand needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON, e.g. make test PYTHON=python3.12")'
 	@echo "Setting up $(VENV) (a minute or two, once) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install --quiet -c constraints.txt pip hatchling editables
+	@$(PIP) install --quiet -c constraints.txt pip hatchling editables setuptools
 	@$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
