@@ -138,6 +138,7 @@ def test_tasks_in_a_row(place: Place, tmp_path: Path, monkeypatch: pytest.Monkey
         num_train=24,
         num_test=6,
         tokens_per_task=4 * 64 * 2,
+        general_rows=1,
         methods=(
             method("one set"),
             method("each its own", per_task=True),
@@ -152,6 +153,7 @@ def test_tasks_in_a_row(place: Place, tmp_path: Path, monkeypatch: pytest.Monkey
         "full": (2, 2, 6),
     }
     one_set, own, full = found.chains
+    assert found.tokens_M.sum() < 64 < open_corpus(place.general).record.splits["test"].num_tokens
     assert backward_transfer(own.matrix_TT) == 0.0
     assert np.array_equal(own.scores_TTQ[0, 1], found.base_TQ[1])
     assert own.num_trainable_parameters == 2 * one_set.num_trainable_parameters

@@ -34,7 +34,7 @@ from blockexpand.training.tracker import read_metrics
 T = TypeVar("T")
 
 _COMPARISON_NAME, _PROOF_NAME = "comparison.json", "proof.json"
-_NAMES = (_COMPARISON_NAME, SEQUENCE_NAME, RECORD_NAME, _PROOF_NAME, STAGES_NAME)
+_NAMES = (_COMPARISON_NAME, RECORD_NAME, _PROOF_NAME, STAGES_NAME, SEQUENCE_NAME)
 """The files in which a folder of ours says what it is."""
 
 

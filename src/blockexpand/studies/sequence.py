@@ -122,7 +122,7 @@ def run_sequence(recipe: SequenceRecipe, base: Path, data: DataSettings, folder:
     """
     tasks = {name: _prepare(name, recipe, base, folder / "tasks") for name in recipe.tasks}
     assert data.general is not None, "a study has general text"
-    measure = _Measure(tasks, open_corpus(data.general).rows("test"))
+    measure = _Measure(tasks, open_corpus(data.general).rows("test").first(recipe.general_rows))
     first = measure.scores(folder / "base", lambda: load_model(base, torch.float32))
     chains = []
     for method in recipe.methods:
