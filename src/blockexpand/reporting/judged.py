@@ -252,7 +252,7 @@ def _conversation(
         reference=question.reference,
         looks=tuple(
             Look(order=order, says=_said(look), text=look.text, error=look.error)
-            for order, look in zip(("the first model shown first", "shown second"), looks, strict=True)
+            for order, look in zip(("the first model shown first", "the first model shown second"), looks, strict=True)
         ),
     )
 
