@@ -113,7 +113,7 @@ def test_every_word_of_both_sides_can_be_read(folder: Path, out: Path) -> None:
     for side in (*run.first, *run.second):
         assert all(text in page.text for text in side.turns)
     for side, name in (("first", "alpha"), ("second", "beta")):
-        after = [part.split()[0] for part in page.text.split(f"The {side} model")[1:]]
+        after = [part.split()[0].strip(",") for part in page.text.split(f"The {side} model")[1:]]
         assert set(after) == ({name, "(no"} if side == "second" else {name})
     assert "(no answer: turn 2: HTTP 503)" in page.text
     for look in run.judgements:
