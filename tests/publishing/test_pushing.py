@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from blockexpand.cli.main import run
 from blockexpand.digests import digest_json
 from blockexpand.packs import attach_on_disk, detach_on_disk
-from blockexpand.planning import CARD, read_expansion
+from blockexpand.planning import CARD, Proof, read_expansion
 from blockexpand.publishing import Destination, push
-from blockexpand.records import with_format
-from conftest import Story, done
+from blockexpand.records import with_format, write_record
 from helpers import edit_json, load, tree
 from hub_stand_in import KEY, Hub
+from publishing_ground import Story, done
 from servers import closed_port_url
 
 RECORD = "blockexpand.json"
@@ -307,14 +308,18 @@ def test_paths_in_other_files_are_told(folder: Path, hub: Hub, said) -> None:
 
 
 def test_a_proof_stays_about_its_plan(story: Story, hub: Hub, tmp_path: Path) -> None:
-    done("expand", story.base, tmp_path / "proved", "--blocks", 2, "--prove")
-    done("push", tmp_path / "proved", "me/code")
-    (tmp_path / "there.json").write_bytes(there(hub)[RECORD])
-    shutil.copyfile(tmp_path / "there.json", tmp_path / "proved" / RECORD)
-    record = read_expansion(tmp_path / "proved")
-    assert record.plan.base.source == story.base.name
-    assert record.proof is not None
-    assert record.proof.plan_digest == digest_json(with_format(record.plan))
+    folder = Path(shutil.copytree(story.deeper, tmp_path / "proved"))
+    record = read_expansion(folder)
+    proof = Proof(
+        plan_digest=digest_json(with_format(record.plan)), trained=False, dtypes=("float32",), device="cpu", checks=()
+    )
+    write_record(folder / RECORD, dataclasses.replace(record, proof=proof))
+    done("push", folder, "me/code")
+    (folder / RECORD).write_bytes(there(hub)[RECORD])
+    sent = read_expansion(folder)
+    assert sent.plan.base.source == story.base.name
+    assert sent.proof is not None
+    assert sent.proof.plan_digest == digest_json(with_format(sent.plan)) != proof.plan_digest
 
 
 def test_a_model_whose_old_blocks_trained_goes_without_a_base(story: Story, hub: Hub, folder: Path, said) -> None:
