@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
+from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, key_without_server, show
 from blockexpand.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class SuiteOptions:
     """always: all packs are on; auto: each document and question gets the base or the pack that finds it likelier."""
     endpoint: str | None = None
     """The address of an OpenAI-compatible server, e.g. http://localhost:8000/v1; MODEL is the model's name there."""
-    key_file: Path | None = None
-    """A file with the key for the endpoint."""
+    key_variable: str | None = None
+    """The environment variable that holds the server's key."""
     limit: int | None = None
     """Only the first samples of each task."""
     shots: int | None = None
@@ -157,6 +157,8 @@ class _Measured:
         if not self.names and given.endpoint:
             raise UsageError("--endpoint is for suites: name at least one with --suite")
         if given.endpoint is None:
+            if given.key_variable is not None:
+                raise key_without_server(given.key_variable)
             rule = Rule() if given.route == "auto" else None
             candidate = Candidate(model=model, packs=tuple(given.pack or ()), dtype=given.dtype, rule=rule)
             candidate.check_route()
@@ -169,7 +171,9 @@ class _Measured:
             raise UsageError(
                 f"--data and --tasks need the model itself, and {given.endpoint} is an address; leave them out"
             )
-        key = given.key_file.read_text(encoding="utf-8").strip() if given.key_file else None
+        from blockexpand.cli.main import secret
+
+        key = secret(given.key_variable) if given.key_variable is not None else None
         return Candidate(model=model, endpoint=Endpoint(given.endpoint, model, key=key))
 
     def write(self, candidate: Candidate, out: Path, overwrite: bool) -> EvaluationRecord:
