@@ -199,7 +199,7 @@ def test_subjects_of_a_mean_over_tasks_weigh_the_same(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["--budget", "0.1"], "--budget 0.1 needs --against"),
-        (["--pack", "p"], "--pack and --endpoint are for suites: name at least one with --suite"),
+        (["--endpoint", "http://localhost:1", "--data", "a=b"], "--endpoint is for suites: name at least one with"),
         (
             ["--endpoint", "http://localhost:1", "--suite", "gsm8k", "--data", "a=b"],
             "--data and --tasks need the model",
