@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from suite_ground import make_suite
 
 from blockexpand.cli.main import run
 from blockexpand.errors import EvaluationError, RecordError
@@ -18,6 +17,7 @@ from blockexpand.evaluation import Difference, Interval, compare_records, judge,
 from blockexpand.evaluation.outcomes import write_samples
 from blockexpand.staging import RECORD_NAME
 from lm_helpers import make_corpus, make_lm
+from suite_ground import make_suite
 
 pytest.importorskip("lm_eval")
 

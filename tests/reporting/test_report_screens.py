@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from browser import browser, find_chromium
 from report_examples import make_story
 
 from blockexpand.reporting import report
+from browser import browser, find_chromium
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no chromium is installed")
 
