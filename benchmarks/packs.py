@@ -3,9 +3,10 @@
     .venv/bin/python benchmarks/packs.py train      # five short runs on the demo's texts and on C++ headers
     .venv/bin/python benchmarks/packs.py compose    # code + C++ by several rules, against one expansion trained on both
     .venv/bin/python benchmarks/packs.py sizes      # how large packs are, plain and compressed
-    .venv/bin/python benchmarks/packs.py speed      # attach, detach, switch; as ratios to copying the bytes
+    .venv/bin/python benchmarks/packs.py speed      # attach, detach, switch: time and memory (packs_speed.py)
 
-What is made stays under `runs/packs/`. benchmarks/routing.py goes on from there.
+`train --only code code-free` makes those two alone, which is all that `sizes` needs. What is made stays under
+`runs/packs/`. benchmarks/routing.py goes on from there.
 """
 
 from __future__ import annotations
@@ -13,12 +14,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import functools
 import os
-import resource
 import shutil
-import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +29,14 @@ from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import load_demo
 from blockexpand.evaluation.losses import document_losses
 from blockexpand.expansion import expand
-from blockexpand.packs import About, attach, detach, extract, load_with_packs, read_pack
-from blockexpand.packs.memory import attach_to_model, disable, enable, only
+from blockexpand.packs import About, extract, load_with_packs, read_pack
+from blockexpand.packs.memory import only
 from blockexpand.planning import plan
 from blockexpand.progress import progress_on_stderr
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training import train
 from blockexpand.training.settings import BlocksArm, DataSettings, OptimizerSettings, RetentionSettings, TrainSettings
+from packs_speed import speed
 
 WORK = Path("runs/packs")
 TOKENS = 32_000
@@ -77,10 +76,11 @@ def make_texts() -> None:
             prepare(recipe, BASE, WORK / "text" / name)
 
 
-def train_all() -> None:
-    """The runs that are not there yet, and a pack of each."""
+def train_all(only: Sequence[str]) -> None:
+    """Of these runs those that are not there yet, and a pack of each."""
     make_texts()
-    for name, (texts, blocks, keeps) in RUNS.items():
+    for name in only:
+        texts, blocks, keeps = RUNS[name]
         expanded, out = WORK / f"expanded-{blocks}", WORK / "run" / name
         if not expanded.exists():
             expand(BASE, expanded, plan(BASE, blocks))
@@ -293,81 +293,14 @@ def sizes() -> None:
             print(told, flush=True)
 
 
-def speed() -> None:
-    """Times as ratios to a copy of the pack's bytes in memory: the tiny base, and a random model of about 1 GB."""
-    large = WORK / "large"
-    if not large.exists():
-        _make_large(large)
-    for title, base, blocks in (("tiny base", BASE, 4), ("1 GB", large, 4)):
-        expanded, folder = WORK / f"speed-{title}", WORK / f"speed-{title}.pack"
-        shutil.rmtree(expanded, ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        expand(base, expanded, plan(base, blocks))
-        extract(expanded, folder, About(name="speed"))
-        shutil.rmtree(expanded)
-        pack, model = read_pack(folder), load_with_packs(base, [], torch.bfloat16)
-        size = pack.record.block_bytes
-        source = torch.ones(size, dtype=torch.uint8)
-        copy = _best(lambda source=source: source.clone())
-        print(
-            f"{title}: pack {size / 1e6:.1f} MB, {pack.num_bytes / size:.5f} of its blocks; a copy {copy * 1e3:.1f} ms"
-        )
-        for verify in ("none", "files", "donors", "all"):
-            took = []
-            for _ in range(5):
-                took.append(_time(functools.partial(attach_to_model, model, [pack], verify=verify)))
-                detach(model)
-            print(f"  attach, checked {verify:6}: {min(took) * 1e3:7.1f} ms = {min(took) / copy:5.1f} copies")
-        before = _resident_bytes()
-        attach(model, pack)
-        turn_off, turn_on = functools.partial(disable, model, "speed"), functools.partial(enable, model, "speed")
-        off = _best(turn_off, turn_on)
-        turn_off()
-        on = _best(turn_on, turn_off)
-        turn_on()
-        grown = _resident_bytes() - before
-        gone = _time(functools.partial(detach, model))
-        print(
-            f"  off {off * 1e3:.2f} ms, on {on * 1e3:.2f} ms, detach {gone * 1e3:.2f} ms, "
-            f"memory {grown / size:+.2f} packs"
-        )
-
-
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def _make_large(folder: Path) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(BASE)
-    config.update({"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 12, "num_attention_heads": 32,
-                   "num_key_value_heads": 8})  # fmt: skip
-    torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
-
-
-def _time(work: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
-
-
-def _best(work: Callable[[], Any], between: Callable[[], Any] = lambda: None) -> float:
-    took = []
-    for _ in range(7):
-        took.append(_time(work))
-        between()
-    return min(took)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="+", choices=("train", "compose", "sizes", "speed"))
-    stages = {"train": train_all, "compose": compose, "sizes": sizes, "speed": speed}
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="of `train`: which runs")
+    given = parser.parse_args()
+    stages = {"train": lambda: train_all(given.only), "compose": compose, "sizes": sizes, "speed": lambda: speed(WORK)}
     torch.set_num_threads(1)
-    for name in parser.parse_args().stages:
+    for name in given.stages:
         print(f"--- {name} (load {os.getloadavg()[0]:.1f})", flush=True)
         with progress_on_stderr():
             stages[name]()

@@ -6,7 +6,7 @@
 
 EXCERPTS as for `excerpts.py`. `speed` alternates ours and lm-evaluation-harness alone (its own evaluator and model
 class, the same tasks, batch and thread) and reads the ratio of samples a second, from the first question to the last
-score.
+score, and that of CPU seconds, which also count how each reads the task, and ours its records.
 """
 
 from __future__ import annotations
@@ -128,8 +128,6 @@ def run_suites(data: Path, given: argparse.Namespace) -> None:
 def compare_speed(data: Path, given: argparse.Namespace) -> None:
     """Ours and the harness alone, alternated; medians of the ratios."""
     import torch
-    from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
 
     from blockexpand.corpus.tokens import load_tokenizer
     from blockexpand.families.modules import load_model
@@ -140,30 +138,48 @@ def compare_speed(data: Path, given: argparse.Namespace) -> None:
     model: Any = load_model(Path(given.model), dtype=torch.float32)
     tokenizer: Any = load_tokenizer(given.model)
     for task in SPEED_TASKS:
-        ratios, rates = [], []
+        ratios, cpu_ratios, rates = [], [], []
         limit = max(4, given.limit // 10) if task == "gsm8k" else given.limit
-        for turn in range(given.repeats):
-            seconds = {}
+        chosen = load_suites([task])
+        small = dataclasses.replace(options, limit=limit)
+        for turn in range(-1, given.repeats):  # the first one imports and fills caches, and is not counted
+            seconds, cpu_seconds = {}, {}
             for who in ("ours", "alone") if turn % 2 else ("alone", "ours"):
-                chosen = load_suites([task])
-                if who == "ours":
-                    candidate = Candidate(model="m", loaded=(model, tokenizer))
-                    with tempfile.TemporaryDirectory() as out:
-                        small = Options(data=str(data), limit=limit, shots=given.shots)
-                        record = evaluate_suites(candidate, chosen, Path(out) / "o", small, None, Start())
-                    assert record.suites is not None
-                    seconds[who] = record.suites.tasks[task].seconds
-                else:
-                    (work,) = build_work(chosen, options)
-                    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
-                    start = time.monotonic()
-                    with contextlib.redirect_stderr(io.StringIO()):
-                        evaluate(lm, {"tasks": {task: work.parts[0].task}}, limit=limit, bootstrap_iters=0)
-                    seconds[who] = time.monotonic() - start
+                begin = time.process_time()
+                seconds[who] = (_ours if who == "ours" else _alone)(model, tokenizer, chosen, small)
+                cpu_seconds[who] = time.process_time() - begin
+            if turn < 0:
+                continue
             ratios.append(seconds["alone"] / seconds["ours"])
+            cpu_ratios.append(cpu_seconds["alone"] / cpu_seconds["ours"])
             rates.append((limit / seconds["ours"], limit / seconds["alone"]))
         ours, alone = (statistics.median(column) for column in zip(*rates, strict=True))
-        print(f"| {task} | {ours:.2f} | {alone:.2f} | {statistics.median(ratios):.2f} |", flush=True)
+        cpu = f"{statistics.median(cpu_ratios):.3f} ({min(cpu_ratios):.3f} to {max(cpu_ratios):.3f})"
+        print(f"| {task} | {ours:.2f} | {alone:.2f} | {statistics.median(ratios):.2f} | {cpu} |", flush=True)
+
+
+def _ours(model: Any, tokenizer: Any, chosen: Any, options: Options) -> float:
+    """Seconds from the first question to the last score, records and all."""
+    (task,) = [task.task for one in chosen for task in one.suite.tasks]
+    candidate = Candidate(model="m", loaded=(model, tokenizer))
+    with tempfile.TemporaryDirectory() as out:
+        record = evaluate_suites(candidate, chosen, Path(out) / "o", options, None, Start())
+    assert record.suites is not None
+    return record.suites.tasks[task].seconds
+
+
+def _alone(model: Any, tokenizer: Any, chosen: Any, options: Options) -> float:
+    """The same by lm-evaluation-harness's own evaluator and model class."""
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    (task,) = [task.task for one in chosen for task in one.suite.tasks]
+    (work,) = build_work(chosen, options)
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
+    start = time.monotonic()
+    with contextlib.redirect_stderr(io.StringIO()):
+        evaluate(lm, {"tasks": {task: work.parts[0].task}}, limit=options.limit, bootstrap_iters=0)
+    return time.monotonic() - start
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import gguf
@@ -21,7 +22,7 @@ def gguf_names(world: World) -> dict[str, str]:
 
 
 def write_gguf(world: World, out: Path) -> Path:
-    """Write `grown` in float32, with its config and without its tokenizer."""
+    """Write `grown` in float32, with its config and the words of its tokenizer."""
     config = world.model().config
     writer = gguf.GGUFWriter(out, "llama")
     writer.add_block_count(config.num_hidden_layers)
@@ -36,6 +37,7 @@ def write_gguf(world: World, out: Path) -> Path:
     writer.add_vocab_size(config.vocab_size)
     writer.add_bos_token_id(config.bos_token_id)
     writer.add_eos_token_id(config.eos_token_id)
+    _add_words(writer, world)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     names = gguf_names(world)
     for name, tensor in _tensors(world).items():
@@ -46,6 +48,22 @@ def write_gguf(world: World, out: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return out
+
+
+def _add_words(writer: gguf.GGUFWriter, world: World) -> None:
+    """The words and merges of a byte-level BPE, so that llama.cpp loads the file and turns ids back into text.
+
+    How it cuts text before merging ("gpt-2" here) is not the tokenizer's own way: feed it ids, not text.
+    """
+    held = json.loads((world.grown / "tokenizer.json").read_text(encoding="utf-8"))
+    words = sorted(held["model"]["vocab"], key=held["model"]["vocab"].__getitem__)
+    control = {added["content"] for added in held["added_tokens"] if added["special"]}
+    kinds = [gguf.TokenType.CONTROL if word in control else gguf.TokenType.NORMAL for word in words]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(words)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([" ".join(pair) for pair in held["model"]["merges"]])
 
 
 def _tensors(world: World) -> dict[str, torch.Tensor]:

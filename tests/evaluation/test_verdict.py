@@ -17,6 +17,7 @@ from blockexpand.evaluation import Difference, Interval, compare_records, judge,
 from blockexpand.evaluation.outcomes import write_samples
 from blockexpand.staging import RECORD_NAME
 from lm_helpers import make_corpus, make_lm
+from servers import completion, serving
 from suite_ground import make_suite
 
 pytest.importorskip("lm_eval")
@@ -198,10 +199,18 @@ def test_subjects_of_a_mean_over_tasks_weigh_the_same(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["--budget", "0.1"], "--budget 0.1 needs --against"),
-        (["--pack", "p"], "--pack and --endpoint are for suites: name at least one with --suite"),
+        (["--endpoint", "http://localhost:1", "--data", "a=b"], "--endpoint is for suites: name at least one with"),
         (
             ["--endpoint", "http://localhost:1", "--suite", "gsm8k", "--data", "a=b"],
             "--data and --tasks need the model",
+        ),
+        (
+            ["--suite", "general", "--key-variable", "K"],
+            "a key (--key-variable K) is for a server; expected --endpoint",
+        ),
+        (
+            ["--suite", "gsm8k", "--endpoint", "http://localhost:1", "--key-variable", "NO_SUCH_KEY"],
+            "the environment variable NO_SUCH_KEY is not set",
         ),
         (["--suite", "genral"], "no suite or task is called 'genral'; did you mean 'general'"),
         (["--suite", "general", "--limit", "0"], "limit: expected a whole number above 0, got 0"),
@@ -214,6 +223,22 @@ def test_wrong_words_are_one_line(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_server_is_shown_the_key_of_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-hidden")
+    (tmp_path / "sums").mkdir()
+    (tmp_path / "sums" / "test.jsonl").write_text('{"sum": "1 + 1", "is": "2"}\n')
+    (tmp_path / "mine.yaml").write_text(
+        "format: blockexpand.suite\nformat_version: 1\nsuite: mine\nversion: 1\nside: domain\ndata: .\ntasks:\n"
+        '  - {kind: answer, task: sums, question: "{{sum}} =", answer: is}\n'
+    )
+    with serving(lambda _: completion("2")) as server:
+        asked = ["--suite", str(tmp_path / "mine.yaml"), "--endpoint", server.url, "--key-variable", "MY_KEY"]
+        assert run(["eval", "m", *asked, *out(tmp_path / "o")]) == 0
+    assert [headers["authorization"] for headers in server.headers] == ["Bearer sk-hidden"] * len(server.headers)
+    assert len(server.asked) == 1
+    assert not [path for path in (tmp_path / "o").rglob("*") if path.is_file() and b"sk-hidden" in path.read_bytes()]
 
 
 def test_the_suite_in_the_guide_runs_as_it_stands(ground: Path, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_the_kl_to_the_base_is_that_of_the_models_own_logits(family: str, monkey
     expected = (-log_p[torch.arange(11), targets_R] * ce_R).sum() + (
         (log_q.exp() * (log_q - log_p)).sum(-1) * kl_R
     ).sum()
-    reference = Reference(hidden_RD=base_RD, head=head, weight_R=kl_R)
+    reference = Reference(hidden_GD=base_RD, head=head, weight_G=kl_R)
     loss, _, _ = linear_losses(hidden_RD, head, targets_R, ce_R, reference)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     theirs, ours = (torch.autograd.grad(value, [hidden_RD])[0] for value in (expected, loss))

@@ -1,6 +1,6 @@
 """GGUF: names by gguf's own map for Llamas, bytes read back, and the file run by transformers' own GGUF loader.
 
-llama.cpp itself is not here: it has no wheel on the index, and building it takes more than ten minutes.
+llama.cpp itself is in test_llama_cpp.py, where it is installed.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from blockexpand.agents.conversations import Question, load_questions
 from blockexpand.agents.episodes import Episode, Manner, Turn
-from blockexpand.agents.judging import JudgeRecord, JudgeSettings, Sides, judge_pair
+from blockexpand.agents.judging import JudgeRecord, JudgeRun, JudgeSettings, Sides, judge_pair, read_judge
 from blockexpand.agents.puzzles import make_puzzles
 from blockexpand.agents.records import (
     DEFAULT_BUDGETS,
@@ -28,6 +28,7 @@ __all__ = [
     "EndpointSpeaker",
     "Episode",
     "JudgeRecord",
+    "JudgeRun",
     "JudgeSettings",
     "LoadedSpeaker",
     "Manner",
@@ -46,6 +47,7 @@ __all__ = [
     "load_tasks",
     "make_puzzles",
     "read_agent",
+    "read_judge",
     "replay",
     "run_agent",
 ]

@@ -121,6 +121,18 @@ class JudgeRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JudgeRun:
+    """Everything a finished run left; answers in the order of the questions, two judgements a question."""
+
+    record: JudgeRecord
+    questions: tuple[Question, ...]
+    first: tuple[Answered, ...]
+    second: tuple[Answered, ...]
+    judgements: tuple[Judgement, ...]
+    """Of each question, the one with the first side shown first, then the other."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sides:
     """Who answers and who judges."""
 
@@ -172,6 +184,52 @@ def judge_pair(
     )
     write_record(folder / RECORD_NAME, record)
     return record
+
+
+def read_judge(folder: str | Path) -> JudgeRun:
+    """Read a finished run.
+
+    Raises:
+        AgentError: there is none in `folder`, or its files do not belong together.
+    """
+    path = Path(folder)
+    if not (path / RECORD_NAME).is_file():
+        raise AgentError(f"{folder} holds no finished judgement: it has no {RECORD_NAME}; make one with judge")
+    record = read_record(JudgeRecord, path / RECORD_NAME)
+    questions = read_lines(Question, path / QUESTIONS_NAME)
+    if digest_json([to_plain(q) for q in questions]) != record.settings.questions_digest:
+        raise AgentError(
+            f"{path / QUESTIONS_NAME} holds other questions than the run had; expected the file as judge left it"
+        )
+    first, second = (read_lines(Answered, path / f"answers-{name}.jsonl") for name in ("first", "second"))
+    judgements = read_lines(Judgement, path / JUDGEMENTS_NAME)
+    ids = [question.question_id for question in questions]
+    for name, found, expected in (
+        ("answers-first.jsonl", [one.question_id for one in first], ids),
+        ("answers-second.jsonl", [one.question_id for one in second], ids),
+        (
+            JUDGEMENTS_NAME,
+            [(j.question_id, j.swapped) for j in judgements],
+            [(i, s) for i in ids for s in (False, True)],
+        ),
+    ):
+        if found != expected:
+            raise AgentError(
+                f"{path / name} has {len(found)} lines that are not those of the {len(ids)} questions; expected the "
+                "file as judge left it; judge again"
+            )
+    if tally(questions, judgements) != record.tallies:
+        raise AgentError(
+            f"{path / JUDGEMENTS_NAME} comes to other counts than {path / RECORD_NAME} has; expected the files as "
+            "judge left them; judge again"
+        )
+    return JudgeRun(
+        record=record,
+        questions=tuple(questions),
+        first=tuple(first),
+        second=tuple(second),
+        judgements=tuple(judgements),
+    )
 
 
 def _claim(folder: Path, settings: JudgeSettings, questions: Sequence[Question], resume: bool) -> None:

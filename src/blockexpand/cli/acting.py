@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
+from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, key_without_server, show
 from blockexpand.digests import digest_file
 from blockexpand.errors import UsageError
 from blockexpand.staging import RECORD_NAME
@@ -161,7 +161,7 @@ def speaker_of(model: str, server: Server) -> tuple[Speaker, Opposite]:
 
     if server.endpoint is None:
         if server.key_variable is not None:
-            raise UsageError(f"a key (--key-variable {server.key_variable}) is for a server; expected --endpoint, too")
+            raise key_without_server(server.key_variable)
         from blockexpand.evaluation.evaluating import model_digest
 
         speaker = agents.load_speaker(model, server.pack or ())

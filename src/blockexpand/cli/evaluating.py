@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
+from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, key_without_server, show
 from blockexpand.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,10 +31,12 @@ class SuiteOptions:
     """The tasks' data on this machine, as TASK/SPLIT.jsonl; what is not there comes from the hub."""
     pack: Several = None
     """A pack of new blocks to attach to the model; may be given several times."""
+    route: Literal["auto", "always"] = "always"
+    """always: all packs are on; auto: each document and question gets the base or the pack that finds it likelier."""
     endpoint: str | None = None
     """The address of an OpenAI-compatible server, e.g. http://localhost:8000/v1; MODEL is the model's name there."""
-    key_file: Path | None = None
-    """A file with the key for the endpoint."""
+    key_variable: str | None = None
+    """The environment variable that holds the server's key."""
     limit: int | None = None
     """Only the first samples of each task."""
     shots: int | None = None
@@ -149,25 +151,38 @@ class _Measured:
     def candidate(self, model: str) -> Candidate:
         from blockexpand.endpoints import Endpoint
         from blockexpand.evaluation import Candidate
+        from blockexpand.packs.routing import Rule
 
         given = self.suites
-        if not self.names and (given.pack or given.endpoint):
-            raise UsageError("--pack and --endpoint are for suites: name at least one with --suite")
+        if not self.names and given.endpoint:
+            raise UsageError("--endpoint is for suites: name at least one with --suite")
         if given.endpoint is None:
-            return Candidate(model=model, packs=tuple(given.pack or ()), dtype=given.dtype)
+            if given.key_variable is not None:
+                raise key_without_server(given.key_variable)
+            rule = Rule() if given.route == "auto" else None
+            candidate = Candidate(model=model, packs=tuple(given.pack or ()), dtype=given.dtype, rule=rule)
+            candidate.check_route()
+            return candidate
+        if given.pack or given.route == "auto":
+            raise UsageError(
+                f"--pack and --route auto need the model itself, and {given.endpoint} is an address; leave them out"
+            )
         if self.data or self.questions:
             raise UsageError(
                 f"--data and --tasks need the model itself, and {given.endpoint} is an address; leave them out"
             )
-        key = given.key_file.read_text(encoding="utf-8").strip() if given.key_file else None
+        from blockexpand.cli.main import secret
+
+        key = secret(given.key_variable) if given.key_variable is not None else None
         return Candidate(model=model, endpoint=Endpoint(given.endpoint, model, key=key))
 
     def write(self, candidate: Candidate, out: Path, overwrite: bool) -> EvaluationRecord:
         from blockexpand import evaluation
 
         if not self.names:
+            subject = candidate.subject()
             return evaluation.evaluate(
-                candidate.model, self.data, out, tasks=self.questions, split=self.split, overwrite=overwrite
+                subject, self.data, out, tasks=self.questions, split=self.split, overwrite=overwrite
             )
         work = None
         if self.data or self.questions:
@@ -211,7 +226,22 @@ def _figures(record: EvaluationRecord) -> str:
         notes += [f"{one.num_cut} cut to the context"] if one.num_cut else []
         notes += [f"{one.num_errors} without an answer"] if one.num_errors else []
         lines.append(f"  {one.suite:<10} {task:<24} {one.metric:<13} {value}{error}  ({', '.join(notes)})")
-    return "\n".join(lines)
+    return "\n".join(lines + _routes(record))
+
+
+def _routes(record: EvaluationRecord) -> list[str]:
+    """Which packs were chosen how often, and what was kept of the gains after the prompts."""
+    if (routing := record.routing) is None:
+        return []
+    lines = [f"  packs chosen by what is read, at {routing.passes:.2f} passes of the base's blocks a scored token:"]
+    counted = {name: one.chosen for name, one in routing.held_out.items()}
+    counted |= ({"answers": routing.answers} if routing.answers else {}) | routing.suites
+    for name, chosen in counted.items():
+        lines.append(f"    {name:<14} {', '.join(f'{packs} {count:,}' for packs, count in chosen.items()) or 'none'}")
+    for name, one in routing.held_out.items():
+        after = ", ".join(f"{packs} {loss:.4f}" for packs, loss in one.after.items())
+        lines.append(f"    {name:<14} after the prompts, nats/token: {after or 'nothing'}")
+    return lines
 
 
 def _compared(found: dict[str, Difference], verdict: Verdict | None) -> str:

@@ -59,6 +59,10 @@ VERBS = {
     "pack detach": ("blockexpand.cli.packing:detach", "Give the base back, byte for byte."),
     "pack show": ("blockexpand.cli.packing:show_pack", "Say what a pack is; safe for a stranger's."),
     "chat": ("blockexpand.cli.chatting:chat", "Talk to a model, and to the base inside it."),
+    "completion": (
+        "blockexpand.cli.completing:completion",
+        "Print the script by which a shell completes verbs and options.",
+    ),
     "demo": ("blockexpand.cli.measuring:demo", "The whole story on the tiny base, in minutes."),
 }
 

@@ -44,7 +44,7 @@ def report(
     Parameters
     ----------
     folders
-        Folders that compare, eval, train, expand or prepare wrote.
+        Folders that compare, eval, agent, judge, train, expand or prepare wrote.
     out
         The folder to write: index.html, figures, tables.
     overwrite

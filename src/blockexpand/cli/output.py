@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
+from blockexpand.errors import UsageError
 from blockexpand.records import dump_json, has_format, with_format
 
 _COMMON = Group("Common options", sort_key=99)
@@ -44,3 +45,10 @@ def show(common: Common, value: Any, text: str | Callable[[], Any]) -> None:
         from rich.console import Console
 
         Console().print(text())
+
+
+def key_without_server(variable: str) -> UsageError:
+    """The error for a key that nobody would be shown."""
+    return UsageError(
+        f"a key (--key-variable {variable}) is for a server; expected --endpoint, too; add it, or leave the key out"
+    )

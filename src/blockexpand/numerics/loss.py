@@ -1,6 +1,6 @@
 """Linear cross-entropy and KL in chunks, so that [tokens, vocabulary] logits never exist whole.
 
-In: final hidden states, the head, targets; for retention also the base's hidden states at the same places.
+In: final hidden states, the head, targets; for retention also the base's hidden states at the last of these places.
 Out: one loss per position, and exact gradients for the hidden states and, where it is trained, the head.
 Memory: one chunk of logits (two more for the KL), whatever the number of tokens.
 
@@ -11,6 +11,7 @@ d/dlogits of a CE(onehot, p) + b KL(ref || p) is (a + b) p - a onehot - b ref.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from blockexpand.numerics.head import Head
 
-# R = positions that count, C = positions of one chunk, D = hidden size, V = vocabulary.
+# R = positions that count, G = the last of them, at which the base is asked too, C = positions of one chunk,
+# D = hidden size, V = vocabulary.
 
 CHUNK_POSITIONS = 512
 """Positions of one chunk: 256 to 512 were fastest on CPU (../docs/log.md); [512, 128k] fp32 is 262 MB."""
@@ -26,11 +28,11 @@ CHUNK_POSITIONS = 512
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What the base says at the same positions."""
+    """What the base says at the last G positions; those before have no KL, and cost none."""
 
-    hidden_RD: Tensor
+    hidden_GD: Tensor
     head: Head
-    weight_R: Tensor
+    weight_G: Tensor
     """Of the KL at each position."""
 
 
@@ -48,11 +50,11 @@ def linear_losses(
         head: From these to logits; its weight [V, D] and bias [V] get a gradient when they require one.
         targets_R: The token to predict at each position, int64 [R].
         weight_R: The weight of each position's cross-entropy, [R].
-        reference: The base at the same positions; None = no KL.
+        reference: The base at the last G positions; None = no KL.
 
     Returns:
         The sum over positions of weighted losses (a float32 scalar with a gradient), cross-entropies
-        [R] and KLs [R] (float32, detached; KLs are zero without a reference). For float64 hidden states
+        [R] and KLs [R] (float32, detached; KLs are zero where there is no reference). For float64 hidden states
         all three are float64.
     """
     return _LinearLosses.apply(hidden_RD, head.weight_VD, head.bias_V, head, targets_R, weight_R, reference)
@@ -74,16 +76,13 @@ class _LinearLosses(torch.autograd.Function):
         ce_R = torch.empty(len(hidden_RD), dtype=wide, device=hidden_RD.device)
         kl_R = torch.zeros_like(ce_R)
         with torch.autocast(hidden_RD.device.type, enabled=False):
-            for start in range(0, len(hidden_RD), CHUNK_POSITIONS):
-                chunk = slice(start, start + CHUNK_POSITIONS)
+            for chunk, part in _chunks(len(hidden_RD), reference):
                 hidden_CD, targets_C, weight_C = hidden_RD[chunk], targets_R[chunk], weight_R[chunk].to(wide)
-                if reference is None:
+                if part is None:
                     ce_R[chunk], grad_CV = _ce_chunk(head, hidden_CD, targets_C)
                     after_C1 = weight_C[:, None]  # on [C, D] instead of [C, V]
                 else:
-                    ce_R[chunk], kl_R[chunk], grad_CV = _kl_chunk(
-                        (head, hidden_CD), targets_C, weight_C, _part(reference, chunk, hidden_CD)
-                    )
+                    ce_R[chunk], kl_R[chunk], grad_CV = _kl_chunk((head, hidden_CD), targets_C, weight_C, part)
                     after_C1 = None
                 grad_CV = grad_CV.to(hidden_RD.dtype)
                 if grad_hidden_RD is not None:
@@ -98,7 +97,9 @@ class _LinearLosses(torch.autograd.Function):
         ctx.head_dtype = weight_VD.dtype
         ctx.mark_non_differentiable(ce_R, kl_R)
         loss = (ce_R * weight_R).sum()
-        return (loss if reference is None else loss + (kl_R * reference.weight_R).sum()), ce_R, kl_R
+        if reference is not None:
+            loss += (kl_R[len(kl_R) - len(reference.weight_G) :] * reference.weight_G).sum()
+        return loss, ce_R, kl_R
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -108,13 +109,24 @@ class _LinearLosses(torch.autograd.Function):
         return (hidden if hidden is None else hidden.to(ctx.saved_tensors[0].dtype)), weight, bias, *[None] * 4
 
 
-def _part(reference: Reference, chunk: slice, hidden_CD: Tensor) -> Reference:
-    """The reference at the positions of one chunk, detached, in the hidden states' type."""
-    return Reference(
-        hidden_RD=reference.hidden_RD[chunk].detach().to(hidden_CD.dtype),
-        head=reference.head,
-        weight_R=reference.weight_R[chunk],
-    )
+def _chunks(num_positions: int, reference: Reference | None) -> Iterator[tuple[slice, Reference | None]]:
+    """Positions chunk by chunk, first those without a reference; with each, what the base says there."""
+    first = num_positions - (0 if reference is None else len(reference.hidden_GD))
+    for start in range(0, first, CHUNK_POSITIONS):
+        yield slice(start, min(start + CHUNK_POSITIONS, first)), None
+    if reference is None:
+        return
+    for start in range(first, num_positions, CHUNK_POSITIONS):
+        chunk = slice(start, start + CHUNK_POSITIONS)
+        of_them = slice(start - first, start - first + CHUNK_POSITIONS)
+        yield (
+            chunk,
+            dataclasses.replace(
+                reference,
+                hidden_GD=reference.hidden_GD[of_them].detach(),
+                weight_G=reference.weight_G[of_them],
+            ),
+        )
 
 
 def _ce_chunk(head: Head, hidden_CD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,10 +151,10 @@ def _kl_chunk(
     grad_CV = torch.log_softmax(logits_CV, dim=-1)
     del logits_CV
     ce_C = -grad_CV.gather(1, targets_C[:, None])[:, 0]
-    log_q_CV = torch.log_softmax(reference.head.logits_CV(reference.hidden_RD), dim=-1)
+    log_q_CV = torch.log_softmax(reference.head.logits_CV(reference.hidden_GD.to(hidden_CD.dtype)), dim=-1)
     q_CV = log_q_CV.exp()
     kl_C = log_q_CV.sub_(grad_CV).mul_(q_CV).sum(-1)
-    kl_weight_C1 = reference.weight_R[:, None].to(grad_CV.dtype)
+    kl_weight_C1 = reference.weight_G[:, None].to(grad_CV.dtype)
     grad_CV.exp_().mul_(weight_C[:, None] + kl_weight_C1).sub_(q_CV.mul_(kl_weight_C1))
     _subtract_at(grad_CV, targets_C, weight_C)
     return ce_C, kl_C, _by_product(grad_CV, head, slopes_CV)

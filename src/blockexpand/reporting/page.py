@@ -22,6 +22,14 @@ from blockexpand.reporting.course_charts import compared_losses_figure, curves_f
 from blockexpand.reporting.episodes import EPISODE_RULE, agents_sentence, episodes_figure, episodes_table, transcripts
 from blockexpand.reporting.examined import blocks_figure, blocks_table, effects_of, said, shifts_table
 from blockexpand.reporting.importance import guidance_figure
+from blockexpand.reporting.judged import (
+    JUDGED_RULE,
+    conversations,
+    judged_figure,
+    judged_sentence,
+    judged_table,
+    questions_tables,
+)
 from blockexpand.reporting.judging import RULES, verdict
 from blockexpand.reporting.methods import MARKERS, REFERENCE_MARKER, methods_of
 from blockexpand.reporting.plotting import Figure
@@ -39,7 +47,8 @@ from blockexpand.reporting.stack import stack_figure
 from blockexpand.reporting.tables import Table
 
 _TEMPLATE, _STYLE = "page.html.jinja", "page.css"
-_TRANSCRIPTS, _EPISODE = "transcripts.html.jinja", "episode.html.jinja"
+_TRANSCRIPTS = "transcripts.html.jinja"
+_PARTS = (_TEMPLATE, _TRANSCRIPTS, "episode.html.jinja", "conversation.html.jinja")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +105,7 @@ def make_page(material: Material) -> Page:
     proofs = [proof_table(found, n) for n, found in enumerate(material.proofs)]
     contents.add_tables(proofs)
     values |= _answers(material, contents)
-    contents.add_tables([episodes_table(material.agents)])
-    contents.add_figures([episodes_figure(material.agents)])
-    runs = transcripts(material.agents)
-    values |= {"agent_runs": runs, "episode_rule": EPISODE_RULE}
+    values |= _talks(material, contents)
     contents.add_tables([evaluations_table(material.evaluations), runs_table(material.runs)])
     contents.add_figures([runs_figure(material.runs)])
     compared = material.comparison.value if material.comparison is not None else None
@@ -116,7 +122,7 @@ def make_page(material: Material) -> Page:
         title=values["title"],
         verdict=values["headline"],
         html=_render_page(values),
-        transcripts={one.file: _render(_TRANSCRIPTS, {"run": one, "version": __version__}) for one in runs},
+        transcripts=_further_pages(values),
         figures=tuple(contents.figures.values()),
         tables=tuple(contents.tables.values()),
     )
@@ -153,6 +159,8 @@ def headline(material: Material) -> str:
         return f"{asked[-1].label} answered {right} of {formats.count(scores.num_samples)} questions rightly."
     if material.agents:
         return agents_sentence(material.agents)
+    if material.judged:
+        return judged_sentence(material.judged)
     return "These records hold no comparison, so there is no verdict."
 
 
@@ -189,6 +197,29 @@ def _answers(material: Material, contents: _Contents) -> dict[str, Any]:
         return {}
     contents.add_tables([answers_table(asked)])
     return {"answers": asked, "samples": samples(asked), "sample_rule": RULE}
+
+
+def _talks(material: Material, contents: _Contents) -> dict[str, Any]:
+    """Runs of agents and judged conversations."""
+    questions = questions_tables(material.judged)
+    contents.add_tables([episodes_table(material.agents), judged_table(material.judged), *questions])
+    contents.add_figures([episodes_figure(material.agents), judged_figure(material.judged)])
+    return {
+        "agent_runs": transcripts(material.agents),
+        "episode_rule": EPISODE_RULE,
+        "judged_runs": conversations(material.judged),
+        "judged_rule": JUDGED_RULE,
+        "question_tables": questions,
+    }
+
+
+def _further_pages(values: dict[str, Any]) -> dict[str, str]:
+    """A page for each run whose words are shown."""
+    return {
+        run.file: _render(_TRANSCRIPTS, {"run": run, "version": __version__, "judged": kind == "judged_runs"})
+        for kind in ("agent_runs", "judged_runs")
+        for run in values[kind]
+    }
 
 
 def _settings(material: Material) -> dict[str, str]:
@@ -233,7 +264,7 @@ def _render(name: str, values: dict[str, Any]) -> str:
         return text.replace(" %", "\u00a0%")
 
     folder = importlib.resources.files("blockexpand.reporting")
-    texts = {one: folder.joinpath(one).read_text(encoding="utf-8") for one in (_TEMPLATE, _TRANSCRIPTS, _EPISODE)}
+    texts = {one: folder.joinpath(one).read_text(encoding="utf-8") for one in _PARTS}
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,

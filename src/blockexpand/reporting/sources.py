@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from blockexpand.agents import AgentRecord, AgentRun, read_agent
+from blockexpand.agents import AgentRecord, AgentRun, JudgeRecord, JudgeRun, read_agent, read_judge
+from blockexpand.agents.judging import JUDGEMENTS_NAME, QUESTIONS_NAME
 from blockexpand.agents.records import EPISODES_NAME, TASKS_NAME
 from blockexpand.comparison import Comparison, Examination, read_comparison, read_examination
 from blockexpand.comparison.examination import EXAMINATION_NAME
@@ -87,6 +88,7 @@ class Material:
     runs: tuple[Found[Run], ...] = ()
     corpora: tuple[Found[CorpusRecord], ...] = ()
     agents: tuple[Found[AgentRun], ...] = ()
+    judged: tuple[Found[JudgeRun], ...] = ()
     stages: Stages | None = None
     sources: tuple[Source, ...] = ()
 
@@ -101,7 +103,7 @@ def gather(folders: Sequence[str | Path]) -> Material:
     if not paths:
         raise ReportError(
             "there is nothing to report on: no folder was given; expected at least one that compare, expand, eval, "
-            "train or prepare wrote; name it"
+            "agent, judge, train or prepare wrote; name it"
         )
     _refuse_twice(paths)
     labels = _labels(paths)
@@ -132,7 +134,7 @@ def _labels(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def _records_in(folder: Path) -> list[str]:
-    expected = "expected a folder that compare, expand, eval, train, prepare or verify wrote"
+    expected = "expected a folder that compare, expand, eval, agent, judge, train, prepare or verify wrote"
     if not folder.exists():
         raise ReportError(f"cannot report on {folder}: there is no such folder; {expected}; check the path")
     if not folder.is_dir():
@@ -162,6 +164,7 @@ class _Gathering:
             RunRecord.FORMAT: self._read_run,
             CorpusRecord.FORMAT: lambda folder: open_corpus(folder).record,
             AgentRecord.FORMAT: read_agent,
+            JudgeRecord.FORMAT: read_judge,
             Stages.FORMAT: read_stages,
         }
 
@@ -180,6 +183,11 @@ class _Gathering:
         if kind == AgentRecord.FORMAT:
             self._note(folder / EPISODES_NAME, "episodes")
             self._note(folder / TASKS_NAME, "tasks")
+        if kind == JudgeRecord.FORMAT:
+            self._note(folder / QUESTIONS_NAME, "questions")
+            self._note(folder / "answers-first.jsonl", "conversations")
+            self._note(folder / "answers-second.jsonl", "conversations")
+            self._note(folder / JUDGEMENTS_NAME, "judgements")
 
     def _format_of(self, path: Path) -> str:
         data = read_json(path)
@@ -249,6 +257,7 @@ class _Gathering:
             runs=tuple(self._found.get(RunRecord.FORMAT, [])),
             corpora=tuple(self._found.get(CorpusRecord.FORMAT, [])),
             agents=tuple(self._found.get(AgentRecord.FORMAT, [])),
+            judged=tuple(self._found.get(JudgeRecord.FORMAT, [])),
             stages=found.value if (found := self._only(Stages.FORMAT, "records of stages")) else None,
             sources=tuple(self._sources),
         )

@@ -1,8 +1,9 @@
 """`report`: folders of records into one folder with a page, its figures and its tables.
 
 In: folders that earlier steps wrote. Out: `index.html` (one file, opens from disk), `transcripts-N.html` (one a run
-of an agent), `figures/*.png`, `tables/*.csv`, and `blockexpand.json`, which names every file that it rests on. The same
-records give the same bytes. Refused: what `sources` refuses, and an output that is taken or is one of the folders.
+of an agent), `judged-N.html` (one a judged pair), `figures/*.png`, `tables/*.csv`, and `blockexpand.json`, which names
+every file that it rests on. The same records give the same bytes. Refused: what `sources` refuses, and an output that
+is taken or is one of the folders.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def report(folders: Sequence[str | Path], out: str | Path, overwrite: bool = Fal
 
     Args:
         folders: What to report on, each recognised by the format of its record: comparisons, expansions,
-            evaluations (the first one with answers counts as "before"), runs of training and of agents, prepared
-            texts, stages.
+            evaluations (the first one with answers counts as "before"), runs of training and of agents, judged
+            pairs, prepared texts, stages.
         out: The folder to write; it appears whole or not at all.
         overwrite: Replace an earlier report.
 

@@ -283,23 +283,23 @@ class Loop:
         share = torch.where(is_domain_R, 1.0, general_weight * retention.ce_weight)
         reference = None
         if retention.kl_weight > 0 and one.has_general:
-            reference = self._reference(one, predicted_BT, is_domain_R, general_weight / total)
+            reference = self._reference(one, predicted_BT, general_weight / total)
         loss, ce_R, kl_R = linear_losses(hidden_BTD[predicted_BT], head_of(model), targets_R, share / total, reference)
         return loss, ce_R, kl_R, is_domain_R
 
-    def _reference(self, one: Pass, predicted_BT: Tensor, is_domain_R: Tensor, weight: float) -> Reference:
-        """The base's hidden states on the general rows; zeros, with weight zero, on the domain's."""
+    def _reference(self, one: Pass, predicted_BT: Tensor, weight: float) -> Reference:
+        """The base's hidden states on the general rows, which are the last."""
         # A process whose general rows are all in other passes takes part with a row of its own, and drops the answer.
         first = min(one.num_domain_rows, len(one.batch.tokens_BT) - 1)
         with torch.no_grad(), self._autocast, self.trainee.reference() as base:
-            hidden = hidden_states(base, one.batch.rows(slice(first, None)))[predicted_BT[first:]]
+            hidden_GD = hidden_states(base, one.batch.rows(slice(first, None)))[predicted_BT[first:]]
             head = head_of(base)
         if first < one.num_domain_rows:
-            hidden = hidden[:0]
-        whole = hidden.new_zeros(len(is_domain_R), hidden.shape[-1])
-        whole[~is_domain_R] = hidden
-        kl_weight = torch.where(is_domain_R, 0.0, weight * self.settings.retention.kl_weight)
-        return Reference(hidden_RD=whole, head=head, weight_R=kl_weight)
+            hidden_GD = hidden_GD[:0]
+        weight_G = hidden_GD.new_full(
+            (len(hidden_GD),), weight * self.settings.retention.kl_weight, dtype=torch.float32
+        )
+        return Reference(hidden_GD=hidden_GD, head=head, weight_G=weight_G)
 
     # --- measuring -----------------------------------------------------------------------------------
 
