@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from suite_ground import make_suite
 
 from blockexpand.cli.main import run
 from blockexpand.errors import EvaluationError, RecordError
@@ -19,6 +18,7 @@ from blockexpand.evaluation.outcomes import write_samples
 from blockexpand.staging import RECORD_NAME
 from lm_helpers import make_corpus, make_lm
 from servers import completion, serving
+from suite_ground import make_suite
 
 pytest.importorskip("lm_eval")
 
@@ -199,7 +199,7 @@ def test_subjects_of_a_mean_over_tasks_weigh_the_same(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["--budget", "0.1"], "--budget 0.1 needs --against"),
-        (["--pack", "p"], "--pack and --endpoint are for suites: name at least one with --suite"),
+        (["--endpoint", "http://localhost:1", "--data", "a=b"], "--endpoint is for suites: name at least one with"),
         (
             ["--endpoint", "http://localhost:1", "--suite", "gsm8k", "--data", "a=b"],
             "--data and --tasks need the model",

@@ -9,14 +9,19 @@ from __future__ import annotations
 import json
 from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from blockexpand.chat.sampling import Sampling
 from blockexpand.chat.speaking import Message, Speaker
 from blockexpand.errors import ChatError, nearest
 
+if TYPE_CHECKING:
+    from blockexpand.packs.routing import Route
+
 HELP = """\
 /base            answer as the base inside, and back again
 /packs [NAMES]   the packs, and which are on; with names (or none) switch exactly these on
+/route [HOW]     auto: of the packs that are on, the likelier one (or the base) answers each turn; always: all of them
 /system [TEXT]   what the model is told first; without text, nothing
 /set NAME=VALUE  max_tokens, temperature (0: likeliest), top_p, seed (none: a new one each time)
 /reset           forget what was said
@@ -33,6 +38,10 @@ class Conversation:
         """`log`: a file that every turn is appended to, as JSON lines; without it nothing is kept."""
         self.speaker, self.sampling, self.system = speaker, sampling or Sampling(), system
         self.as_base = False
+        self.routes = False
+        """Whether each turn's packs are chosen by what was said."""
+        self.route: Route | None = None
+        """What was chosen for the latest answer; none where nothing was."""
         self.has_ended = False
         self.turns: list[Message] = []
         self._log = log
@@ -48,8 +57,9 @@ class Conversation:
         """
         name, _, rest = line[1:].strip().partition(" ")
         commands = {
-            "base": self._switch_base, "packs": self._switch_packs, "system": self._set_system, "set": self._set,
-            "reset": self._reset, "help": lambda _: HELP, "quit": self._quit,
+            "base": self._switch_base, "packs": self._switch_packs, "route": self._switch_route,
+            "system": self._set_system, "set": self._set, "reset": self._reset, "help": lambda _: HELP,
+            "quit": self._quit,
         }  # fmt: skip
         if name not in commands:
             raise ChatError(f"there is no command {'/' + name!r}; {nearest(name, commands)}; /help lists them")
@@ -61,8 +71,10 @@ class Conversation:
         messages = [{"role": "system", "content": self.system}] if self.system else []
         pieces: list[str] = []
         is_whole = False
+        self.route = None
+        more: dict[str, Any] = {"as_base": self.as_base, "routed": self._hear if self.routes else None}
         try:
-            for piece in self.speaker.answer([*messages, *self.turns, asked], self.sampling, as_base=self.as_base):
+            for piece in self.speaker.answer([*messages, *self.turns, asked], self.sampling, **more):
                 pieces.append(piece)
                 yield piece
             is_whole = True
@@ -73,12 +85,22 @@ class Conversation:
                 self._keep(asked)
                 self._keep(answered)
 
+    def _hear(self, route: Route) -> None:
+        self.route = route
+
+    def told(self) -> str:
+        """Which packs gave the latest answer, and why; nothing where none were chosen."""
+        return describe_route(self.route) if self.route is not None else ""
+
     def _keep(self, message: Message) -> None:
         if self._log is None:
             return
+        more: dict[str, Any] = {"as_base": self.as_base}
+        if self.route is not None and message["role"] == "assistant":
+            more["packs"] = list(self.route.names)
         try:
             with self._log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**message, "as_base": self.as_base}) + "\n")
+                file.write(json.dumps(message | more) + "\n")
         except OSError as error:
             raise ChatError(f"the log {self._log} cannot be written: {error.strerror}; choose another --log") from None
 
@@ -101,6 +123,15 @@ class Conversation:
             ", ".join(f"{name} ({'on' if name in on else 'off'})" for name in self.speaker.packs) or "none"
         )
 
+    def _switch_route(self, rest: str) -> str:
+        if rest not in ("", "auto", "always"):
+            raise ChatError(f"/route was given {rest!r}, expected auto, always or nothing, which says how it is")
+        if rest == "auto":
+            self.speaker.check_route()
+        self.routes = rest == "auto" if rest else self.routes
+        how = "each turn's packs are chosen by what was said" if self.routes else "the packs that are on answer"
+        return f"{how}; the latest answer: {self.told()}" if self.route is not None else how
+
     def _set_system(self, rest: str) -> str:
         self.system = rest
         return "the model is told this first" if rest else "the model is told nothing first"
@@ -119,3 +150,14 @@ class Conversation:
     def _quit(self, _rest: str) -> str:
         self.has_ended = True
         return "bye"
+
+
+def describe_route(route: Route) -> str:
+    """The packs that were chosen, and each candidate's nats per token of what was said."""
+    from blockexpand.packs.routing import name_of
+
+    chosen = name_of(route.names)
+    if not route.nats:
+        return f"{chosen} (too little was said to choose by)"
+    nats = ", ".join(f"{name_of(names)} {value:.2f}" for names, value in route.nats.items())
+    return f"{chosen} ({nats} nats a token)"

@@ -1,15 +1,16 @@
 """A model that answers, token by token, as itself or as the base inside it.
 
 In: a folder, packs. Out: `Speaker`, whose `answer` yields text as it is made. One answer is made at a time, because a
-model is its base while it is bypassed. Refuses models without a chat template (unless text is to be completed plainly),
-conversations that do not fit the context, and asking for a base or packs that are not there.
+model is its base while it is bypassed; each fills a KV cache of its own, so packs may change between any two. Refuses
+models without a chat template (unless text is to be completed plainly), conversations that do not fit the context, and
+asking for a base or packs that are not there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -20,6 +21,8 @@ from blockexpand.errors import ChatError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from blockexpand.packs.routing import Route
 
 Message = dict[str, str]
 """`role` (system, user, assistant) and `content`."""
@@ -33,6 +36,9 @@ class _Way(NamedTuple):
 
     as_base: bool
     packs: Sequence[str] | None
+    routed: Callable[[Route], None] | None
+    said: str
+    """What the packs are chosen by."""
     stop: threading.Event
     streamer: Any
 
@@ -84,15 +90,20 @@ class Speaker:
         *,
         as_base: bool = False,
         packs: Sequence[str] | None = None,
+        routed: Callable[[Route], None] | None = None,
         stop: threading.Event | None = None,
     ) -> Generator[str]:
         """The answer's text, in pieces. Leaving the iteration, or setting `stop`, ends it. With `packs`, exactly these
-        are switched on for it and after it.
+        are switched on for it and after it. With `routed`, of the packs that are on the one answers (or the base) with
+        which what the person has said is likelier; it is called with what was chosen before the first piece comes.
 
         Raises:
-            ChatError: there is no base inside, or the last message alone is longer than the context.
+            ChatError: there is no base inside, or there are no packs to choose among, or the last message alone is
+                longer than the context.
             PackError: the model has no such pack.
         """
+        if routed is not None:
+            self.check_route()
         if as_base and not self.facts.is_expanded:
             raise ChatError(f"{self.facts.name} holds no base to answer as; expected an expanded model or packs")
         from transformers import TextIteratorStreamer
@@ -100,8 +111,9 @@ class Speaker:
         stop = stop or threading.Event()
         prompt, room = self._prompt(messages, sampling)
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        way = _Way(as_base, packs, None if as_base else routed, self._said(messages), stop, streamer)
         with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(self._generate, prompt, room, sampling, _Way(as_base, packs, stop, streamer))
+            future = pool.submit(self._generate, prompt, room, sampling, way)
             try:
                 yield from (piece for piece in streamer if piece)
             finally:
@@ -119,6 +131,8 @@ class Speaker:
                 entered.enter_context(self._turn)
                 if way.packs is not None:
                     self._wear(way.packs)
+                if way.routed is not None:
+                    entered.enter_context(self._chosen(way.said, way.routed))
                 for context in (self._as(way.as_base), torch.inference_mode(), torch.random.fork_rng()):
                     entered.enter_context(context)
                 torch.manual_seed(sampling.seed) if sampling.seed is not None else torch.seed()
@@ -133,6 +147,37 @@ class Speaker:
                 )
         finally:
             way.streamer.end()
+
+    @contextlib.contextmanager
+    def _chosen(self, said: str, routed: Callable[[Route], None]) -> Generator[None]:
+        """With the packs on that the text asks for, of those that are on."""
+        from blockexpand.packs.memory import enabled, only
+        from blockexpand.packs.routing import candidates_of, route
+
+        tokens = self.tokenizer(said, add_special_tokens=False, verbose=False)["input_ids"]
+        found = route(self.model, tokens, candidates=candidates_of(self.model, among=enabled(self.model)))
+        routed(found)
+        with only(self.model, *found.names):
+            yield
+
+    def check_route(self) -> None:
+        """Refuse to choose packs where there are none.
+
+        Raises:
+            ChatError: the model has none.
+        """
+        if not self.packs:
+            raise ChatError(
+                f"{self.facts.name} has no packs to choose among; expected a folder that `pack attach` wrote, or packs "
+                "beside the base; give --pack PACK, or leave out --route auto"
+            )
+
+    def _said(self, messages: Sequence[Message]) -> str:
+        """What the person said. Not the answers: a pack finds likelier what it wrote itself. Nor the template, which
+        a pack that was tuned on chats always finds likelier."""
+        if self.plain:
+            return messages[-1]["content"]
+        return "\n".join(message["content"] for message in messages if message["role"] == "user")
 
     def _as(self, as_base: bool) -> contextlib.AbstractContextManager[Any]:
         from blockexpand.live import bypass

@@ -1,7 +1,8 @@
 """The chat in a terminal, or from a pipe: a line is a turn, answers stream, Ctrl-C stops an answer.
 
-In: lines, a conversation. Out: what is printed. From a pipe there are no prompts and no colours, so that the output is
-the answers and nothing else but what commands say.
+In: lines, a conversation. Out: what is printed; where packs are chosen, a dim line before each answer says which. From
+a pipe there are no prompts, no such lines and no colours, so that the output is the answers and nothing else but what
+commands say.
 """
 
 from __future__ import annotations
@@ -33,8 +34,12 @@ def talk(conversation: Conversation, lines: Iterable[str], console: Console) -> 
 
 def _say(conversation: Conversation, text: str, console: Console) -> None:
     reply = conversation.reply(text)
+    is_first = console.is_terminal
     try:
         for piece in reply:
+            if is_first and conversation.told():
+                console.print(conversation.told(), style="dim", markup=False, highlight=False, soft_wrap=True)
+            is_first = False
             console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
             console.file.flush()
     except KeyboardInterrupt:

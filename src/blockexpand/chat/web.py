@@ -19,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blockexpand.chat.conversation import describe_route
 from blockexpand.chat.sampling import Sampling
 from blockexpand.chat.speaking import Message, Speaker
 from blockexpand.errors import BlockexpandError, ChatError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
+
+    from blockexpand.packs.routing import Route
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 _MOST_BYTES = 4_000_000
@@ -55,6 +58,9 @@ class Page:
 
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     """The settings the page begins with."""
+
+    routes: bool = False
+    """Whether the page begins with packs chosen by what is said."""
 
 
 def serve_page(speaker: Speaker, page: Page) -> None:
@@ -129,6 +135,7 @@ def _facts(speaker: Speaker, page: Page) -> dict[str, Any]:
     return {
         **dataclasses.asdict(speaker.facts),
         "packs": {name: name in speaker.packs_on for name in speaker.packs},
+        "routes": page.routes,
         "plain": speaker.plain,
         "system": page.system,
         "sampling": dataclasses.asdict(page.sampling),
@@ -142,6 +149,7 @@ class _Question:
     sampling: Sampling
     as_base: bool
     packs: list[str] | None
+    routes: bool
 
 
 def _read_question(kind: str, body: bytes, sampling: Sampling) -> _Question:
@@ -162,17 +170,21 @@ def _read_question(kind: str, body: bytes, sampling: Sampling) -> _Question:
         raise ChatError(f"the request cannot be understood: {type(error).__name__} {error}; reload the page") from None
     if not messages or any(m["role"] not in ("system", "user", "assistant") for m in messages):
         raise ChatError("the request has no messages, or of other roles than system, user, assistant; reload the page")
-    return _Question(messages=messages, sampling=sampling, as_base=asked.get("as_base") is True, packs=packs)
+    flags = {name: asked.get(name) is True for name in ("as_base", "routes")}
+    return _Question(messages=messages, sampling=sampling, packs=packs, **flags)
 
 
 def _lines(
     speaker: Speaker, asked: _Question, stop: threading.Event, log: tuple[Path | None, threading.Lock]
 ) -> Iterator[dict[str, Any]]:
-    """Pieces as they come, then the end, or what went wrong."""
+    """What was chosen where packs are, pieces as they come, then the end, or what went wrong."""
     pieces: list[str] = []
+    heard: list[Route] = []
+    more: dict[str, Any] = {"packs": asked.packs, "routed": heard.append if asked.routes else None, "stop": stop}
     try:
-        answer = speaker.answer(asked.messages, asked.sampling, as_base=asked.as_base, packs=asked.packs, stop=stop)
-        for piece in answer:
+        for piece in speaker.answer(asked.messages, asked.sampling, as_base=asked.as_base, **more):
+            if heard and not pieces:
+                yield {"route": describe_route(heard[0])}
             pieces.append(piece)
             yield {"text": piece}
         yield {"end": True}
@@ -180,7 +192,8 @@ def _lines(
         yield {"error": str(error)}
     path, lock = log
     if path is not None:
-        entry = {"messages": asked.messages, "as_base": asked.as_base, "answer": "".join(pieces)}
+        entry: dict[str, Any] = {"messages": asked.messages, "as_base": asked.as_base, "answer": "".join(pieces)}
+        entry |= {"packs": list(heard[0].names)} if heard else {}
         with lock, path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 

@@ -54,6 +54,7 @@ def chat(
     model: Path,
     *,
     pack: Names = None,
+    route: Literal["auto", "always"] = "always",
     plain: Flag = False,
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     device: str = "cpu",
@@ -70,6 +71,8 @@ def chat(
         The folder of a checkpoint, expanded or not.
     pack
         A pack to put on the model; may be given several times.
+    route
+        always: all packs are on; auto: each turn the base answers, or the pack that finds likelier what was said.
     plain
         Complete text instead of talking, for models without a chat template.
     dtype
@@ -90,16 +93,26 @@ def chat(
         max_tokens=answers.max_tokens, temperature=answers.temperature, top_p=answers.top_p, seed=answers.seed
     )
     speaker = chatting.open_speaker(model, pack or (), dtype=dtype, device=device, plain=plain)
+    if route == "auto":
+        speaker.check_route()
     console = Console()
     if page.web:
         if not common.quiet:
             console.print(f"http://{page.host}:{page.port} (Ctrl-C ends)", markup=False, highlight=False)
         chatting.serve_page(
             speaker,
-            chatting.Page(host=page.host, port=page.port, log=log, system=answers.system, sampling=sampling),
+            chatting.Page(
+                host=page.host,
+                port=page.port,
+                log=log,
+                system=answers.system,
+                sampling=sampling,
+                routes=route == "auto",
+            ),
         )
         return DONE
     conversation = chatting.Conversation(speaker, sampling, system=answers.system, log=log)
+    conversation.routes = route == "auto"
     if not sys.stdin.isatty():
         chatting.talk(conversation, sys.stdin, console)
         return DONE

@@ -31,6 +31,8 @@ class SuiteOptions:
     """The tasks' data on this machine, as TASK/SPLIT.jsonl; what is not there comes from the hub."""
     pack: Several = None
     """A pack of new blocks to attach to the model; may be given several times."""
+    route: Literal["auto", "always"] = "always"
+    """always: all packs are on; auto: each document and question gets the base or the pack that finds it likelier."""
     endpoint: str | None = None
     """The address of an OpenAI-compatible server, e.g. http://localhost:8000/v1; MODEL is the model's name there."""
     key_variable: str | None = None
@@ -149,14 +151,22 @@ class _Measured:
     def candidate(self, model: str) -> Candidate:
         from blockexpand.endpoints import Endpoint
         from blockexpand.evaluation import Candidate
+        from blockexpand.packs.routing import Rule
 
         given = self.suites
-        if not self.names and (given.pack or given.endpoint):
-            raise UsageError("--pack and --endpoint are for suites: name at least one with --suite")
+        if not self.names and given.endpoint:
+            raise UsageError("--endpoint is for suites: name at least one with --suite")
         if given.endpoint is None:
             if given.key_variable is not None:
                 raise key_without_server(given.key_variable)
-            return Candidate(model=model, packs=tuple(given.pack or ()), dtype=given.dtype)
+            rule = Rule() if given.route == "auto" else None
+            candidate = Candidate(model=model, packs=tuple(given.pack or ()), dtype=given.dtype, rule=rule)
+            candidate.check_route()
+            return candidate
+        if given.pack or given.route == "auto":
+            raise UsageError(
+                f"--pack and --route auto need the model itself, and {given.endpoint} is an address; leave them out"
+            )
         if self.data or self.questions:
             raise UsageError(
                 f"--data and --tasks need the model itself, and {given.endpoint} is an address; leave them out"
@@ -170,8 +180,9 @@ class _Measured:
         from blockexpand import evaluation
 
         if not self.names:
+            subject = candidate.subject()
             return evaluation.evaluate(
-                candidate.model, self.data, out, tasks=self.questions, split=self.split, overwrite=overwrite
+                subject, self.data, out, tasks=self.questions, split=self.split, overwrite=overwrite
             )
         work = None
         if self.data or self.questions:
@@ -215,7 +226,22 @@ def _figures(record: EvaluationRecord) -> str:
         notes += [f"{one.num_cut} cut to the context"] if one.num_cut else []
         notes += [f"{one.num_errors} without an answer"] if one.num_errors else []
         lines.append(f"  {one.suite:<10} {task:<24} {one.metric:<13} {value}{error}  ({', '.join(notes)})")
-    return "\n".join(lines)
+    return "\n".join(lines + _routes(record))
+
+
+def _routes(record: EvaluationRecord) -> list[str]:
+    """Which packs were chosen how often, and what was kept of the gains after the prompts."""
+    if (routing := record.routing) is None:
+        return []
+    lines = [f"  packs chosen by what is read, at {routing.passes:.2f} passes of the base's blocks a scored token:"]
+    counted = {name: one.chosen for name, one in routing.held_out.items()}
+    counted |= ({"answers": routing.answers} if routing.answers else {}) | routing.suites
+    for name, chosen in counted.items():
+        lines.append(f"    {name:<14} {', '.join(f'{packs} {count:,}' for packs, count in chosen.items()) or 'none'}")
+    for name, one in routing.held_out.items():
+        after = ", ".join(f"{packs} {loss:.4f}" for packs, loss in one.after.items())
+        lines.append(f"    {name:<14} after the prompts, nats/token: {after or 'nothing'}")
+    return lines
 
 
 def _compared(found: dict[str, Difference], verdict: Verdict | None) -> str:

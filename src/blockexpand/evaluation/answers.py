@@ -5,6 +5,7 @@ In: JSON lines of {task, prompt, answer}. Out: one record a sample and a share o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -15,9 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from blockexpand.corpus.tokens import ends_of
 from blockexpand.errors import EvaluationError, RecordError
+from blockexpand.evaluation.routes import Router
 from blockexpand.numerics.generation import generate
+from blockexpand.packs.memory import only
+from blockexpand.packs.routing import Names, name_of
 from blockexpand.progress import bar
-from blockexpand.records import from_plain
+from blockexpand.records import WRITTEN_WHEN_SET, from_plain
 
 _SAMPLES_PER_PASS = 64
 
@@ -42,6 +46,8 @@ class Answered:
     answer: str
     output: str
     right: bool
+    route: str | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """The packs that the question was given, where they were chosen."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,12 +80,16 @@ def load_tasks(path: str | Path) -> list[AnswerTask]:
 
 
 def answer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[AnswerTask], max_new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[AnswerTask],
+    max_new_tokens: int,
+    router: Router | None = None,
 ) -> list[Answered]:
-    """Greedy answers to the tasks, in their order.
+    """Greedy answers to the tasks, in their order; with a router, each with the packs that its prompt asks for.
 
-    Prompts of equal length share a pass, so nothing is padded and a sample's answer does not depend on
-    its neighbours.
+    Prompts of equal length (and route) share a pass, so nothing is padded and a sample's answer does not depend on
+    its neighbours. Routed is the prompt's own text, without the template around it.
 
     Raises:
         EvaluationError: the tokenizer has no chat template.
@@ -87,23 +97,27 @@ def answer(
     if not tokenizer.chat_template:
         raise EvaluationError("the model has no chat template; instruction-tune it first, or add chat_template.jinja")
     prompts = [_prompt_ids(tokenizer, task.prompt) for task in tasks]
-    by_length: dict[int, list[int]] = {}
+    routes = [router.of_text(task.prompt) if router else None for task in tasks]
+    alike: dict[tuple[int, Names | None], list[int]] = {}
     for number, ids in enumerate(prompts):
-        by_length.setdefault(len(ids), []).append(number)
+        alike.setdefault((len(ids), routes[number]), []).append(number)
     outputs = [""] * len(tasks)
     with bar("answers", len(tasks), "samples") as progress:
-        for numbers in by_length.values():
+        for (_, names), numbers in alike.items():
             for start in range(0, len(numbers), _SAMPLES_PER_PASS):
                 part = numbers[start : start + _SAMPLES_PER_PASS]
-                for number, text in zip(
-                    part, _generate(model, tokenizer, [prompts[n] for n in part], max_new_tokens), strict=True
-                ):
+                with only(model, *names) if names is not None else contextlib.nullcontext():
+                    texts = _generate(model, tokenizer, [prompts[n] for n in part], max_new_tokens)
+                for number, text in zip(part, texts, strict=True):
                     outputs[number] = text
                 progress.advance(len(part))
     return [
-        Answered(task=t.task, prompt=t.prompt, answer=t.answer, output=o, right=o.strip() == t.answer.strip())
-        for t, o in zip(tasks, outputs, strict=True)
-    ]
+        Answered(
+            task=task.task, prompt=task.prompt, answer=task.answer, output=output,
+            right=output.strip() == task.answer.strip(), route=None if names is None else name_of(names),
+        )
+        for task, output, names in zip(tasks, outputs, routes, strict=True)
+    ]  # fmt: skip
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

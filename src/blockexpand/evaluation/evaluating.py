@@ -26,7 +26,9 @@ from blockexpand.evaluation.answers import Answered, AnswerTask, Scores, answer,
 from blockexpand.evaluation.losses import DocumentLosses, HeldOut, document_losses
 from blockexpand.evaluation.outcomes import SuiteResults
 from blockexpand.evaluation.paired import Interval, mean_difference, ratio_difference
+from blockexpand.evaluation.routes import RoutedLoss, Router, Routing, count_of, routed_losses
 from blockexpand.families.modules import load_model
+from blockexpand.packs.routing import Rule
 from blockexpand.records import WRITTEN_WHEN_SET, read_json, read_record, to_plain, write_record
 from blockexpand.staging import RECORD_NAME, staged_folder
 
@@ -53,6 +55,8 @@ class EvaluationRecord:
     versions: dict[str, str]
     suites: SuiteResults | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
     """The figures of the suites that were run."""
+    routing: Routing | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """How packs were chosen, where they were."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,8 @@ class Subject:
     """Of its weights."""
     load: Callable[[], PreTrainedModel]
     """The model, in eval mode."""
+    rule: Rule | None = None
+    """How packs are chosen for each document and question; none = those that are on stay on."""
 
 
 def evaluate(
@@ -105,7 +111,7 @@ def evaluate(
     subject = model if isinstance(model, Subject) else _of_folder(Path(model))
     work = HeldOutWork.of(subject.tokenizer, data, tasks or [], split)
     with staged_folder(Path(out), overwrite) as staged:
-        found = work.measure(subject.load())
+        found = work.measure(subject.load(), subject.rule)
         record = EvaluationRecord(
             blockexpand_version=__version__,
             model=subject.name,
@@ -124,6 +130,7 @@ class HeldOutFound:
 
     losses: dict[str, DocumentLosses]
     answered: list[Answered]
+    routing: Routing | None = None
 
     def write(self, folder: Path) -> None:
         """Into a folder of records."""
@@ -155,14 +162,26 @@ class HeldOutWork:
             _check_tokenizer(tokenizer, name, corpus)
         return HeldOutWork(tokenizer=tokenizer, corpora=corpora, tasks=tasks, split=split)
 
-    def measure(self, loaded: PreTrainedModel) -> HeldOutFound:
-        """The losses of each document and the answers of each task."""
-        losses = {
-            name: document_losses(loaded, corpus.rows(self.split), _ROWS_PER_PASS, f"loss on {name}")
-            for name, corpus in self.corpora.items()
-        }
-        answered = answer(loaded, load_tokenizer(self.tokenizer), self.tasks, _MAX_NEW_TOKENS) if self.tasks else []
-        return HeldOutFound(losses=losses, answered=answered)
+    def measure(self, loaded: PreTrainedModel, rule: Rule | None = None) -> HeldOutFound:
+        """The losses of each document and the answers of each task; with a rule, each with packs of its own.
+
+        Raises:
+            PackError: there is a rule, and the model has no packs.
+        """
+        tokenizer = load_tokenizer(self.tokenizer)
+        router = Router(loaded, tokenizer, rule) if rule else None
+        losses: dict[str, DocumentLosses] = {}
+        routed: dict[str, RoutedLoss] = {}
+        for name, corpus in self.corpora.items():
+            rows, title = corpus.rows(self.split), f"loss on {name}"
+            if router is None:
+                losses[name] = document_losses(loaded, rows, _ROWS_PER_PASS, title)
+            else:
+                losses[name], routed[name] = routed_losses(router, rows, _ROWS_PER_PASS, title)
+        answered = answer(loaded, tokenizer, self.tasks, _MAX_NEW_TOKENS, router) if self.tasks else []
+        counts = count_of([one.route for one in answered])
+        routing = dataclasses.replace(router.record(), held_out=routed, answers=counts) if router else None
+        return HeldOutFound(losses=losses, answered=answered, routing=routing)
 
     def figures(self, found: HeldOutFound) -> dict[str, Any]:
         """The record's fields."""
@@ -171,6 +190,7 @@ class HeldOutWork:
             "held_out": {n: one.summary(splits[n].num_bytes) for n, one in found.losses.items()},
             "corpora": {name: split.digest for name, split in splits.items()},
             "answers": score(found.answered) if found.answered else None,
+            "routing": found.routing,
         }
 
 

@@ -54,6 +54,8 @@ class Given:
         self.error: str | None = line.get("error")
         self.cut: int = line.get("cut", 0)
         """Tokens of the prompt that did not fit and were left out at its beginning."""
+        self.route: str | None = line.get("route")
+        """The packs that the question was given, where they were chosen."""
 
 
 class Journal:
@@ -83,7 +85,7 @@ class Journal:
                 self.num_found += 1
 
     def add(self, key: str, method: str, value: Any, **more: Any) -> None:
-        """Write an answer down; `more`: seconds, error, cut."""
+        """Write an answer down; `more`: seconds, error, cut, route."""
         line = {"key": key, "method": method, "value": value, "seconds": 0.0, **more}
         with self._adding:
             self._stream.write(json.dumps(line, ensure_ascii=True) + "\n")

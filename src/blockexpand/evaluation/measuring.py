@@ -2,7 +2,7 @@
 
 In: a model (a folder, a folder with packs, an address, or one in memory), suites, options. Out: the folder that
 `evaluate` writes, with `samples/<task>.jsonl` in it. Refused: a chat suite on a model without a template, suites that
-want different number formats, an address where likelihoods are needed.
+want different number formats, an address where likelihoods are needed, choosing packs where there are none.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from blockexpand.corpus.tokens import load_tokenizer
 from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import EvaluationError
 from blockexpand.evaluation.entries import Chosen, FileTask
-from blockexpand.evaluation.evaluating import EvaluationRecord, HeldOutFound, HeldOutWork, model_digest
+from blockexpand.evaluation.evaluating import EvaluationRecord, HeldOutFound, HeldOutWork, Subject, model_digest
 from blockexpand.evaluation.harness import Options, build_work, require_harness
 from blockexpand.evaluation.journal import journal_of
 from blockexpand.evaluation.outcomes import SuiteResults, TaskScore, write_samples
+from blockexpand.evaluation.routes import Router, Routing, count_of
 from blockexpand.evaluation.running import run_task
 from blockexpand.families.modules import load_model
+from blockexpand.packs.routing import Rule
+from blockexpand.planning import read_expansion
 from blockexpand.records import to_plain, write_record
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 
@@ -52,6 +55,8 @@ class Candidate:
     """A model in memory and its tokenizer."""
     fingerprint: str = ""
     """Of a model in memory; of others it is made from the files."""
+    rule: Rule | None = None
+    """How packs are chosen for each document and question; none = all are on."""
 
     def digest(self) -> str:
         """The fingerprint of what is measured; an address has none that could be checked."""
@@ -63,6 +68,31 @@ class Candidate:
         if not self.packs:
             return base
         return digest_json([base, *({f.name: digest_file(f) for f in _weights(Path(pack))} for pack in self.packs)])
+
+    def check_route(self) -> None:
+        """Refuse to choose packs where there are none.
+
+        Raises:
+            EvaluationError: there is a rule, and no pack.
+        """
+        if self.rule is None or self.packs or self.loaded is not None:
+            return
+        record = Path(self.model) / RECORD_NAME
+        if self.endpoint is not None or not record.is_file() or not read_expansion(self.model).packs:
+            raise EvaluationError(
+                f"{self.model} has no packs to choose among; expected a folder that `pack attach` wrote, or packs "
+                "beside the base; give --pack PACK, or leave out --route auto"
+            )
+
+    def subject(self) -> Subject:
+        """The same for `evaluate`."""
+        return Subject(
+            name=_name(self),
+            tokenizer=Path(self.model),
+            digest=self.digest,
+            load=lambda: _load(self, self.dtype or "float32"),
+            rule=self.rule,
+        )
 
 
 def _weights(pack: Path) -> list[Path]:
@@ -94,13 +124,14 @@ def evaluate_suites(
         LiveError: the model cannot be loaded.
     """
     require_harness()
+    candidate.check_route()
     start, options = start or Start(), options or Options()
     dtype = _dtype(candidate, suites)
     chat = options.chat or candidate.endpoint is not None or any(one.suite.chat for one in suites)
     options = dataclasses.replace(options, chat=chat)
     digest = candidate.digest()
     check_output(Path(out), start.overwrite)
-    identity = _identity(digest, suites, options, dtype)
+    identity = _identity([digest, *([to_plain(candidate.rule)] if candidate.rule else [])], suites, options, dtype)
     works = build_work(suites, options)
     with (
         journal_of(Path(out), identity, resume=start.resume, overwrite=start.overwrite) as journal,
@@ -109,11 +140,14 @@ def evaluate_suites(
         lm, loaded = _lm(candidate, options, dtype)
         _seed()
         tasks: dict[str, TaskScore] = {}
+        routes: dict[str, dict[str, int]] = {}
         for work in works:
             tasks[work.entry.task], samples = run_task(work, lm, journal, options)
             write_samples(staged, work.entry.task, samples)
-        found = held_out.measure(cast(Any, loaded)) if held_out else HeldOutFound(losses={}, answered=[])
+            routes[work.entry.task] = count_of([one.route for one in samples])
+        found = held_out.measure(cast(Any, loaded), candidate.rule) if held_out else _NOTHING
         figures = held_out.figures(found) if held_out else {"held_out": {}, "corpora": {}, "answers": None}
+        figures["routing"] = _routing(lm, found, routes)
         record = EvaluationRecord(
             blockexpand_version=__version__,
             model=_name(candidate),
@@ -127,11 +161,22 @@ def evaluate_suites(
     return record
 
 
+_NOTHING = HeldOutFound(losses={}, answered=[])
+
+
+def _routing(lm: LoadedLM | EndpointLM, found: HeldOutFound, routes: dict[str, dict[str, int]]) -> Routing | None:
+    from blockexpand.evaluation.models import RoutedLM
+
+    if not isinstance(lm, RoutedLM):
+        return None
+    return dataclasses.replace(found.routing or lm.router.record(), suites=routes)
+
+
 def _name(candidate: Candidate) -> str:
     return " + ".join([candidate.model, *candidate.packs])
 
 
-def _identity(digest: str, suites: Sequence[Chosen], options: Options, dtype: str) -> str:
+def _identity(who: list[Any], suites: Sequence[Chosen], options: Options, dtype: str) -> str:
     """What a journal's answers are of: the model, the questions and how they are asked; not how many of them."""
     asked = dataclasses.replace(options, limit=None, batch_size=1, unsafe=False)
     files = [
@@ -140,7 +185,7 @@ def _identity(digest: str, suites: Sequence[Chosen], options: Options, dtype: st
         for task in chosen.suite.tasks
         if isinstance(task, FileTask) and (chosen.folder / task.file).is_file()
     ]
-    return digest_json([digest, [to_plain(one.suite) for one in suites], files, to_plain(asked), dtype, __version__])
+    return digest_json([*who, [to_plain(one.suite) for one in suites], files, to_plain(asked), dtype, __version__])
 
 
 def _dtype(candidate: Candidate, suites: Sequence[Chosen]) -> str:
@@ -156,7 +201,7 @@ def _dtype(candidate: Candidate, suites: Sequence[Chosen]) -> str:
 
 
 def _lm(candidate: Candidate, options: Options, dtype: str) -> tuple[LoadedLM | EndpointLM, PreTrainedModel | None]:
-    from blockexpand.evaluation.models import EndpointLM, LoadedLM
+    from blockexpand.evaluation.models import EndpointLM, LoadedLM, RoutedLM
 
     if candidate.endpoint is not None:
         return EndpointLM(candidate.endpoint), None
@@ -166,6 +211,8 @@ def _lm(candidate: Candidate, options: Options, dtype: str) -> tuple[LoadedLM | 
             f"{candidate.model} has no chat template, and the suite asks through one; instruction-tune it first, add "
             "chat_template.jinja, or leave out --chat"
         )
+    if candidate.rule is not None:
+        return RoutedLM(Router(model, tokenizer, candidate.rule), tokenizer, options), model
     return LoadedLM(model, tokenizer, options), model
 
 
@@ -178,6 +225,10 @@ def _load(candidate: Candidate, dtype: str) -> PreTrainedModel:
         from blockexpand.packs import load_with_packs
 
         return load_with_packs(candidate.model, candidate.packs, kind, device)
+    if candidate.rule is not None:
+        from blockexpand.packs import load_attached
+
+        return load_attached(candidate.model, kind, device)
     return cast("PreTrainedModel", load_model(Path(candidate.model), dtype=kind, device=device))
 
 

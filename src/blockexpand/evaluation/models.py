@@ -8,9 +8,10 @@ The harness's own class for transformers does the batching, sorting and stopping
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from lm_eval.api.model import LM
@@ -18,6 +19,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from blockexpand.errors import EvaluationError
+from blockexpand.packs.memory import only
+from blockexpand.packs.routing import Names, name_of
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
     from blockexpand.endpoints import Endpoint
     from blockexpand.evaluation.harness import Options
+    from blockexpand.evaluation.routes import Router
 
 _AT_ONCE = 8
 """Requests under way at a time: enough for a server to batch, few enough for public rate limits."""
@@ -58,6 +62,8 @@ class LoadedLM(HFLM):
         self._share_seconds = 0.0
         self._lengths: dict[tuple, tuple[int, int]] = {}
         self.heard: Heard = lambda *_, **__: None
+        self._noted: dict[str, str] = {}
+        """What else each answer is told with."""
         self.set_cache_hook(_Hook(self._tell))  # ty: ignore[invalid-argument-type]
 
     @property
@@ -70,11 +76,14 @@ class LoadedLM(HFLM):
         """New tokens that each window but the first predicts."""
         return min(self._options.stride_tokens or max(self.window_tokens // 2, 1), self.window_tokens)
 
+    def meet(self, requests: Sequence[Instance]) -> None:
+        """All questions of a task, before those without an answer are asked."""
+
     def _tell(self, method: str, arguments: tuple, value: Any) -> None:
         cut, num_tokens = self._lengths.get((method, str(arguments[0]), str(arguments[1:])), (0, 0))
         if method == "loglikelihood":
             value = (*value, num_tokens)
-        self.heard(method, arguments, value, seconds=self._share_seconds, cut=cut)
+        self.heard(method, arguments, value, seconds=self._share_seconds, cut=cut, **self._noted)
 
     def _note(self, method: str, arguments: tuple, lengths: tuple[int, int]) -> None:
         self._lengths[method, str(arguments[0]), str(arguments[1:])] = lengths
@@ -117,23 +126,91 @@ class LoadedLM(HFLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """The nats of each text, from its first token on, in sliding windows."""
+        del disable_tqdm  # the bar is ours
         found = []
         for request in requests:
             start = time.perf_counter()
-            windows = [
-                (None, *make_disjoint_window(pair))
-                for pair in get_rolling_token_windows(
-                    token_list=self.tok_encode(request.args[0], add_special_tokens=False),
-                    prefix_token=self.prefix_token_id,
-                    max_seq_len=self.window_tokens,
-                    context_len=self.window_tokens - self.stride_tokens + 1,
-                )
-            ]
-            total = sum(nats for nats, _ in self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm))
+            total = self._nats_of(self.tok_encode(request.args[0], add_special_tokens=False))
             self._share_seconds = time.perf_counter() - start
-            self.heard("loglikelihood_rolling", request.args, total, seconds=self._share_seconds)
+            self.heard("loglikelihood_rolling", request.args, total, seconds=self._share_seconds, **self._noted)
             found.append(total)
         return found
+
+    def _nats_of(self, tokens: list[int]) -> float:
+        """The log-likelihood of a text's tokens, in sliding windows."""
+        windows = [
+            (None, *make_disjoint_window(pair))
+            for pair in get_rolling_token_windows(
+                token_list=tokens,
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.window_tokens,
+                context_len=self.window_tokens - self.stride_tokens + 1,
+            )
+        ]
+        return sum(nats for nats, _ in self._loglikelihood_tokens(windows, disable_tqdm=True))
+
+
+class RoutedLM(LoadedLM):
+    """A model with packs, asked each question with those that the question asks for.
+
+    A question is routed by its context, once for all its choices. Where each choice has a context of its own
+    (Winogrande), by what these begin with alike. Questions of one route share passes.
+    """
+
+    def __init__(self, router: Router, tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
+        """`router`: of the model that is asked."""
+        super().__init__(router.model, tokenizer, options)
+        self.router = router
+        self._contexts: dict[tuple, list[str]] = {}
+
+    def meet(self, requests: Sequence[Instance]) -> None:
+        """What each question is routed by."""
+        self._contexts = {}
+        for request in requests:
+            if request.request_type != "loglikelihood_rolling" and request.args[0]:
+                self._contexts.setdefault((request.task_name, request.doc_id), []).append(request.args[0])
+
+    def _routed(self, ask: Callable[..., list], requests: list[Instance]) -> list:
+        """Answers in the order of the requests."""
+        alike: dict[Names, list[int]] = {}
+        for number, request in enumerate(requests):
+            text = _common_start(self._contexts.get((request.task_name, request.doc_id), []))
+            alike.setdefault(self.router.of_text(text), []).append(number)
+        found: dict[int, Any] = {}
+        for names, numbers in alike.items():
+            self._noted = {"route": name_of(names)}
+            with only(self.router.model, *names):
+                found |= dict(zip(numbers, ask([requests[n] for n in numbers]), strict=True))
+        return [found[number] for number in range(len(requests))]
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """As `LoadedLM`, by route."""
+        return self._routed(functools.partial(super().loglikelihood, disable_tqdm=disable_tqdm), requests)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """As `LoadedLM`, by route."""
+        return self._routed(functools.partial(super().generate_until, disable_tqdm=disable_tqdm), requests)
+
+    def _nats_of(self, tokens: list[int]) -> float:
+        """Of the first tokens, by which it is routed, under the base; of the others under the chosen packs."""
+        head = tokens[: min(self.router.rule.prompt_tokens, self.window_tokens)]
+        names = self.router.of_tokens(head)
+        self._noted = {"route": name_of(names)}
+        with only(self.router.model):
+            known = super()._nats_of(head if names else tokens)
+        if not names:
+            return known
+        with only(self.router.model, *names):
+            return known + super()._nats_of(tokens) - super()._nats_of(head)
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    """What all texts begin with."""
+    if not texts:
+        return ""
+    first, last = min(texts), max(texts)  # any other lies between these two
+    length = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:length]
 
 
 def _new_tokens(settings: dict[str, Any], otherwise: int) -> int:
@@ -148,6 +225,9 @@ class EndpointLM(LM):
         super().__init__()
         self.endpoint = endpoint
         self.heard: Heard = lambda *_, **__: None
+
+    def meet(self, requests: Sequence[Instance]) -> None:
+        """Nothing to be known beforehand."""
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Texts; what the server could not answer is told as an error, and is empty here."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from blockexpand.errors import EvaluationError, RecordError
 from blockexpand.evaluation.entries import Side
-from blockexpand.records import from_plain, to_plain
+from blockexpand.records import WRITTEN_WHEN_SET, from_plain, to_plain
 
 FOLDER = "samples"
 
@@ -37,6 +37,8 @@ class Sample:
     """Tokens of the prompt that did not fit the model's context and were left out at its beginning."""
     error: str | None = None
     """Why there is no answer: then the sample counts for nothing, least of all as wrong."""
+    route: str | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """The packs that the question was given, where they were chosen; all its choices have the same."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -85,6 +85,7 @@ def _key(task: str, request_type: str, arguments: Sequence[Any]) -> str:
 
 def _ask(task: str, requests: list[Instance], lm: LoadedLM | EndpointLM, journal: Journal) -> None:
     """Ask what the journal has no answer to."""
+    lm.meet(requests)
     left: dict[str, list[Instance]] = defaultdict(list)
     known: dict[str, int] = {}
     total = 0
@@ -167,6 +168,7 @@ def _scored(part: Part, given: list[tuple[Instance, list[Given]]], scorer: _Scor
             seconds=sum(one.seconds for one in answers),
             cut_tokens=max(one.cut for one in answers),
             error=error,
+            route=answers[0].route,
         )
 
     return list(_each(score, sorted(by_row), f"{part.name}: scores", at_once=scorer.runs_programs))

@@ -1,7 +1,7 @@
 """Which packs for this prompt? Those with which the model finds it likelier, the frozen blocks below them run once.
 
-In: a model with packs, and the tokens of a prompt. Out: the packs to switch on for this sequence, with the scores.
-Refused: a model without packs, and a prompt of fewer than two tokens, of which nothing is predicted.
+In: a model with packs, and the tokens of a prompt. Out: the packs to switch on for this sequence, with the scores; the
+base for a prompt of fewer than two tokens, of which nothing is predicted. Refused: a model without packs.
 
 All candidates share the blocks below the lowest new one, so these run once and what they give is handed to each
 candidate's own pass. The cost, in block passes over the prompt: that prefix once, then for each candidate the blocks
@@ -12,7 +12,7 @@ above it (`Route.cost` has it as a share of one pass of the base). The rule was 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,14 +37,17 @@ Names = tuple[str, ...]
 class Rule:
     """How a candidate is chosen."""
 
-    prompt_tokens: int = 64
-    """The prompt is scored on its last so many tokens at most: of 16, 32 and 64 the best (longer was not measured)."""
-    margin: float = 0.02
-    """Nats a token by which a candidate with packs has to beat the base, or the base it is."""
+    prompt_tokens: int = 128
+    """The prompt is scored on its last so many tokens at most."""
+    evidence: float = 5.0
+    """Nats, over all scored tokens together, by which a candidate with packs has to beat the base, or the base it is:
+    as odds 148 to one. So a short prompt needs a clearer difference at each token than a long one."""
+    together: bool = False
+    """Whether all packs at once are a candidate too: stacked packs disturb one another, and were chosen wrongly."""
 
     def __post_init__(self) -> None:
         check(self.prompt_tokens >= 2, "prompt_tokens", self.prompt_tokens, "2 or more")
-        check(self.margin >= 0, "margin", self.margin, "0 or more")
+        check(self.evidence >= 0, "evidence", self.evidence, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,24 +57,30 @@ class Route:
     names: Names
     """The packs to switch on; none is the base."""
     nats: dict[Names, float]
-    """For each candidate, nats per token of the scored part of the prompt."""
+    """For each candidate, nats per token of the scored part of the prompt; empty where the prompt was too short."""
     cost: float
     """Block passes over the scored tokens, in passes of the base's whole stack."""
 
 
-def candidates_of(model: nn.Module) -> tuple[Names, ...]:
-    """The base, each pack alone, and all together.
+def name_of(names: Names) -> str:
+    """A set of packs in one word: `base`, `code`, `code+law`."""
+    return "+".join(names) or "base"
+
+
+def candidates_of(
+    model: nn.Module, *, together: bool = False, among: Collection[str] | None = None
+) -> tuple[Names, ...]:
+    """The base, and each pack alone; all packs at once besides with `together`. With `among`, of these packs only.
 
     Raises:
         PackError: the model has no packs.
     """
-    names = attached(model)
-    if not names:
+    if not attached(model):
         raise PackError(
             f"this {type(model).__name__} has no packs to choose among; expected one from load_with_packs; attach one"
         )
-    alone = tuple((name,) for name in names)
-    return ((), *alone, *((names,) if len(names) > 1 else ()))
+    names = tuple(name for name in attached(model) if among is None or name in among)
+    return ((), *((name,) for name in names), *((names,) if together and len(names) > 1 else ()))
 
 
 def route(
@@ -84,25 +93,24 @@ def route(
 
     Args:
         model: with packs, in eval mode.
-        tokens: the prompt.
+        tokens: the prompt. Of fewer than two nothing can be predicted: then it is the base.
         rule: how to choose; the measured one if not given.
-        candidates: sets of packs; if not given, the base, each pack alone, and all.
+        candidates: sets of packs; if not given, those of the rule.
 
     Raises:
-        PackError: no packs, or a prompt of fewer than two tokens.
+        PackError: no packs.
     """
-    chosen, sets = rule or Rule(), tuple(candidates or candidates_of(model))
-    if len(tokens) < 2:
-        raise PackError(
-            f"a prompt of {len(tokens)} tokens cannot be scored; expected 2 or more; name the packs yourself"
-        )
+    chosen = rule or Rule()
+    sets = tuple(candidates or candidates_of(model, together=chosen.together))
     scored = list(tokens)[-chosen.prompt_tokens :]
+    if len(scored) < 2:
+        return Route(names=(), nats={}, cost=0.0)
     tokens_1T = torch.tensor([scored], device=next(model.parameters()).device)
     trained_1T = torch.ones_like(tokens_1T, dtype=torch.bool)
     positions_1T = torch.arange(len(scored), device=tokens_1T.device)[None]
     batch = RowBatch(tokens_BT=tokens_1T, positions_BT=positions_1T, trained_BT=trained_1T)
     nats = {names: float(losses.mean()) for names, losses in losses_by_set(model, batch, sets).items()}
-    return Route(names=choose(nats, chosen.margin), nats=nats, cost=cost_of(model, sets))
+    return Route(names=choose(nats, chosen.evidence / (len(scored) - 1)), nats=nats, cost=cost_of(model, sets))
 
 
 @contextlib.contextmanager
@@ -117,8 +125,10 @@ def routed(model: PreTrainedModel, tokens: Sequence[int], rule: Rule | None = No
         yield found
 
 
-def choose(nats: dict[Names, float], margin: float) -> Names:
-    """The likeliest candidate, if it beats the base by the margin; else the base. Among equals, the fewest packs."""
+def choose(nats: Mapping[Names, float], margin: float) -> Names:
+    """The likeliest candidate, if it beats the base by the margin (in the same unit); else the base. Among equals, the
+    fewest packs.
+    """
     best = min(nats, key=lambda names: (nats[names] + (margin if names else 0.0), len(names), names))
     return best if () not in nats or nats[best] + margin < nats[()] else ()
 

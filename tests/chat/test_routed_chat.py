@@ -1,0 +1,151 @@
+"""Packs chosen turn by turn: the answers are those with the chosen packs on, and what was chosen is shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from blockexpand.chat import Conversation, Page, Sampling, Speaker, build_page, open_speaker, talk
+from blockexpand.cli.main import run
+from blockexpand.errors import ChatError
+from blockexpand.packs import routing
+from blockexpand.packs.memory import enabled, only
+from blockexpand.packs.routing import Route, Rule
+from packs_ground import make_pack, make_trained
+
+GREEDY = Sampling(temperature=0, max_tokens=12)
+SAID = ("ran red the old to sat", "over mat over and house mat", "dog on cat and over sat")
+"""What the packs a and b and the base find likeliest, as it happens."""
+
+
+@pytest.fixture(scope="module")
+def packs(expanded: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two packs of the chat's base."""
+    folder, base = tmp_path_factory.mktemp("routed"), expanded.parents[1] / "base"
+    made = {name: make_trained(base, folder / name, seed, by=0.3, after=(1,)) for seed, name in enumerate(("a", "b"))}
+    return [make_pack(path, folder / f"{name}.pack", name).folder for name, path in made.items()]
+
+
+@pytest.fixture
+def speaker(expanded: Path, packs: list[Path], monkeypatch: pytest.MonkeyPatch) -> Speaker:
+    """With these packs on; what is said here is short, so that less evidence decides."""
+    eager = dataclasses.replace(Rule(), evidence=0.0)
+    monkeypatch.setattr(routing, "Rule", lambda: eager)
+    return open_speaker(expanded.parents[1] / "base", packs)
+
+
+def said(speaker: Speaker, messages: Sequence[str], **more: Any) -> str:
+    asked = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(messages)]
+    return "".join(speaker.answer(asked, GREEDY, **more))
+
+
+def test_answers_are_those_of_the_chosen_packs(speaker: Speaker) -> None:
+    chosen = set()
+    for text in SAID:
+        heard: list[Route] = []
+        routed = said(speaker, [text], routed=heard.append)
+        (found,) = heard
+        assert found.nats[found.names] == min(found.nats.values())
+        assert enabled(speaker.model) == ("a", "b"), "the switches stay"
+        chosen.add(found.names)
+        with only(speaker.model, *found.names):
+            assert said(speaker, [text]) == routed
+        tokens = speaker.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert routing.route(speaker.model, tokens).nats == found.nats, "the text alone is scored, not the template"
+    assert chosen == {("a",), ("b",), ()}, "another text, other packs"
+
+
+def test_only_what_the_person_said_is_scored(speaker: Speaker) -> None:
+    heard: list[Route] = []
+    said(speaker, [SAID[0], SAID[2], SAID[1]], routed=heard.append)
+    said(speaker, [f"{SAID[0]}\n{SAID[1]}"], routed=heard.append)
+    assert heard[0] == heard[1], "answers in between count for nothing"
+
+
+def test_of_the_packs_that_are_on(speaker: Speaker) -> None:
+    heard: list[Route] = []
+    said(speaker, [SAID[0]], packs=["b"], routed=heard.append)
+    assert set(heard[0].nats) == {(), ("b",)}
+    said(speaker, [SAID[0]], packs=[], routed=heard.append)
+    assert heard[1].names == ()
+    said(speaker, [SAID[0]], as_base=True, routed=heard.append)
+    assert len(heard) == 2, "who asks for the base gets the base"
+
+
+def test_too_little_to_choose_by_is_the_bases(speaker: Speaker) -> None:
+    file = io.StringIO()
+    conversation = Conversation(speaker, GREEDY)
+    conversation.routes = True
+    talk(conversation, ["cat"], Console(file=file, width=200, force_terminal=True))
+    assert "base (too little was said to choose by)" in file.getvalue()
+
+
+def test_the_terminal_says_who_answers_and_a_pipe_does_not(speaker: Speaker, tmp_path: Path) -> None:
+    shown = {}
+    for is_terminal in (True, False):
+        file = io.StringIO()
+        conversation = Conversation(speaker, GREEDY, log=tmp_path / f"log-{is_terminal}")
+        lines = ["/route auto", SAID[0], "/route", "/route always", SAID[1], "/route"]
+        talk(conversation, lines, Console(file=file, width=200, force_terminal=is_terminal, no_color=True))
+        shown[is_terminal] = file.getvalue()
+        first = [json.loads(line) for line in (tmp_path / f"log-{is_terminal}").read_text().splitlines()]
+        assert [entry.get("packs") for entry in first][3:] == [None, None], "no packs are noted where none are chosen"
+    heard: list[Route] = []
+    answer = said(speaker, [SAID[0]], routed=heard.append)
+    name = "+".join(heard[0].names) or "base"
+    lines = shown[False].splitlines()
+    assert lines[0] == "each turn's packs are chosen by what was said"
+    assert lines[1].split() == answer.split()
+    assert lines[2].startswith(f"each turn's packs are chosen by what was said; the latest answer: {name} (base ")
+    assert lines[3].startswith("the packs that are on answer")
+    assert lines[5] == "the packs that are on answer"
+    assert f"{name} (base " in shown[True].splitlines()[1]
+    assert first[2]["packs"] == list(heard[0].names)
+
+
+def test_what_cannot_be_routed(expanded: Path, speaker: Speaker, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = open_speaker(expanded)
+    with pytest.raises(ChatError, match=r"run has no packs to choose among; .* give --pack PACK"):
+        next(plain.answer([{"role": "user", "content": "x"}], GREEDY, routed=lambda _: None))
+    with pytest.raises(ChatError, match="has no packs to choose among"):
+        Conversation(plain).command("/route auto")
+    with pytest.raises(ChatError, match="/route was given 'on', expected auto, always or nothing"):
+        Conversation(speaker).command("/route on")
+    assert run(["chat", str(expanded), "--route", "auto"]) == 2
+    assert "has no packs to choose among" in capsys.readouterr().err
+    assert run(["chat", str(expanded), "--route", "on"]) == 2
+
+
+def test_the_verb_routes(
+    expanded: Path, packs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{SAID[2]}\n/route\n"))
+    base = str(expanded.parents[1] / "base")
+    arguments = ["chat", base, "--pack", str(packs[0]), "--route", "auto", "--temperature", "0", "--max-tokens", "4"]
+    assert run(arguments) == 0
+    assert "; the latest answer: " in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_page_is_told_first(speaker: Speaker, tmp_path: Path) -> None:
+    from starlette.testclient import TestClient
+
+    page = Page(sampling=GREEDY, routes=True, log=tmp_path / "log")
+    client = TestClient(build_page(speaker, page), base_url="http://localhost")
+    assert client.get("/facts").json()["routes"] is True
+    asked = {"messages": [{"role": "user", "content": SAID[0]}], "sampling": {}, "routes": True, "packs": ["a", "b"]}
+    lines = [json.loads(line) for line in client.post("/answer", json=asked).text.splitlines()]
+    heard: list[Route] = []
+    answer = said(speaker, [SAID[0]], routed=heard.append)
+    assert lines[0]["route"].startswith("+".join(heard[0].names) or "base")
+    assert "".join(line["text"] for line in lines[1:-1]) == answer
+    assert json.loads((tmp_path / "log").read_text())["packs"] == list(heard[0].names)
+    asked["routes"] = False
+    assert "route" not in client.post("/answer", json=asked).text
