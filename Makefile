@@ -1,6 +1,7 @@
 # make demo   sets up, then runs the whole story on the tiny base
 # make test   sets up, then runs the tests
 # make check  format, lint, types, house rules
+# make docs   the documentation as a site, in site/
 # make bench  the speed and memory figures of benchmarks/
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup demo demo-full test check format bench tiny-base clean
+.PHONY: setup demo demo-full test check docs format bench tiny-base clean
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -43,6 +44,10 @@ format: $(READY)
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
+docs: $(READY)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "Open site/index.html"
+
 # What each compares stands at its head; benchmarks/RESULTS.md has what they gave here. benchmarks/learning.py (what
 # learns more and forgets less, an hour or more) and benchmarks/ngram.py (the tiny base, after make tiny-base) are apart.
 bench: $(READY)
@@ -57,4 +62,4 @@ tiny-base: $(READY)
 	@$(BIN)/python -m blockexpand.demonstration.tiny_base $(WORK) $(if $(EXTRA),--extra $(EXTRA))
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache demo-out demo-full-out
+	rm -rf $(VENV) .pytest_cache .ruff_cache demo-out demo-full-out site

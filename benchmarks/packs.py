@@ -281,6 +281,9 @@ def _calibrated(model: Any) -> dict[str, float]:
 def sizes() -> None:
     """Packs of the runs that are there, stored in each way; and what 8 bits cost."""
     for name in ("code", "code-free"):
+        if not (WORK / "run" / name / RECORD_NAME).is_file():
+            print(f"{name} is not trained", flush=True)
+            continue
         for encoding in ("plain", "delta", "int8"):
             out = WORK / "encoded" / f"{name}.{encoding}"
             shutil.rmtree(out, ignore_errors=True)

@@ -25,7 +25,7 @@ ROWS: list[set[str]] = [
     {"packs"},
     {"training", "evaluation", "guidance"},
     {"agents", "comparison"},
-    {"reporting", "chat", "assistance"},
+    {"reporting", "chat", "assistance", "publishing"},
     {"demonstration"},
     {"studies"},
     {"cli"},

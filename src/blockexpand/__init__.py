@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from blockexpand.packs import extract as extract_pack
     from blockexpand.packs import load_with_packs, read_pack
     from blockexpand.planning import Plan, read_plan
+    from blockexpand.publishing import push, write_card
     from blockexpand.reporting import report
     from blockexpand.studies import study
     from blockexpand.training import BlockExpansionCallback, sft, train
@@ -54,6 +55,7 @@ _ROOMS = {
     "new_blocks": "live",
     "plan": "guidance",
     "prepare": "corpus",
+    "push": "publishing",
     "read_pack": "packs",
     "read_plan": "planning",
     "report": "reporting",
@@ -61,6 +63,7 @@ _ROOMS = {
     "study": "studies",
     "train": "training",
     "verify": "expansion",
+    "write_card": "publishing",
 }
 
 __all__ = [
@@ -90,6 +93,8 @@ __all__ = [
     "attach_packs",
     "detach_packs",
     "load_with_packs",
+    "write_card",
+    "push",
     # measure and tell
     "evaluate",
     "evaluate_suites",

@@ -123,6 +123,10 @@ class ReportError(BlockexpandError):
     """There is nothing to report on, or not in a format we read."""
 
 
+class PublishError(BlockexpandError):
+    """A model or pack is not fit to be given to others, or the hub does not take it."""
+
+
 class StudyError(BlockexpandError):
     """A study is unknown, or cannot be run as asked."""
 

@@ -51,6 +51,15 @@ def test_the_rows_say_what_the_documents_said(tmp_path: Path, model: Path) -> No
     assert sorted(said) == sorted(texts)
 
 
+def test_the_first_rows_are_a_split_of_their_own(tmp_path: Path, model: Path) -> None:
+    prepare(recipe_of(tmp_path, sentences(50, 1)), model, tmp_path / "out")
+    rows = open_corpus(tmp_path / "out").rows("train")
+    few = rows.first(2)
+    assert (few.num_rows, rows.first(10**6).num_rows) == (2, rows.num_rows)
+    assert rows.num_rows > 2
+    assert np.array_equal(few.tokens_NT(np.arange(2)), rows.tokens_NT(np.arange(2)))
+
+
 def test_counts_add_up(tmp_path: Path, model: Path) -> None:
     texts = [*sentences(60, 2), "", "  ", sentences(60, 2)[0].upper()]
     shares = {

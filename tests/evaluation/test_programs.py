@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from suite_ground import GSM8K, HUMANEVAL, MBPP, Scripted, write_rows
 
 from blockexpand.errors import EvaluationError
 from blockexpand.evaluation import (
@@ -23,6 +22,7 @@ from blockexpand.evaluation import (
 from blockexpand.evaluation.scoring import code
 from blockexpand.sandbox import passes
 from lm_helpers import make_lm
+from suite_ground import GSM8K, HUMANEVAL, MBPP, Scripted, write_rows
 
 pytest.importorskip("lm_eval")
 

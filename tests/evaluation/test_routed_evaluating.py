@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from suite_ground import OWN, make_suite
 
 from blockexpand.cli.main import run
 from blockexpand.corpus import open_corpus
@@ -39,6 +38,7 @@ from blockexpand.packs.memory import enabled, only
 from blockexpand.packs.routing import Names, Rule, name_of, route
 from lm_helpers import ROW_TOKENS, make_chats, make_corpus, make_lm
 from packs_ground import make_pack, make_trained
+from suite_ground import OWN, make_suite
 
 RULE = Rule(prompt_tokens=9, evidence=0.0)
 """Short, for rows of 32 tokens; any difference decides."""

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - its common name
-from suite_ground import GSM8K, LABELLED, OWN, Scripted, make_suite, write_rows
 
 from blockexpand.corpus.tokens import load_tokenizer
 from blockexpand.errors import EvaluationError, RecordError
@@ -30,6 +29,7 @@ from blockexpand.evaluation.harness import build_work
 from helpers import load
 from lm_helpers import make_lm
 from packs_ground import make_pack, make_trained
+from suite_ground import GSM8K, LABELLED, OWN, Scripted, make_suite, write_rows
 
 pytest.importorskip("lm_eval")
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from suite_ground import make_suite
 
 from blockexpand.cli.main import run
 from blockexpand.errors import EvaluationError, RecordError
@@ -19,6 +18,7 @@ from blockexpand.evaluation.outcomes import write_samples
 from blockexpand.staging import RECORD_NAME
 from lm_helpers import make_corpus, make_lm
 from servers import completion, serving
+from suite_ground import make_suite
 
 pytest.importorskip("lm_eval")
 

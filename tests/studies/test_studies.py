@@ -12,16 +12,19 @@ from blockexpand.comparison import CompareRecipe, compare
 from blockexpand.corpus import open_corpus
 from blockexpand.errors import RecordError, StudyError
 from blockexpand.evaluation.hits import document_hits
+from blockexpand.packs import read_pack
 from blockexpand.records import from_plain, read_record
+from blockexpand.reporting.sequences import read_sequence, sequence_sentence
 from blockexpand.studies import Finding, known_studies, load_study, study
-from blockexpand.studies.recipe import BaseRecipe, MethodRecipe, SequenceRecipe
+from blockexpand.studies.outcomes import record_of
+from blockexpand.studies.recipe import BaseRecipe, MethodRecipe, SequenceRecipe, StudyRecipe
 from blockexpand.studies.sequence import (
     Chain,
     SequenceResult,
     backward_transfer,
     overall,
     run_sequence,
-    with_own_blocks,
+    with_own_packs,
 )
 from blockexpand.studies.tables import comparison_tables, sequence_tables
 from blockexpand.studies.tasks import TASKS, make_task
@@ -95,8 +98,9 @@ def test_tasks_are_made_here_and_hold_questions_out(name: str) -> None:
 
 def test_answers_are_right() -> None:
     for one in make_task("sums", 50, 5)[0]:
-        a, b = one.prompt.removesuffix(" =").split(" + ")
-        assert int(one.answer) == int(a) + int(b)
+        assert int(one.answer) == sum(map(int, one.prompt.removesuffix(" =").split(" + ")))
+    for one in make_task("stories", 50, 5)[0]:
+        assert int(one.answer) == sum(int(word) for word in one.prompt.split() if word.isdigit())
     for one in make_task("extraction", 50, 5)[0]:
         assert one.answer in one.prompt
 
@@ -114,10 +118,10 @@ def test_op_and_bwt_are_traces() -> None:
     assert backward_transfer(matrix_TT) == pytest.approx(((0.3 - 0.9) + (0.6 - 0.8) + 0.0) / 3)
 
 
-def test_blocks_for_each_task_answer_only_their_own() -> None:
+def test_a_pack_for_each_task_answers_only_its_own() -> None:
     scores_TTQ = np.arange(8.0).reshape(2, 2, 2)
     base_TQ = np.array([[-1.0, -2.0], [-3.0, -4.0]])
-    own_TTQ = with_own_blocks(scores_TTQ, base_TQ)
+    own_TTQ = with_own_packs(scores_TTQ, base_TQ)
     assert own_TTQ.tolist() == [[[0, 1], [-3, -4]], [[0, 1], [6, 7]]]
     assert backward_transfer(own_TTQ.mean(axis=2)) == 0.0
 
@@ -134,6 +138,7 @@ def test_tasks_in_a_row(place: Place, tmp_path: Path, monkeypatch: pytest.Monkey
         num_train=24,
         num_test=6,
         tokens_per_task=4 * 64 * 2,
+        general_rows=1,
         methods=(
             method("one set"),
             method("each its own", per_task=True),
@@ -148,6 +153,7 @@ def test_tasks_in_a_row(place: Place, tmp_path: Path, monkeypatch: pytest.Monkey
         "full": (2, 2, 6),
     }
     one_set, own, full = found.chains
+    assert found.tokens_M.sum() < 64 < open_corpus(place.general).record.splits["test"].num_tokens
     assert backward_transfer(own.matrix_TT) == 0.0
     assert np.array_equal(own.scores_TTQ[0, 1], found.base_TQ[1])
     assert own.num_trainable_parameters == 2 * one_set.num_trainable_parameters
@@ -157,10 +163,43 @@ def test_tasks_in_a_row(place: Place, tmp_path: Path, monkeypatch: pytest.Monkey
     again = run_sequence(recipe, place.base, data, tmp_path)
     assert np.array_equal(again.chains[2].scores_TTQ, full.scores_TTQ)
     assert (tmp_path / "runs" / "full-seed0" / "2-code" / "blockexpand.json").stat().st_mtime_ns == before
-    text = sequence_tables(found)
+    packs = [tmp_path / "runs" / "each-its-own-seed0" / stage / "pack" for stage in ("1-sums", "2-code")]
+    assert [read_pack(pack).record.name for pack in packs] == ["sums", "code"]
+    record = record_of(found, StudyRecipe(title="t", question="q?", paper="p", sequence=recipe), place.base)
+    assert [method.packs for method in record.methods] == [False, True, False]
+    assert record.methods[1].bwt.mean == 0.0
+    assert record.methods[2].chains[0].matrix == tuple(map(tuple, full.matrix_TT.tolist()))
+    assert record.methods[0].trains == "1 new block, interleaved"
+    assert len(set(record.methods[0].chains[0].runs)) == 2
+    rise = found.chains[2].general_TM[-1].sum() / found.base_general_M.sum() - 1
+    assert record.methods[2].rise.mean == pytest.approx(rise)
+    text = sequence_tables(record)
     assert "| one set against |" in text
-    assert "with blocks, 0 without" in text
+    assert "with a pack on, 0 without" in text
     assert "| R of full | sums | code |" in text
+
+
+def test_one_model_with_all_packs_answers_as_each_pack_alone(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockexpand.studies.sequence.ROW_TOKENS", 64)
+    recipe = SequenceRecipe(
+        tasks=("sums", "code"),
+        num_train=24,
+        num_test=6,
+        tokens_per_task=4 * 64 * 2,
+        methods=(method("packs", per_task=True, lr=3e-2),),
+    )
+    alone = []
+    monkeypatch.setattr(
+        "blockexpand.studies.sequence.with_own_packs",
+        lambda scores_TTQ, base_TQ: alone.append(scores_TTQ.copy()) or with_own_packs(scores_TTQ, base_TQ),
+    )
+    data = DataSettings(domain=str(place.domain), general=str(place.general))
+    chain = run_sequence(recipe, place.base, data, tmp_path).chains[0]
+    own = np.arange(2)
+    assert alone[0][own, own].any()
+    assert np.array_equal(chain.final_TQ, alone[0][own, own])
 
 
 def test_scores_of_the_likeliest_tokens_are_those_of_greedy_answers(tmp_path: Path) -> None:
@@ -220,12 +259,16 @@ def chain(name: str, shift: float, seed: int = 0) -> Chain:
     scores_TTQ = np.clip(random.uniform(0.3, 0.5, (2, 2, 30)) + shift, 0, 1)
     return Chain(
         method=name, seed=seed, scores_TTQ=scores_TTQ, general_TM=np.full((2, 5), 3.0), num_trainable_parameters=7,
-        cpu_seconds=1.0,
+        cpu_seconds=1.0, runs=("sha256:a", "sha256:b"),
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("shift", "word"), [(0.4, "less"), (0.0, "noise"), (-0.3, "more")])
-def test_a_sequences_table_claims_what_its_interval_says(shift: float, word: str) -> None:
+@pytest.mark.parametrize(
+    ("shift", "word", "sentence"),
+    [(0.4, "less", "lower than with theirs"), (0.0, "noise", "not to be told apart from theirs"),
+     (-0.3, "more", "higher than with theirs")],
+)  # fmt: skip
+def test_a_sequence_claims_what_its_interval_says(place: Place, shift: float, word: str, sentence: str) -> None:
     methods = (method("ours"), method("theirs"))
     found = SequenceResult(
         tasks=("sums", "code"),
@@ -235,9 +278,53 @@ def test_a_sequences_table_claims_what_its_interval_says(shift: float, word: str
         tokens_M=np.ones(5),
         chains=(chain("ours", 0.0), dataclasses.replace(chain("theirs", shift, 1), seed=0)),
     )
-    rows = sequence_tables(found).splitlines()
+    sequence = SequenceRecipe(tasks=found.tasks, num_train=3, num_test=30, tokens_per_task=9, methods=methods)
+    recipe = StudyRecipe(title="t", question="q?", paper="p", sequence=sequence)
+    record = record_of(found, recipe, place.base)
+    rows = sequence_tables(record).splitlines()
     row = next(line for line in rows if line.startswith(("| theirs | +0.", "| theirs | -0.")))
     assert row.split(" | ")[2] == word
+    assert sequence_sentence(record).endswith(f"Its mean score is {sentence}.")
+
+
+def test_several_seeds_have_an_interval_over_seeds(place: Place) -> None:
+    methods = (method("ours"),)
+    chains = tuple(dataclasses.replace(chain("ours", 0.1 * seed, seed), seed=seed) for seed in range(3))
+    found = SequenceResult(
+        tasks=("sums", "code"), methods=methods, base_TQ=np.zeros((2, 30)), base_general_M=np.full(5, 3.0),
+        tokens_M=np.ones(5), chains=chains,
+    )  # fmt: skip
+    sequence = SequenceRecipe(
+        tasks=found.tasks, num_train=3, num_test=30, tokens_per_task=9, methods=methods, seeds=(0, 1, 2)
+    )
+    op = record_of(found, StudyRecipe(title="t", question="q?", paper="p", sequence=sequence), place.base).methods[0].op
+    values = np.array([overall(one.matrix_TT) for one in chains])
+    assert op.mean == pytest.approx(values.mean())
+    assert (op.high - op.low) / 2 == pytest.approx(4.30265 * values.std(ddof=1) / 3**0.5, rel=1e-4)
+
+
+def test_a_sequence_ends_in_a_page(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blockexpand.studies.sequence.ROW_TOKENS", 64)
+    recipe = tmp_path / "row.yaml"
+    recipe.write_text(
+        f"""
+title: A row
+question: What is left?
+paper: nothing
+base: {place.base}
+texts: {{domain: {place.domain}, general: {place.general}}}
+sequence:
+  tasks: [sums, code]
+  num_train: 8
+  num_test: 4
+  tokens_per_task: 128
+  methods: [{{name: full, arm: {{kind: full}}, lr: 1e-3}}]
+"""
+    )
+    found = study(recipe, tmp_path / "all")
+    page = Path(found.pages[0])
+    assert page == tmp_path / "all" / "row-report" / "index.html"
+    assert sequence_sentence(read_sequence(tmp_path / "all" / "row")) in page.read_text().replace("\u00a0", " ")
 
 
 def test_a_study_of_ones_own(place: Place, tmp_path: Path) -> None:

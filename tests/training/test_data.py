@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from blockexpand.corpus.dataset import open_corpus
 from blockexpand.errors import CorpusError, TrainingError
 from blockexpand.training.data import open_data, shuffled
 from blockexpand.training.settings import DataSettings, RetentionSettings
 from blockexpand.training.world import World
+from helpers import edit_json
 from lm_helpers import make_corpus, make_lm
 from training_ground import Ground
 
@@ -54,6 +57,22 @@ def test_what_the_run_steers_by_is_always_the_same(ground: Ground, tmp_path: Pat
     again = list(open_data(ground.settings(tmp_path, seed=9, rows_per_pass=2), CPU).validation_batches("general"))
     assert torch.equal(torch.cat([b.tokens_BT for b in first]), torch.cat([b.tokens_BT for b in again]))
     assert sum(len(b.tokens_BT) for b in first) == 4
+
+
+def test_without_a_split_to_replay_the_general_text_is_replayed_whole(ground: Ground, tmp_path: Path) -> None:
+    """`prepare` without a recipe writes train, validation and test; README and the recipes go on with that."""
+    folder = tmp_path / "general"
+    shutil.copytree(ground.general, folder)
+    edit_json(folder / "blockexpand.json", lambda record: record["splits"].pop("replay"))
+    whole = DataSettings(domain=str(ground.domain), general=str(folder))
+    settings = ground.settings(tmp_path / "run", data=whole, retention=RetentionSettings(replay=0.5))
+    replayed, train = open_data(settings, CPU).general, open_corpus(ground.general).rows("train")
+    assert replayed is not None
+    every = np.arange(train.num_rows)
+    assert np.array_equal(replayed.tokens_NT(every), train.tokens_NT(every))
+    given = dataclasses.replace(settings, data=dataclasses.replace(whole, general_split="rehearsed"))
+    with pytest.raises(CorpusError, match="no split 'rehearsed'"):
+        open_data(given, CPU)
 
 
 def test_data_that_do_not_fit_are_refused(ground: Ground, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from blockexpand.checkpoint.header import (
     parse_header,
     read_header,
 )
+from blockexpand.checkpoint.hub import hub_name
 from blockexpand.checkpoint.reading import CONFIG, Checkpoint, open_checkpoint
 from blockexpand.checkpoint.skeletons import FileText, skeleton_of, write_skeleton
 from blockexpand.checkpoint.writing import (
@@ -35,6 +36,7 @@ __all__ = [
     "num_elements",
     "CONFIG",
     "open_checkpoint",
+    "hub_name",
     "read_header",
     "parse_header",
     "TensorDigest",

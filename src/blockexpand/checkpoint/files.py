@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,18 +105,21 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
         stream.write(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
-def copy_files(checkpoint: Checkpoint, names: tuple[str, ...], target: Path) -> None:
+def copy_files(checkpoint: Checkpoint, names: Sequence[str] | Mapping[str, str], target: Path) -> None:
     """Copy the named files of the checkpoint's folder into `target`, links followed.
+
+    Of a mapping, the keys are the names in `target`, the values those in the checkpoint's folder.
 
     Raises:
         CheckpointError: a name is there already, since the file system there does not tell it from another.
     """
-    for name in names:
+    for name, source in names.items() if isinstance(names, Mapping) else zip(names, names, strict=True):
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path):
             raise CheckpointError(
-                f"{checkpoint.folder / name} would take the place of another file: the file system of {target.parent} "
-                "does not tell their names apart; expected names that differ in more than case; rename one of them"
+                f"{checkpoint.folder / source} would take the place of another file: the file system of "
+                f"{target.parent} does not tell their names apart; expected names that differ in more than case; "
+                "rename one of them"
             )
-        shutil.copyfile(checkpoint.folder / name, path)
+        shutil.copyfile(checkpoint.folder / source, path)

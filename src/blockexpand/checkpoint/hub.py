@@ -14,6 +14,7 @@ from pathlib import Path
 from blockexpand.errors import CheckpointError
 
 _HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_SNAPSHOT = re.compile(r"models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/(?P<commit>[0-9a-f]{40})")
 _WANTED = [
     "*.safetensors",
     "*.safetensors.index.json",
@@ -44,6 +45,12 @@ def resolve(source: str | Path) -> Path:
             f"no such folder: {source}; expected a Hugging Face model folder or a hub id like org/name; check the path"
         )
     return _from_hub(match["name"], match["revision"])
+
+
+def hub_name(folder: Path) -> str | None:
+    """`org/name@commit` of a folder in a hub cache, whatever it was asked for as; None for any other folder."""
+    match = _SNAPSHOT.fullmatch("/".join(folder.absolute().parts[-3:]))
+    return f"{match['owner']}/{match['name']}@{match['commit']}" if match else None
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

@@ -16,8 +16,8 @@ def completion(shell: Shell, *, common: Shared = DEFAULTS) -> int:
     ----------
     shell
         bash, zsh or fish. For this session of bash: source <(blockexpand completion bash). To keep it, write the script
-        to ~/.local/share/bash-completion/completions/blockexpand (bash), to _blockexpand in a folder of $fpath (zsh), or
-        to ~/.config/fish/completions/blockexpand.fish (fish); write it again after an upgrade.
+        to ~/.local/share/bash-completion/completions/blockexpand (bash), to _blockexpand in a folder of $fpath (zsh),
+        or to ~/.config/fish/completions/blockexpand.fish (fish); write it again after an upgrade.
     """
     from blockexpand.cli.main import build_app
 

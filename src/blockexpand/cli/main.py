@@ -58,6 +58,11 @@ VERBS = {
     "pack attach": ("blockexpand.cli.packing:attach", "Write the base with the blocks of one or more packs."),
     "pack detach": ("blockexpand.cli.packing:detach", "Give the base back, byte for byte."),
     "pack show": ("blockexpand.cli.packing:show_pack", "Say what a pack is; safe for a stranger's."),
+    "card": (
+        "blockexpand.cli.publishing:card",
+        "Write the model card of a pack, a run or a checkpoint: README.md, with what the hub reads.",
+    ),
+    "push": ("blockexpand.cli.publishing:push", "Check a pack or a checkpoint, and send it to the hub."),
     "chat": ("blockexpand.cli.chatting:chat", "Talk to a model, and to the base inside it."),
     "completion": (
         "blockexpand.cli.completing:completion",
@@ -104,7 +109,7 @@ def run(tokens: list[str]) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     debug = "--debug" in tokens
-    rank = _rank()
+    rank = process_rank()
     name = f"blockexpand (process {rank})" if rank else "blockexpand"
     try:
         if not rank:
@@ -128,7 +133,7 @@ def run(tokens: list[str]) -> int:
         return INTERRUPTED
 
 
-def _rank() -> int:
+def process_rank() -> int:
     """Which of the processes that torchrun started this is; 0 without torchrun."""
     return int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 

@@ -46,7 +46,8 @@ def extract(
     pack
         Which pack, where several are attached in the folder.
     results
-        A results.json of `blockexpand eval`, to carry along.
+        The JSON of a measurement, e.g. the blockexpand.json of `blockexpand eval`, to carry along unchecked; for the
+        card's table see `blockexpand card`.
     description
         For the card: what the blocks were trained for.
     licence
@@ -62,7 +63,7 @@ def extract(
     overwrite
         Replace the folder, if blockexpand made it.
     """
-    from blockexpand import packs
+    from blockexpand import packs, publishing
 
     card = packs.Card(
         description=description,
@@ -74,6 +75,7 @@ def extract(
     )
     about = packs.About(name=name, evaluation=results, card=card)
     made = packs.extract(source, out, about, encoding=encoding, pack=pack, overwrite=overwrite)
+    publishing.write_card(out)
     show(common, made.record, packs.describe(made))
     return DONE
 
@@ -96,12 +98,13 @@ def attach(
     overwrite
         Replace the folder, if blockexpand made it.
     """
-    from blockexpand import packs
+    from blockexpand import packs, publishing
 
     *chosen, out = packs_and_out
     if not chosen:
         raise UsageError(f"only {out} given after the base; expected one or more packs and the folder to write, last")
     record = packs.attach_on_disk(base, chosen, out, overwrite=overwrite)
+    publishing.write_card(out)
     blocks = ", ".join(f"{block.id} at {block.position}" for block in record.plan.new_blocks)
     names = ", ".join(pack.name for pack in record.packs)
     show(common, record, f"{out}: {record.plan.num_blocks} blocks, those of {names} among them: {blocks}")

@@ -137,7 +137,7 @@ def summarise(recipe: CompareRecipe, trials: Sequence[Trial], out: Path) -> Comp
     base_losses = {name: one.nats_M for name, one in base.losses.items()}
     tokens = {name: one.tokens_M for name, one in base.losses.items()}
     gains = {
-        name: _over_seeds([ratio_difference(base_losses["domain"], nats, tokens["domain"]) for nats in mine["domain"]])
+        name: over_seeds([ratio_difference(base_losses["domain"], nats, tokens["domain"]) for nats in mine["domain"]])
         for name, mine in losses.items()
     }
     results = []
@@ -147,7 +147,7 @@ def summarise(recipe: CompareRecipe, trials: Sequence[Trial], out: Path) -> Comp
             ratio_difference(nats, base_losses["general"], tokens["general"]) for nats in losses[arm.name]["general"]
         ]
         scale = 1 / base.record.held_out["general"].loss
-        forgetting = _over_seeds([_scaled(rise, scale) for rise in rises])
+        forgetting = over_seeds([_scaled(rise, scale) for rise in rises])
         gain = gains[arm.name]
         results.append(
             ArmResult(
@@ -199,7 +199,7 @@ def _scaled(interval: Interval, by: float) -> Interval:
     return Interval(difference=interval.difference * by, low=interval.low * by, high=interval.high * by)
 
 
-def _over_seeds(intervals: Sequence[Interval]) -> Summary:
+def over_seeds(intervals: Sequence[Interval]) -> Summary:
     """The mean over seeds with a 95 % interval over seeds (Student's t); of one seed, over documents."""
     if len(intervals) == 1:
         return Summary(mean=intervals[0].difference, low=intervals[0].low, high=intervals[0].high)

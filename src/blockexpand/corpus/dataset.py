@@ -7,6 +7,7 @@ is padding, belongs to no segment, and is never trained. Columns: `tokens` (T un
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,12 @@ class TokenRows:
             raise CorpusError(f"{paths[0].parent} has files of rows of {sorted(schemas)} tokens; expected one length")
         self.row_tokens: int = schemas.pop()
         self.num_rows: int = int(self._starts[-1])
+
+    def first(self, num_rows: int) -> TokenRows:
+        """The same split as if it ended after `num_rows` rows; all of it, if it has no more."""
+        fewer = copy.copy(self)
+        fewer.num_rows = min(num_rows, self.num_rows)
+        return fewer
 
     def tokens_NT(self, indices_N: np.ndarray) -> np.ndarray:
         """The tokens of some rows, int64 [N, T]."""

@@ -8,7 +8,7 @@ Refused: what does not belong together. Nothing half-done is ever visible. Neith
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,16 @@ def attach_on_disk(
 
 
 def write_attached(
-    checkpoint: Checkpoint, packs: tuple[Sequence[Pack], Combined], staged: Path, skeleton: tuple[FileText, ...]
+    checkpoint: Checkpoint,
+    packs: tuple[Sequence[Pack], Combined],
+    staged: Path,
+    skeleton: tuple[FileText, ...],
+    copied: Mapping[str, str] | None = None,
 ) -> ExpansionRecord:
     """Write everything into an existing folder, the record last; `packs` are in order, with their plans as one.
+
+    `copied` are the other files that come along, where they are not simply those of the base's folder: their names, and
+    where they are.
 
     Raises:
         PackError, CheckpointError: the bytes of the base or a pack are not those they should be.
@@ -71,7 +78,8 @@ def write_attached(
     family = family_for(checkpoint.config, checkpoint.source, checkpoint.tensors)
     files = other_files(checkpoint)
     kept, added = planned_tensors(family, checkpoint, combined.plan)
-    copy_files(checkpoint, files.copied, staged)
+    others = {name: name for name in files.copied} if copied is None else copied
+    copy_files(checkpoint, others, staged)
     write_config(staged, with_entries(checkpoint.config, combined.plan.config_changes))
     layout = lay_out(checkpoint, kept, added)
     found = write_weights(checkpoint, layout, staged, digest=True, holes=[tensor.name for tensor in added])
@@ -85,7 +93,7 @@ def write_attached(
         blockexpand_version=_version(),
         plan=combined.plan,
         base_digests=digests,
-        files_copied=files.copied,
+        files_copied=tuple(others),
         files_left_out=files.left_out,
         training=_training(ordered),
         base_files=skeleton,

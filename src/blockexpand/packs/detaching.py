@@ -28,7 +28,7 @@ from blockexpand.packs.attaching import combined_for, write_attached
 from blockexpand.packs.extracting import extract
 from blockexpand.packs.fitting import in_order
 from blockexpand.packs.within import base_within
-from blockexpand.planning import ExpansionRecord, read_expansion
+from blockexpand.planning import ExpansionRecord, read_expansion, without_card
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 
 
@@ -62,7 +62,8 @@ def detach_on_disk(source: str | Path, out: str | Path, names: Sequence[str] = (
     base = base_within(expanded, record)
     if left:
         return _with_others(base, record, target, left)
-    files = [name for name in record.files_copied if name in other_files(expanded).copied]
+    there = without_card(expanded.folder, record.plan, other_files(expanded).copied)
+    files = {name: there[name] for name in record.files_copied if name in there}
     with staged_folder(target) as staged:
         if record.base_files:
             found = write_skeleton(base, record.base_files, staged, record.plan.base.config_digest)
@@ -72,7 +73,7 @@ def detach_on_disk(source: str | Path, out: str | Path, names: Sequence[str] = (
             found = write_weights(base, layout, staged, digest=True)
         open_checkpoint(staged)  # what was recorded makes a whole checkpoint, or is refused here
         checked = _check(expanded, record.base_digests, found)
-        copy_files(expanded, tuple(files), staged)
+        copy_files(expanded, files, staged)
     return Detached(num_tensors=len(found), same_files=bool(record.base_files), checked=checked, packs_left=())
 
 
@@ -92,7 +93,8 @@ def _with_others(base: Checkpoint, record: ExpansionRecord, target: Path, left: 
         beside = staged / ".packs"
         beside.mkdir()
         packs = in_order([extract(base.folder, beside / name, pack=name) for name in left])
-        write_attached(base, (packs, combined_for(packs, base)), staged, record.base_files)
+        copied = without_card(base.folder, record.plan, other_files(base).copied)
+        write_attached(base, (packs, combined_for(packs, base)), staged, record.base_files, copied)
         shutil.rmtree(beside)
     return Detached(num_tensors=len(base.tensors), same_files=False, checked=True, packs_left=tuple(left))
 

@@ -88,7 +88,7 @@ def extract(
         name=_name(about, attached, target),
         family=plan.base.family,
         dtypes=dtypes_of(plan),
-        plan=dataclasses.replace(plan, base=dataclasses.replace(plan.base, source=without_paths(plan.base.source))),
+        plan=shareable(plan),
         encoding=encoding,
         block_digests={one.name: by_entry[one.entry] for one in sources},
         base_digests=base_digests,
@@ -180,6 +180,15 @@ def _evaluation(about: About | None, facts: dict[str, Any]) -> dict[str, Any] | 
     if about is None or about.evaluation is None:
         return facts["evaluation"]
     return {**(facts["evaluation"] or {}), "results": without_paths(read_json(about.evaluation))}
+
+
+def shareable(plan: Plan) -> Plan:
+    """The plan without paths of this machine."""
+    guidance = plan.guidance
+    if guidance is not None:
+        guidance = dataclasses.replace(guidance, texts=tuple(Path(text).name for text in guidance.texts))
+    base = dataclasses.replace(plan.base, source=without_paths(plan.base.source))
+    return dataclasses.replace(plan, base=base, guidance=guidance)
 
 
 def without_paths(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Decide where new blocks go; show it, cost it, save it. No tensor is read, no torch imported."""
 
+from blockexpand.planning.cards import CARD, CardMark, identity_of, is_untouched, read_mark, signed, without_card
 from blockexpand.planning.combining import Combined, combine, combine_in_memory
 from blockexpand.planning.costing import Cost, backward_flops, forward_flops
 from blockexpand.planning.drawing import draw, draw_rich
@@ -43,6 +44,13 @@ __all__ = [
     "read_expansion",
     "Proof",
     "Check",
+    "CARD",
+    "CardMark",
+    "identity_of",
+    "is_untouched",
+    "read_mark",
+    "signed",
+    "without_card",
     "Survey",
     "survey",
     "layout_digest",

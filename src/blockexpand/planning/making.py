@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from blockexpand.checkpoint import Checkpoint, open_checkpoint
+from blockexpand.checkpoint import Checkpoint, hub_name, open_checkpoint
 from blockexpand.digests import digest_json
 from blockexpand.errors import PlanError, nearest
 from blockexpand.families import Family, with_entries
@@ -102,6 +102,7 @@ def _base_facts(checkpoint: Checkpoint, facts: Survey) -> BaseFacts:
         config_digest=digest_json(checkpoint.config),
         layout_digest=facts.layout_digest,
         discovered=facts.family.discovered,
+        hub=hub_name(checkpoint.folder),
     )
 
 

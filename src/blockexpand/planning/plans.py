@@ -78,6 +78,8 @@ class BaseFacts:
     """The digest of all tensors' names, dtypes and shapes."""
     discovered: bool = field(default=False, metadata=WRITTEN_WHEN_SET)
     """Whether no file says what the family is: it was found by structure, and the whole proof decides."""
+    hub: str | None = field(default=None, metadata=WRITTEN_WHEN_SET)
+    """What it is on the hub, `org/name@commit`, where it came from there; for people, never compared."""
 
     def __post_init__(self) -> None:
         check(1 <= self.num_blocks <= MOST_BLOCKS, "num_blocks", self.num_blocks, f"1 to {MOST_BLOCKS:,}")

@@ -2,12 +2,14 @@
 
 from blockexpand.reporting.importance import guidance_figure
 from blockexpand.reporting.judging import Verdict, verdict
+from blockexpand.reporting.sequences import SequenceRecord
 from blockexpand.reporting.stages import Stage, Stages, read_stages
 from blockexpand.reporting.terminal import comparison_rows, comparison_table, comparison_text
 from blockexpand.reporting.writing import ReportRecord, report
 
 __all__ = [
     "ReportRecord",
+    "SequenceRecord",
     "Stage",
     "Stages",
     "Verdict",

@@ -64,7 +64,7 @@ def methods_of(recipe: CompareRecipe) -> dict[str, Method]:
         methods[arm.name] = Method(
             arm=arm.name,
             name=f"{name} ({arm.name})" if name in shared else name,
-            trains=_trains(arm),
+            trains=trains_of(arm),
             colour=-1 if arm.unrestricted else compared % NUM_COLOURS,
             marker=REFERENCE_MARKER if arm.unrestricted else MARKERS[compared % len(MARKERS)],
         )
@@ -85,7 +85,8 @@ def _name(arm: ArmRecipe) -> str:
     return kinds[type(arm.arm)] + (", unrestricted" if arm.unrestricted else "")
 
 
-def _trains(arm: ArmRecipe) -> str:
+def trains_of(arm: ArmRecipe) -> str:
+    """What of the model the arm changes, in words."""
     settings = arm.arm
     if isinstance(settings, OldBlocksArm):
         return f"blocks {', '.join(map(str, settings.blocks))} of the base"

@@ -42,6 +42,9 @@ from blockexpand.reporting.record_tables import (
     stages_table,
 )
 from blockexpand.reporting.result_tables import arms_table, contrasts_table, losses_table, trials_table
+from blockexpand.reporting.sequence_charts import sequence_figures
+from blockexpand.reporting.sequence_tables import matrix_names, sequence_tables
+from blockexpand.reporting.sequences import sequence_sentence
 from blockexpand.reporting.sources import Material
 from blockexpand.reporting.stack import stack_figure
 from blockexpand.reporting.tables import Table
@@ -87,6 +90,7 @@ def make_page(material: Material) -> Page:
         "version": __version__,
         "title": title_of(material),
         "comparison": None,
+        "sequence": None,
         "verdict": None,
         "headline": headline(material),
         "answers": None,
@@ -98,6 +102,7 @@ def make_page(material: Material) -> Page:
     }
     if material.comparison is not None:
         values |= _comparison(material, contents)
+    values |= _sequence(material, contents)
     effects = effects_of(material.examination)
     contents.add_figures(stack_figure(found, n, effects) for n, found in enumerate(material.expansions))
     guided = [found.value.plan for found in material.expansions if found.value.plan.guidance is not None]
@@ -134,6 +139,8 @@ def title_of(material: Material) -> str:
         return material.stages.title
     if material.comparison is not None:
         return f"Block expansion of {_last(material.comparison.value.recipe.base)}"
+    if material.sequence is not None:
+        return material.sequence.value.title
     if material.expansions:
         return f"Block expansion of {_last(material.expansions[0].value.plan.base.source)}"
     return "Records of blockexpand"
@@ -150,6 +157,8 @@ def headline(material: Material) -> str:
         return f"The proof failed for {', '.join(failed)}: this is not the base made deeper, and nothing below counts."
     if material.comparison is not None:
         return verdict(material.comparison.value).sentence
+    if material.sequence is not None:
+        return sequence_sentence(material.sequence.value)
     if material.proofs:
         checks = sum(len(found.value.checks) for found in material.proofs)
         return f"The proof holds: all {checks} checks passed."
@@ -191,6 +200,15 @@ def _comparison(material: Material, contents: _Contents) -> dict[str, Any]:
     }
 
 
+def _sequence(material: Material, contents: _Contents) -> dict[str, Any]:
+    if material.sequence is None:
+        return {}
+    record = material.sequence.value
+    contents.add_tables(sequence_tables(record))
+    contents.add_figures(sequence_figures(record))
+    return {"sequence": record, "matrices": matrix_names(record)}
+
+
 def _answers(material: Material, contents: _Contents) -> dict[str, Any]:
     asked = answering(material.evaluations)
     if not asked:
@@ -227,6 +245,8 @@ def _settings(material: Material) -> dict[str, str]:
     settings: dict[str, Any] = {}
     if material.comparison is not None:
         settings["The comparison\u2019s recipe"] = material.comparison.value.recipe
+    if material.sequence is not None:
+        settings["The row\u2019s recipe"] = material.sequence.value.settings
     for found in material.expansions:
         settings[f"The plan of {found.label}"] = found.value.plan
     for found in material.runs:

@@ -3,7 +3,7 @@
 In: folders that earlier steps wrote. A folder is recognised by the format of the records in it. Out: a frozen
 `Material`, and the digest of every file that was read. Refused, before anything is written: a folder that is
 missing or holds no record of ours, a format we do not read, a damaged record, the same folder twice, and a
-second comparison or story (one page is about one).
+second comparison, row of tasks or story (one page is about one).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from blockexpand.errors import BlockexpandError, ReportError, nearest
 from blockexpand.evaluation import Evaluation, EvaluationRecord, read_evaluation
 from blockexpand.planning import ExpansionRecord, Proof, read_expansion
 from blockexpand.records import read_json, read_record
+from blockexpand.reporting.sequences import SEQUENCE_NAME, SequenceRecord, read_sequence
 from blockexpand.reporting.stages import STAGES_NAME, Stages, read_stages
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training.running import RunRecord
@@ -34,7 +35,7 @@ from blockexpand.training.tracker import read_metrics
 T = TypeVar("T")
 
 _COMPARISON_NAME, _PROOF_NAME = "comparison.json", "proof.json"
-_NAMES = (_COMPARISON_NAME, RECORD_NAME, _PROOF_NAME, STAGES_NAME)
+_NAMES = (_COMPARISON_NAME, RECORD_NAME, _PROOF_NAME, STAGES_NAME, SEQUENCE_NAME)
 """The files in which a folder of ours says what it is."""
 
 
@@ -79,6 +80,8 @@ class Material:
     comparison: Found[Comparison] | None = None
     examination: Examination | None = None
     """What was seen in the comparison's runs beside their losses."""
+    sequence: Found[SequenceRecord] | None = None
+    """Tasks that were learnt in a row."""
     compared_runs: dict[str, Run] = field(default_factory=dict)
     """The comparison's runs by their place in it; those whose folders did not come along are missing."""
     expansions: tuple[Found[ExpansionRecord], ...] = ()
@@ -158,6 +161,7 @@ class _Gathering:
         self._sources: list[Source] = []
         self._readers: dict[str, Callable[[Path], Any]] = {
             Comparison.FORMAT: read_comparison,
+            SequenceRecord.FORMAT: read_sequence,
             ExpansionRecord.FORMAT: read_expansion,
             Proof.FORMAT: lambda folder: read_record(Proof, folder / _PROOF_NAME),
             EvaluationRecord.FORMAT: read_evaluation,
@@ -251,6 +255,7 @@ class _Gathering:
             comparison=self._only(Comparison.FORMAT, "comparisons"),
             compared_runs=self._compared_runs,
             examination=self._examination,
+            sequence=self._only(SequenceRecord.FORMAT, "rows of tasks"),
             expansions=expansions,
             proofs=(*proofs, *self._found.get(Proof.FORMAT, [])),
             evaluations=tuple(self._found.get(EvaluationRecord.FORMAT, [])),

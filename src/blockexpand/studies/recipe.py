@@ -79,13 +79,15 @@ class SequenceRecipe:
     tokens_per_task: int
     methods: tuple[MethodRecipe, ...]
     rows_per_step: int = 4
+    general_rows: int = 64
+    """Of the general test text, measured on after every task."""
     retention: RetentionSettings = dataclasses.field(default_factory=RetentionSettings)
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
         """Check the bounds."""
         check(len(set(self.tasks)) == len(self.tasks) > 1, "tasks", self.tasks, "tasks that differ, at least two")
-        for name in ("num_train", "num_test", "tokens_per_task"):
+        for name in ("num_train", "num_test", "tokens_per_task", "general_rows"):
             check(vars(self)[name] > 0, name, vars(self)[name], "more than 0")
         names = [method.name for method in self.methods]
         check(len(set(names)) == len(names) > 0, "methods", names, "names that differ, at least one")

@@ -14,8 +14,10 @@ from typing import Any, ClassVar
 from blockexpand.comparison import CompareRecipe, Comparison, compare, read_examination
 from blockexpand.records import from_plain, to_plain, write_record
 from blockexpand.reporting import report
+from blockexpand.reporting.sequences import SEQUENCE_NAME
 from blockexpand.studies.bases import make_base
 from blockexpand.studies.material import base_folder, data_of
+from blockexpand.studies.outcomes import record_of
 from blockexpand.studies.recipe import BaseRecipe, StudyRecipe, load_study
 from blockexpand.studies.sequence import run_sequence
 from blockexpand.studies.tables import comparison_tables, scale_tables, sequence_tables
@@ -58,7 +60,9 @@ def study(
     if recipe.sequence is not None:
         base = base_folder(recipe)
         found = run_sequence(recipe.sequence, base, data_of(recipe.texts, base, Path(root)), folder)
-        text, pages = sequence_tables(found), ()
+        record = record_of(found, recipe, base)
+        write_record(folder / SEQUENCE_NAME, record)
+        text, pages = sequence_tables(record), (_page(folder),)
     elif recipe.bases:
         comparisons = {one.name: _on_base(recipe, one, Path(root), folder, workers) for one in recipe.bases}
         text, pages = scale_tables(comparisons), tuple(_page(folder / name) for name in comparisons)

@@ -1,16 +1,16 @@
 """Tasks learnt one after another by each method, as in TRACE: the matrix of scores, what is kept, what is lost.
 
 In: a sequence's settings, a base, general text. Out: a folder with one run a stage, its scores question by question,
-and a `SequenceResult`. A method with new blocks for each task grows them all on the base, so that learning one task
-cannot touch another; which task a question is of is then told, and without its blocks the model is the base. What is
-finished is not run again. Chains run one after another.
+and a `SequenceResult`. A method with a pack for each task grows them all on the base, so that learning one task cannot
+touch another; which task a question is of is then told, and without a pack the model is the base. What is finished is
+not run again. Chains run one after another.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,12 @@ from blockexpand.evaluation import AnswerTask
 from blockexpand.evaluation.hits import document_hits
 from blockexpand.evaluation.losses import document_losses
 from blockexpand.expansion import expand
+from blockexpand.packs import About, Pack, extract, load_with_packs, read_pack
+from blockexpand.packs.memory import only
 from blockexpand.planning import plan
 from blockexpand.progress import say
 from blockexpand.records import read_record
-from blockexpand.staging import RECORD_NAME, staged_folder
+from blockexpand.staging import PACK_NAME, RECORD_NAME, staged_folder
 from blockexpand.studies.recipe import MethodRecipe, SequenceRecipe
 from blockexpand.studies.tasks import TASKS, make_task
 from blockexpand.training import RunRecord, load_shipped, train
@@ -52,10 +54,11 @@ class Chain:
     scores_TTQ: np.ndarray
     """[learnt, task, question]: after learning task t, each held-out question of task i."""
     general_TM: np.ndarray
-    """[learnt, document]: nats of each general test document after learning task t. Of blocks for each task: with
-    task t's blocks in place."""
+    """[learnt, document]: nats of each general test document after learning task t. Of packs: with task t's on."""
     num_trainable_parameters: int
     cpu_seconds: float
+    runs: tuple[str, ...]
+    """The digest of the settings of each task's run."""
 
     @property
     def matrix_TT(self) -> np.ndarray:
@@ -119,7 +122,7 @@ def run_sequence(recipe: SequenceRecipe, base: Path, data: DataSettings, folder:
     """
     tasks = {name: _prepare(name, recipe, base, folder / "tasks") for name in recipe.tasks}
     assert data.general is not None, "a study has general text"
-    measure = _Measure(tasks, open_corpus(data.general).rows("test"))
+    measure = _Measure(tasks, open_corpus(data.general).rows("test").first(recipe.general_rows))
     first = measure.scores(folder / "base", lambda: load_model(base, torch.float32))
     chains = []
     for method in recipe.methods:
@@ -167,15 +170,16 @@ class _Measure:
         """The scores in `folder`, or of the model that `load` gives."""
         if not (folder / _SCORES_NAME).is_file():
             model = load()
-            scores_TQ = np.stack([self._task(name, model, rows) for name, rows in self._rows.items()])
+            scores_TQ = np.stack([self.task(name, model) for name in self._rows])
             general = document_losses(model, self._general, _ROWS_PER_PASS, "loss on general text")
             with staged_folder(folder, overwrite=False) as staged:
                 np.savez(staged / _SCORES_NAME, scores=scores_TQ, general=general.nats_M, tokens=general.tokens_M)
         with np.load(folder / _SCORES_NAME, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in ("scores", "general", "tokens")}
 
-    def _task(self, name: str, model: PreTrainedModel, rows: TokenRows) -> np.ndarray:
-        hits = document_hits(model, rows, _ROWS_PER_PASS)
+    def task(self, name: str, model: PreTrainedModel) -> np.ndarray:
+        """The scores of a model in memory on one task's questions."""
+        hits = document_hits(model, self._rows[name], _ROWS_PER_PASS)
         return hits.whole_M.astype(float) if TASKS[name].measure == "whole" else hits.share_M
 
 
@@ -190,28 +194,48 @@ def _chain(
     (recipe, general), (base, tasks, folder) = settings, places
     slug = "".join(c if c.isalnum() else "-" for c in method.name.lower())
     start = base if method.blocks is None else _expanded(base, method.blocks, folder / "expanded")
-    at, scores, losses, seconds, num_trainable = start, [], [], 0.0, 0
+    at, scores, losses, records, packs = start, [], [], [], []
     for number, (name, task) in enumerate(tasks.items()):
         run = folder / "runs" / f"{slug}-seed{seed}" / f"{number + 1}-{name}"
-        record = _trained(_stage(method, (recipe, general), (at, run), task, seed))
-        found = measure.scores(run / "scores", lambda run=run: load_shipped(run))
+        records.append(_trained(_stage(method, (recipe, general), (at, run), task, seed)))
+        if method.per_task:
+            packs.append(_packed(run, name))
+            found = measure.scores(run / "pack-scores", lambda: load_with_packs(base, [packs[-1]]))
+        else:
+            found = measure.scores(run / "scores", lambda run=run: load_shipped(run))
+            at = run / "model"
         scores.append(found["scores"])
         losses.append(found["general"])
-        seconds += record.cpu_seconds or 0.0
-        num_trainable = record.num_trainable_parameters
-        at = start if method.per_task else run / "model"
     scores_TTQ = np.stack(scores)
     if method.per_task:
         base_TQ = measure.scores(folder / "base", lambda: load_model(base, torch.float32))["scores"]
-        scores_TTQ = with_own_blocks(scores_TTQ, base_TQ)
+        scores_TTQ = with_own_packs(scores_TTQ, base_TQ)
+        scores_TTQ[-1] = _switched(base, packs, measure)
     return Chain(
         method=method.name,
         seed=seed,
         scores_TTQ=scores_TTQ,
         general_TM=np.stack(losses),
-        num_trainable_parameters=num_trainable * (len(tasks) if method.per_task else 1),
-        cpu_seconds=seconds,
+        num_trainable_parameters=records[0].num_trainable_parameters * (len(tasks) if method.per_task else 1),
+        cpu_seconds=sum(record.cpu_seconds or 0.0 for record in records),
+        runs=tuple(record.settings_digest for record in records),
     )
+
+
+def _packed(run: Path, name: str) -> Pack:
+    """The run's new blocks as a pack, named as its task."""
+    out = run / "pack"
+    return read_pack(out) if (out / PACK_NAME).is_file() else extract(run, out, About(name=name))
+
+
+def _switched(base: Path, packs: Sequence[Pack], measure: _Measure) -> np.ndarray:
+    """[task, question]: all packs attached to one model, and for each task its own switched on, the others off."""
+    model = load_with_packs(base, packs)
+    rows = []
+    for pack in packs:
+        with only(model, pack.name):
+            rows.append(measure.task(pack.name, model))
+    return np.stack(rows)
 
 
 def _trained(settings: TrainSettings) -> RunRecord:
@@ -224,11 +248,11 @@ def _trained(settings: TrainSettings) -> RunRecord:
     return train(settings, resume=True)
 
 
-def with_own_blocks(scores_TTQ: np.ndarray, base_TQ: np.ndarray) -> np.ndarray:
-    """The matrix of blocks for each task: a learnt task is answered with its own blocks, the others by the base.
+def with_own_packs(scores_TTQ: np.ndarray, base_TQ: np.ndarray) -> np.ndarray:
+    """The matrix of a pack for each task: a learnt task is answered with its own pack, the others by the base.
 
     Args:
-        scores_TTQ: [blocks, task, question]: the model with task t's blocks, on every task.
+        scores_TTQ: [pack, task, question]: the base with task t's pack, on every task.
         base_TQ: The base's.
     """
     own_TTQ = np.stack([base_TQ] * len(scores_TTQ))

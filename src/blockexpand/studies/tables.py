@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from blockexpand.comparison import ArmResult, Comparison, Examination
-from blockexpand.evaluation import Interval, seeded_ratio_difference
-from blockexpand.reporting import verdict
-from blockexpand.studies.sequence import SequenceResult, backward_transfer, overall
+from blockexpand.evaluation import Interval
+from blockexpand.reporting import SequenceRecord, verdict
+from blockexpand.reporting.sequences import TaughtMethod, sequence_sentence
 
-# T = tasks, Q = questions, S = seeds, M = documents.
+# T = tasks.
 
 
 def comparison_tables(comparison: Comparison, examination: Examination | None) -> str:
@@ -151,57 +151,55 @@ def scale_tables(comparisons: Mapping[str, Comparison]) -> str:
     return _table(columns, rows) + "\n"
 
 
-def sequence_tables(found: SequenceResult) -> str:
+def sequence_tables(record: SequenceRecord) -> str:
     """OP, BWT and the change of the general ability of every method, their differences, and each matrix."""
-    names = [method.name for method in found.methods]
-    base_loss = float(found.base_general_M.sum() / found.tokens_M.sum())
-    rows: list[tuple[str, ...]] = [("the base", "0", f"{found.base_TQ.mean():.3f}", "", "", "", "")]
-    rows += [row for name in names for row in _chains(found, name, base_loss)]
-    columns = ("method", "seed", "OP", "BWT", "general loss, change", "trained", "CPU s")
-    parts = [_table(columns, rows), _against_first(found, names)]
-    parts += [_matrix(found, name) for name in names]
+    base = sum(task.base for task in record.tasks) / len(record.tasks)
+    rows: list[tuple[str, ...]] = [("the base", "0", f"{base:.3f}", "", "", "", "", "")]
+    rows += [_taught(method) for method in record.methods]
+    columns = ("method", "lr", "OP", "seeds", "BWT", "general loss, change", "trained", "CPU s a seed")
+    parts = [_table(columns, rows), _against_first(record)]
+    parts += [_matrix(record, method) for method in record.methods]
+    parts.append(sequence_sentence(record))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _chains(found: SequenceResult, name: str, base_loss: float) -> list[tuple[str, ...]]:
-    rows = []
-    for chain in found.of(name):
-        changes_T = chain.general_TM.sum(axis=1) / found.tokens_M.sum() / base_loss - 1
-        per_task = next(m.per_task for m in found.methods if m.name == name)
-        change = f"{changes_T.mean():+.2%} with blocks, 0 without" if per_task else f"{changes_T[-1]:+.2%}"
-        rows.append(
-            (
-                name, str(chain.seed), f"{overall(chain.matrix_TT):.3f}", f"{backward_transfer(chain.matrix_TT):+.3f}",
-                change, f"{chain.num_trainable_parameters:,}", f"{chain.cpu_seconds:.0f}",
-            )
-        )  # fmt: skip
-    return rows
+def _taught(method: TaughtMethod) -> tuple[str, ...]:
+    seeds = [np.mean(chain.matrix[-1]) for chain in method.chains]
+    change = f"{method.rise.mean:+.2%}" + (" with a pack on, 0 without" if method.packs else "")
+    return (
+        method.name,
+        f"{method.lr:g}",
+        f"{method.op.mean:.3f} ({method.op.low:.3f} to {method.op.high:.3f})",
+        ", ".join(f"{seed:.3f}" for seed in seeds),
+        f"{method.bwt.mean:+.3f} ({method.bwt.low:+.3f} to {method.bwt.high:+.3f})",
+        change,
+        f"{method.chains[0].num_trainable_parameters:,}",
+        f"{np.mean([chain.cpu_seconds for chain in method.chains]):.0f}",
+    )
 
 
-def _against_first(found: SequenceResult, names: Sequence[str]) -> str:
-    ours = found.of(names[0])
-    rows = []
-    for name in names[1:]:
-        theirs = found.of(name)
-        op = _difference([c.final_TQ for c in ours], [c.final_TQ for c in theirs])
-        bwt = _difference([c.change_TQ for c in ours], [c.change_TQ for c in theirs])
-        rows.append(
-            (name, _interval(op), _says(op, "more", "less"), _interval(bwt), _says(bwt, "kept more", "kept less"))
+def _against_first(record: SequenceRecord) -> str:
+    rows = [
+        (
+            one.theirs,
+            _interval(one.op),
+            _says(one.op, "more", "less"),
+            _interval(one.bwt),
+            _says(one.bwt, "kept more", "kept less"),
+            _interval(one.general),
+            _says(one.general, "forgot more", "forgot less"),
         )
-    return _table((f"{names[0]} against", "OP, difference", "", "BWT, difference", ""), rows) if rows else ""
+        for one in record.contrasts
+    ]
+    columns = ("OP, difference", "", "BWT, difference", "", "general loss, difference", "")
+    return _table((f"{record.methods[0].name} against", *columns), rows) if rows else ""
 
 
-def _difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> Interval:
-    """Paired over the held-out questions of all tasks, and over seeds; every task has as many questions."""
-    flat = [[scores.flatten() for scores in side] for side in (ours, theirs)]
-    return seeded_ratio_difference(flat[0], flat[1], np.ones(flat[0][0].shape))
-
-
-def _matrix(found: SequenceResult, name: str) -> str:
-    mean_TT = np.mean([chain.matrix_TT for chain in found.of(name)], axis=0)
-    rows = [(f"after {task}", *(f"{value:.2f}" for value in mean_TT[t])) for t, task in enumerate(found.tasks)]
-    rows.insert(0, ("the base", *(f"{value:.2f}" for value in found.base_TQ.mean(axis=1))))
-    return _table((f"R of {name}", *found.tasks), rows)
+def _matrix(record: SequenceRecord, method: TaughtMethod) -> str:
+    tasks = [task.name for task in record.tasks]
+    rows = [(f"after {task}", *(f"{value:.2f}" for value in method.matrix_TT[t])) for t, task in enumerate(tasks)]
+    rows.insert(0, ("the base", *(f"{task.base:.2f}" for task in record.tasks)))
+    return _table((f"R of {method.name}", *tasks), rows)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -18,7 +18,7 @@ from blockexpand.corpus.tokens import tokenizer_digest
 from blockexpand.errors import TrainingError
 from blockexpand.numerics.forward import RowBatch
 from blockexpand.training.dealing import attention_cost, deal
-from blockexpand.training.settings import SELF, TrainSettings
+from blockexpand.training.settings import REPLAY, SELF, TrainSettings
 from blockexpand.training.world import World
 
 _DOMAIN, _GENERAL, _VALIDATION = 0, 1, 2  # streams of random numbers, apart from each other
@@ -158,11 +158,16 @@ def open_data(settings: TrainSettings, world: World) -> RunData:
     return RunData(
         settings=settings,
         domain=domain.rows(data.domain_split),
-        general=corpora["general"].rows(data.general_split) if settings.num_general_rows else None,
+        general=_general_rows(corpora["general"], data.general_split) if settings.num_general_rows else None,
         validation={n: c.rows(data.validation_split) for n, c in corpora.items()} if steering else {},
         largest_token=max(split.largest_token for c in corpora.values() for split in c.record.splits.values()),
         world=world,
     )
+
+
+def _general_rows(corpus: Corpus, split: str) -> TokenRows:
+    """What is rehearsed: folders that `prepare` makes without a recipe have no `replay`, but `train`."""
+    return corpus.rows("train" if split == REPLAY and REPLAY not in corpus.record.splits else split)
 
 
 def general_folder(settings: TrainSettings) -> Path:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from blockexpand.checkpoint import CONFIG, Checkpoint, copy_files, open_checkpoint, other_files
 from blockexpand.errors import TrainingError
-from blockexpand.planning import ExpansionRecord, read_expansion
+from blockexpand.planning import ExpansionRecord, read_expansion, without_card
 from blockexpand.records import read_json, write_record
 from blockexpand.staging import RECORD_NAME, staged_folder
 
@@ -48,10 +48,13 @@ def export_model(source: Path, out: Path, tensors: Mapping[str, Tensor], trainin
         shutil.rmtree(out)
     with staged_folder(out) as folder:
         index = (_INDEX,) if checkpoint.sharded else ()
-        copy_files(checkpoint, (*other_files(checkpoint).copied, CONFIG, *checkpoint.shards, *index), folder)
+        record = _expansion(checkpoint.folder)
+        others = other_files(checkpoint).copied
+        # A card is about the blocks as they were before they trained.
+        before = without_card(checkpoint.folder, record.plan, others) if record else {name: name for name in others}
+        copy_files(checkpoint, before | {name: name for name in (CONFIG, *checkpoint.shards, *index)}, folder)
         for name, tensor in tensors.items():
             _overwrite(checkpoint, folder, name, tensor)
-        record = _expansion(checkpoint.folder)
         if record is not None:
             history = {**training, "before": record.training} if record.training else dict(training)
             write_record(folder / RECORD_NAME, dataclasses.replace(record, proof=None, training=history))

@@ -18,6 +18,8 @@ Recompute = Literal["none", "new", "from-first-new"]
 train, or every block from the first that trains on."""
 SELF = "self"
 """In the place of a folder of general text: text that the base itself writes."""
+REPLAY = "replay"
+"""The split of general text that is rehearsed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,8 @@ class DataSettings:
     general: str | None = None
     """A prepared folder: text like what the base knew, for retention; `self` = sampled from the base."""
     domain_split: str = "train"
-    general_split: str = "replay"
+    general_split: str = REPLAY
+    """What is rehearsed; `replay` is `train` in a folder that has no such split."""
     validation_split: str = "validation"
     """Of both folders; the run steers and chooses its checkpoint by it."""
     validation_rows: int = 16
