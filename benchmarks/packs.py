@@ -278,9 +278,12 @@ def _calibrated(model: Any) -> dict[str, float]:
     return {name: float(log.exp()) for name, log in zip(names, logs, strict=True)}
 
 
-def sizes() -> None:
+def sizes(only: Sequence[str]) -> None:
     """Packs of the runs that are there, stored in each way; and what 8 bits cost."""
-    for name in ("code", "code-free"):
+    for name in (one for one in ("code", "code-free") if one in only):
+        if not (WORK / "run" / name / RECORD_NAME).is_file():
+            print(f"{name} is not trained", flush=True)
+            continue
         for encoding in ("plain", "delta", "int8"):
             out = WORK / "encoded" / f"{name}.{encoding}"
             shutil.rmtree(out, ignore_errors=True)
@@ -296,9 +299,16 @@ def sizes() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="+", choices=("train", "compose", "sizes", "speed"))
-    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="of `train`: which runs")
+    parser.add_argument(
+        "--only", nargs="+", choices=RUNS, default=list(RUNS), help="of `train` and `sizes`: which runs"
+    )
     given = parser.parse_args()
-    stages = {"train": lambda: train_all(given.only), "compose": compose, "sizes": sizes, "speed": lambda: speed(WORK)}
+    stages = {
+        "train": lambda: train_all(given.only),
+        "compose": compose,
+        "sizes": lambda: sizes(given.only),
+        "speed": lambda: speed(WORK),
+    }
     torch.set_num_threads(1)
     for name in given.stages:
         print(f"--- {name} (load {os.getloadavg()[0]:.1f})", flush=True)

@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/suites.py scorers EXCERPTS
     .venv/bin/python benchmarks/suites.py run EXCERPTS [--model FOLDER] [--chat] [--limit 8] [--shots 2]
-    .venv/bin/python benchmarks/suites.py speed EXCERPTS [--model FOLDER] [--limit 40]
+    .venv/bin/python benchmarks/suites.py speed EXCERPTS [--model FOLDER] [--limit 40] [--tasks winogrande,gsm8k]
 
 EXCERPTS as for `excerpts.py`. `speed` alternates ours and lm-evaluation-harness alone (its own evaluator and model
 class, the same tasks, batch and thread) and reads the ratio of samples a second, from the first question to the last
@@ -137,7 +137,7 @@ def compare_speed(data: Path, given: argparse.Namespace) -> None:
     options = Options(data=str(data), limit=given.limit, shots=given.shots)
     model: Any = load_model(Path(given.model), dtype=torch.float32)
     tokenizer: Any = load_tokenizer(given.model)
-    for task in SPEED_TASKS:
+    for task in given.tasks.split(","):
         ratios, cpu_ratios, rates = [], [], []
         limit = max(4, given.limit // 10) if task == "gsm8k" else given.limit
         chosen = load_suites([task])
@@ -190,6 +190,7 @@ def main() -> None:
     parser.add_argument("--chat", action="store_true")
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--suites", default=",".join(SUITES))
+    parser.add_argument("--tasks", default=",".join(SPEED_TASKS), help="of `speed`")
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--shots", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)

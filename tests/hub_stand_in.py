@@ -63,6 +63,9 @@ class Hub:
     """The authorisation that came with them."""
     failing: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Requests to refuse: a pattern of method and path, and the status and message."""
+    holding: str = ""
+    """Requests that are not answered before the end: a pattern of method and path."""
+    released: threading.Event = field(default_factory=threading.Event)
     card_errors: list[str] = field(default_factory=list)
     """What is wrong with any card."""
     ignored: set[str] = field(default_factory=set)
@@ -101,6 +104,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.asked.append(f"{self.command} {parts.path}")
         if key := self.headers.get("Authorization"):
             self.hub.keys.add(key)
+        if self.hub.holding and re.search(self.hub.holding, f"{self.command} {parts.path}"):
+            self.hub.released.wait(60)
+            self.close_connection = True
+            return
         try:
             for pattern, (status, message) in self.hub.failing.items():
                 if re.search(pattern, f"{self.command} {parts.path}"):
@@ -273,6 +280,7 @@ def hub_stand_in() -> Generator[Hub]:
     try:
         yield hub
     finally:
+        hub.released.set()
         listener.shutdown()
         listener.server_close()
         thread.join()

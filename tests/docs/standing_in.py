@@ -34,8 +34,7 @@ STAND_INS = {
     "domain": "data/code data/domain data/law data/mathematics data/code-math",
     "general": "data/general",
     "chats": "data/chats data/instruct",
-    "records": "records/base BEFORE",
-    "records_after": "AFTER",
+    "records": "records/base",
     "pack": "packs/code packs/law",
     "code": "src",
     "text": "general.jsonl freelaw/*.jsonl.zst",
@@ -127,16 +126,9 @@ class Ground:
 
     @functools.cached_property
     def records(self) -> Path:
-        return self._examine(self.base, "records")
-
-    @functools.cached_property
-    def records_after(self) -> Path:
-        return self._examine(self.trained, "records-after")
-
-    def _examine(self, model: Path, name: str) -> Path:
-        where = ("--data-dir", str(self.benchmarks), "--out", str(self.folder / name))
-        assert run(["eval", str(model), "--suite", INSTEAD["general,code"], *where, "--quiet"]) == 0
-        return self.folder / name
+        where = ("--data-dir", str(self.benchmarks), "--out", str(self.folder / "records"))
+        assert run(["eval", str(self.base), "--suite", INSTEAD["general,code"], *where]) == 0
+        return self.folder / "records"
 
     @functools.cached_property
     def code(self) -> Path:

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from blockexpand.cli.main import run
 from blockexpand.expansion import expand
 from blockexpand.packs import attach_on_disk, detach_on_disk, extract
-from blockexpand.planning import CARD, CardMark, plan, read_mark, signed
+from blockexpand.planning import CARD, BlockScore, CardMark, Guidance, plan, read_mark, signed
 from blockexpand.publishing import Records, read_published, write_card
 from blockexpand.publishing.figures import base_digest
 from helpers import MakeBase, edit_json, tree
@@ -50,14 +50,17 @@ def test_the_base_comes_back_byte_for_byte_with_its_card(story: Story, tmp_path:
 
 
 def test_a_base_that_is_expanded_itself_keeps_its_card(story: Story, tmp_path: Path) -> None:
+    expected = tree(story.deeper)
+    expected.pop("blockexpand.json")  # a record of an earlier expansion stays behind
+    expand(story.deeper, tmp_path / "cardless", plan(story.deeper, 2))
+    detach_on_disk(tmp_path / "cardless", tmp_path / "first")
+    assert tree(tmp_path / "first") == expected
     done("expand", story.deeper, tmp_path / "twice", "--blocks", 2)
     assert read_mark(tmp_path / "twice" / CARD).base_card == "README.base-2.md"
     assert (tmp_path / "twice" / "README.base.md").read_text() == BASE_CARD
     assert (tmp_path / "twice" / "README.base-2.md").read_text() == (story.deeper / CARD).read_text()
     done("pack", "detach", tmp_path / "twice", tmp_path / "back")
-    found, expected = tree(tmp_path / "back"), tree(story.deeper)
-    expected.pop("blockexpand.json")  # a record of an earlier expansion stays behind
-    assert found == expected
+    assert tree(tmp_path / "back") == expected
 
 
 def test_a_base_without_a_card_gets_none_back(tiny_base: MakeBase, tmp_path: Path) -> None:
@@ -164,6 +167,20 @@ def test_the_base_s_name_on_the_hub_is_known_from_the_cache(tiny_base: MakeBase,
     assert metadata(tmp_path / "deeper")["base_model"] == "org/tiny-1"
     assert f"commit `{commit}` of the hub" in (tmp_path / "deeper" / CARD).read_text()
     assert plan(tiny_base("llama"), 2).base.hub is None
+
+
+def test_a_guided_plan_s_texts_are_no_paths_in_a_pack(own_base: MakeBase, tmp_path: Path) -> None:
+    base = own_base("llama")
+    scores = tuple(BlockScore(kl=harm, loss_rise=harm, cosine=0.5) for harm in (0.4, 0.1, 0.3, 0.2))
+    guidance = Guidance(
+        measure="kl", scores=scores, base_loss=3.5, num_tokens=9, row_tokens=9, tokens_digest="sha256:00",
+        texts=(str(tmp_path / "clients" / "mail.jsonl"), "general.jsonl"), dtype="float32", device="cpu",
+    )  # fmt: skip
+    expand(base, tmp_path / "deeper", plan(base, 2, placement=guidance))
+    record = extract(tmp_path / "deeper", tmp_path / "pack").record
+    assert record.plan.guidance is not None
+    assert record.plan.guidance.texts == ("mail.jsonl", "general.jsonl")
+    assert str(tmp_path) not in (tmp_path / "pack" / "pack.json").read_text()
 
 
 # --- the results table --------------------------------------------------------------------------------

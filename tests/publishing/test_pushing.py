@@ -6,8 +6,10 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -90,14 +92,34 @@ def test_packs_that_are_stored_otherwise_go_up(encoding: str, story: Story, hub:
     assert there(hub) == tree(tmp_path / "p")
 
 
-def test_the_command_line_alone_reaches_the_address_in_the_environment(story: Story, hub: Hub, tmp_path: Path) -> None:
+def begun(story: Story, hub: Hub, home: Path) -> subprocess.Popen[str]:
+    """A push in a process of its own, which knows the hub and the key by its environment alone."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path), "MY_KEY": KEY}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home), "MY_KEY": KEY}
     command = [sys.executable, "-m", "blockexpand", "push", story.pack, "me/code", "--token-variable", "MY_KEY"]
-    done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    pipe = subprocess.PIPE
+    return subprocess.Popen([str(word) for word in command], env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_the_command_line_alone_reaches_the_address_in_the_environment(story: Story, hub: Hub, tmp_path: Path) -> None:
+    process = begun(story, hub, tmp_path)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
     assert there(hub) == tree(story.pack)
-    assert KEY not in done.stdout + done.stderr
+    assert KEY not in out + err
+
+
+def test_an_upload_that_is_broken_off_leaves_no_card(story: Story, hub: Hub, tmp_path: Path) -> None:
+    hub.holding = "PUT /lfs/"
+    process = begun(story, hub, tmp_path)
+    while not any(asked.startswith("PUT /lfs/") for asked in hub.asked):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert "blockexpand: interrupted" in err
+    assert there(hub) == {}
 
 
 @pytest.mark.parametrize(
