@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import io
 import os
 import re
@@ -18,9 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from documented import PAGES, RECIPES, ROOT, Command, blocks_of, commands_of, inline_commands_of
+from documented import PAGES, RECIPES, ROOT, Block, Command, blocks_of, commands_of, inline_commands_of
 from standing_in import Ground, Scratch
 
+import blockexpand
 from blockexpand.cli.main import VERBS, build_app, run
 
 NOT_RUN = {
@@ -177,3 +179,17 @@ def test_messages_in_troubleshooting_are_real() -> None:
     for heading in headings:
         pattern = ".*".join(re.escape(part).replace("'", "'?") for part in heading.split("…"))
         assert any(re.search(pattern, message) for message in known), f"no error says {heading!r} any more"
+
+
+PYTHON = [(page, block) for page in PAGES for block in blocks_of(page) if block.label == "python"]
+
+
+@pytest.mark.parametrize(("page", "block"), PYTHON, ids=[f"{page.name}:{block.line}" for page, block in PYTHON])
+def test_python_in_the_docs_names_what_there_is(page: Path, block: Block) -> None:
+    """It is compiled, and every name of ours in it is looked up; it is not run."""
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("blockexpand"):
+            module = importlib.import_module(node.module or "")
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == [], page
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "blockexpand":
+            assert hasattr(blockexpand, node.attr), f"{page.name}: blockexpand has no {node.attr}"
