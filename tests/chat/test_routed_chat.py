@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from test_chat_page import Server, wait
 
 from blockexpand.chat import Conversation, Page, Sampling, Speaker, build_page, open_speaker, talk
 from blockexpand.cli.main import run
@@ -19,6 +20,7 @@ from blockexpand.errors import ChatError
 from blockexpand.packs import routing
 from blockexpand.packs.memory import enabled, only
 from blockexpand.packs.routing import Route, Rule
+from browser import browser, find_chromium
 from packs_ground import make_pack, make_trained
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
@@ -149,3 +151,29 @@ def test_the_page_is_told_first(speaker: Speaker, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "log").read_text())["packs"] == list(heard[0].names)
     asked["routes"] = False
     assert "route" not in client.post("/answer", json=asked).text
+
+
+@pytest.mark.skipif(find_chromium() is None, reason="no chromium is installed")
+def test_the_page_shows_a_badge(speaker: Speaker, tmp_path: Path) -> None:
+    made = Server(speaker, routes=True)
+    last = "document.querySelector('main section:last-child').lastElementChild"
+    try:
+        with browser(tmp_path / "profile") as tab:
+            tab.open(f"http://127.0.0.1:{made.port}/", 1280, "light")
+            wait(tab, "document.getElementById('routes') && document.getElementById('routes').checked")
+            for is_routed in (True, False):
+                tab.value(f"document.getElementById('text').value = {SAID[1]!r}")
+                tab.value("document.getElementById('form').requestSubmit()")
+                wait(tab, "document.getElementById('stop').disabled && document.querySelectorAll('.turn').length == 4")
+                badge = tab.value(f"({last}.querySelector('.route') || {{}}).textContent || ''")
+                answer = tab.value(f"{last}.lastElementChild.textContent")
+                heard: list[Route] = []
+                expected = said(speaker, [SAID[1]], **({"routed": heard.append} if is_routed else {}))
+                assert answer.split() == expected.split()[:8]
+                assert badge.startswith("b (base ") if is_routed else badge == ""
+                assert tab.value("document.querySelectorAll('main section:first-child .route').length") == 0
+                assert tab.value("document.scrollingElement.scrollWidth") <= 1280
+                tab.value("document.getElementById('routes').click()")
+                tab.value("document.getElementById('reset').click()")
+    finally:
+        made.close()

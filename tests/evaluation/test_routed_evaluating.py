@@ -36,7 +36,7 @@ from blockexpand.numerics.forward import RowBatch, cross_entropies
 from blockexpand.packs import attach, load_with_packs
 from blockexpand.packs.memory import enabled, only
 from blockexpand.packs.routing import Names, Rule, name_of, route
-from lm_helpers import make_chats, make_corpus, make_lm
+from lm_helpers import ROW_TOKENS, make_chats, make_corpus, make_lm
 from packs_ground import make_pack, make_trained
 from suite_ground import OWN, make_suite
 
@@ -142,11 +142,21 @@ def test_blocks_below_run_once_for_all_candidates(model: Any, ground: Ground) ->
 def test_of_a_chat_the_question_is_the_prompt(model: Any, ground: Ground, tmp_path: Path) -> None:
     """What is trained is the answer: all of it counts under the packs that the question asks for."""
     rows = open_corpus(make_chats(tmp_path / "chats", ground.base)).rows("validation")
-    found, figures = routed_losses(router_of(model, ground), rows, 16, "")
+    rule = dataclasses.replace(RULE, prompt_tokens=2 * ROW_TOKENS)
+    found, figures = routed_losses(router_of(model, ground, rule), rows, 16, "")
     assert figures.num_tokens == found.tokens_M.sum()
     assert figures.num_short == 0
-    total = sum(figures.chosen.values())
-    assert total == sum(len(one) for one in rows.documents(np.arange(rows.num_rows)))
+    every = np.arange(rows.num_rows)
+    chosen = []
+    for tokens, trained, lengths in zip(
+        rows.tokens_NT(every), rows.trained_NT(every), rows.lengths(every), strict=True
+    ):
+        start = 0
+        for length in lengths:
+            first = int(trained[start : start + length].argmax())
+            chosen.append(name_of(route(model, tokens[start : start + first].tolist(), rule).names))
+            start += length
+    assert figures.chosen == {name: chosen.count(name) for name in sorted(set(chosen))}
 
 
 def test_answers_are_those_of_the_chosen_packs(model: Any, ground: Ground) -> None:
