@@ -306,6 +306,10 @@ def write_json(path: Path | str, value: Any) -> None:
 
 def read_yaml(path: Path | str) -> Any:
     """The file's YAML (1.2 floats, no duplicate keys, no Python objects)."""
+    return _parse_yaml(read_text(path), str(path))
+
+
+def _parse_yaml(text: str, where: str) -> Any:
     import yaml  # 20 ms; only recipes need it
 
     class Loader(yaml.SafeLoader):
@@ -315,8 +319,8 @@ def read_yaml(path: Path | str) -> Any:
             pairs = [(self.construct_object(k, deep=True), None) for k, _ in node.value]
             for key, _ in pairs:
                 if isinstance(key, list | dict):
-                    raise RecordError(f"{path}: {key!r} cannot be a key; expected text")
-            _no_duplicates(str(path))(pairs)
+                    raise RecordError(f"{where}: {key!r} cannot be a key; expected text")
+            _no_duplicates(where)(pairs)
             return super().construct_mapping(node, deep)
 
     Loader.yaml_implicit_resolvers = {
@@ -326,10 +330,10 @@ def read_yaml(path: Path | str) -> Any:
     # Whole numbers keep their own resolver, which runs first.
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _YAML_FLOAT, list("-+.0123456789"))
     try:
-        return yaml.load(read_text(path), Loader)
+        return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         line = " ".join(str(error).split())
-        raise RecordError(f"{path} is not YAML: {line}") from None
+        raise RecordError(f"{where} is not YAML: {line}") from None
 
 
 def read_record(cls: type[T], path: Path | str) -> T:
@@ -369,13 +373,11 @@ def write_record(path: Path | str, value: Any) -> None:
 
 
 def apply_overrides(data: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    """A copy of `data` with `train.lr=1e-3`-like settings applied; values are read as YAML scalars.
+    """A copy of `data` with `train.lr=1e-3`-like settings applied; values are read as YAML, as in a file.
 
     Raises:
-        RecordError: no `=`, or a path that runs through something that is not a mapping.
+        RecordError: no `=`, a value that is no YAML, or a path that runs through something that is not a mapping.
     """
-    import yaml
-
     result = json.loads(json.dumps(data))
     for override in overrides:
         path, equals, text = override.partition("=")
@@ -387,7 +389,5 @@ def apply_overrides(data: dict[str, Any], overrides: list[str] | tuple[str, ...]
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise RecordError(f"the setting {override!r}: {parent!r} is not a mapping in this recipe")
-        node[leaf] = (
-            float(text) if _YAML_FLOAT.match(text) and not text.lstrip("+-").isdigit() else yaml.safe_load(text)
-        )
+        node[leaf] = _parse_yaml(text, f"the setting {override!r}")
     return result

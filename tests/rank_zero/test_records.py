@@ -200,11 +200,14 @@ def test_overrides_reach_into_a_recipe() -> None:
         "optimizer": {"lr": 1e-3}, "seed": 5, "data": {"general": "x/y"}, "on": True, "parts": [1, 2],
     }  # fmt: skip
     assert before == {"optimizer": {"lr": 0.1}, "seed": 0}
+    assert apply_overrides({}, ["arms=[{lr: 2e-2, n: 1_000}]"]) == {"arms": [{"lr": 0.02, "n": 1000}]}
 
 
 @pytest.mark.parametrize(
-    ("setting", "words"), [("lr", "'lr'"), ("=3", "'=3'"), ("seed.a=1", "'seed' is not a mapping")]
-)
+    ("setting", "words"),
+    [("lr", "'lr'"), ("=3", "'=3'"), ("seed.a=1", "'seed' is not a mapping"),
+     ("seed=[1", r"the setting 'seed=\[1' is not YAML"), ("seed={a: 1, a: 2}", "'a'")],
+)  # fmt: skip
 def test_overrides_that_fit_nowhere_are_refused(setting: str, words: str) -> None:
     with pytest.raises(RecordError, match=words):
         apply_overrides({"seed": 0}, [setting])

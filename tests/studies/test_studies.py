@@ -163,6 +163,11 @@ def test_tasks_in_a_row(place: Place, tmp_path: Path, monkeypatch: pytest.Monkey
     again = run_sequence(recipe, place.base, data, tmp_path)
     assert np.array_equal(again.chains[2].scores_TTQ, full.scores_TTQ)
     assert (tmp_path / "runs" / "full-seed0" / "2-code" / "blockexpand.json").stat().st_mtime_ns == before
+    fewer = dataclasses.replace(recipe, general_rows=2)  # other text to measure on: measured again, not trained again
+    wider = run_sequence(fewer, place.base, data, tmp_path)
+    assert wider.tokens_M.sum() > found.tokens_M.sum()
+    assert np.array_equal(wider.chains[2].scores_TTQ, full.scores_TTQ)
+    assert (tmp_path / "runs" / "full-seed0" / "2-code" / "blockexpand.json").stat().st_mtime_ns == before
     packs = [tmp_path / "runs" / "each-its-own-seed0" / stage / "pack" for stage in ("1-sums", "2-code")]
     assert [read_pack(pack).record.name for pack in packs] == ["sums", "code"]
     record = record_of(found, StudyRecipe(title="t", question="q?", paper="p", sequence=recipe), place.base)

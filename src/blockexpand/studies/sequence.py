@@ -18,8 +18,8 @@ import torch
 from transformers import PreTrainedModel
 
 from blockexpand.corpus import PrepareRecipe, SplitRecipe, open_corpus, prepare
-from blockexpand.corpus.dataset import TokenRows
 from blockexpand.corpus.sources import ChatSource
+from blockexpand.digests import digest_json
 from blockexpand.evaluation import AnswerTask
 from blockexpand.evaluation.hits import document_hits
 from blockexpand.evaluation.losses import document_losses
@@ -122,7 +122,7 @@ def run_sequence(recipe: SequenceRecipe, base: Path, data: DataSettings, folder:
     """
     tasks = {name: _prepare(name, recipe, base, folder / "tasks") for name in recipe.tasks}
     assert data.general is not None, "a study has general text"
-    measure = _Measure(tasks, open_corpus(data.general).rows("test").first(recipe.general_rows))
+    measure = _Measure(tasks, Path(data.general), recipe.general_rows)
     first = measure.scores(folder / "base", lambda: load_model(base, torch.float32))
     chains = []
     for method in recipe.methods:
@@ -162,12 +162,18 @@ def _turns(one: AnswerTask) -> dict[str, list[dict[str, str]]]:
 class _Measure:
     """How every model is scored: on all tasks' held-out questions, and on the general test text."""
 
-    def __init__(self, tasks: Mapping[str, Path], general: TokenRows) -> None:
-        self._rows = {name: open_corpus(path / "test").rows("test") for name, path in tasks.items()}
-        self._general = general
+    def __init__(self, tasks: Mapping[str, Path], general: Path, general_rows: int) -> None:
+        corpora = {name: open_corpus(path / "test") for name, path in tasks.items()}
+        self._rows = {name: corpus.rows("test") for name, corpus in corpora.items()}
+        self._general = open_corpus(general).rows("test").first(general_rows)
+        texts = {name: corpus.record.splits["test"].digest for name, corpus in corpora.items()}
+        general_digest = open_corpus(general).record.splits["test"].digest
+        scored = [(name, digest, TASKS[name].measure) for name, digest in texts.items()]
+        self._key = digest_json([scored, general_digest, general_rows]).removeprefix("sha256:")[:8]
 
-    def scores(self, folder: Path, load: Callable[[], PreTrainedModel]) -> dict[str, np.ndarray]:
-        """The scores in `folder`, or of the model that `load` gives."""
+    def scores(self, beside: Path, load: Callable[[], PreTrainedModel]) -> dict[str, np.ndarray]:
+        """The scores of the model that `load` gives, kept in `beside`-KEY: KEY is of all that is measured on."""
+        folder = beside.with_name(f"{beside.name}-{self._key}")
         if not (folder / _SCORES_NAME).is_file():
             model = load()
             scores_TQ = np.stack([self.task(name, model) for name in self._rows])
