@@ -27,7 +27,7 @@ from suite_ground import HUMANEVAL, MBPP, write_rows
 
 STAND_INS = {
     "base": """BASE MODEL NEW models/base models/llama-7b llama-2-7b meta-llama/Llama-2-7b-hf meta-llama/Llama-3.1-8B
-        mistralai/Mistral-7B-v0.1""",
+        mistralai/Mistral-7B-v0.1 Qwen/Qwen2.5-0.5B models/llama-70b""",
     "deeper": "models/deeper llama-pro llama-deeper llama-law llama-70b-deeper mistral-pro",
     "run": "runs/code runs/law runs/one-gpu",
     "trained": "runs/llama-pro/model runs/paper-code-math/model out/model",
@@ -39,13 +39,14 @@ STAND_INS = {
     "code": "src",
     "text": "general.jsonl freelaw/*.jsonl.zst",
     "benchmarks": "data",
+    "config": "CONFIG.json",
 }
 """What is made, and the names under which the docs speak of such a thing. A new name in the docs goes here."""
 
 SMALLER: dict[str, Any] = {
-    "domain_tokens": 5 * 32,
-    "rows_per_step": 4,
-    "rows_per_pass": 4,
+    "domain_tokens": 40 * 32,
+    "rows_per_step": 32,
+    "rows_per_pass": 16,
     "measure_every_steps": 2,
     "checkpoint_every_steps": 1,
     "compile_blocks": False,  # a minute of compiling
@@ -53,10 +54,10 @@ SMALLER: dict[str, Any] = {
     "row_tokens": 32,
     "seeds": [0],
     "splits": {
-        "train": {"share": 0.5},
-        "replay": {"share": 0.2},
-        "validation": {"share": 0.15},
-        "test": {"share": 0.15},
+        "train": {"max_tokens": 3_000, "share": 0.5},
+        "replay": {"max_tokens": 3_000, "share": 0.2},
+        "validation": {"max_tokens": 3_000, "share": 0.15},
+        "test": {"max_tokens": 3_000, "share": 0.15},
     },
 }
 """Settings that are replaced in recipes where they have them; all else stays as it is written there."""
@@ -64,6 +65,8 @@ SMALLER: dict[str, Any] = {
 INSTEAD = {
     "4096": "32",
     "2048": "32",
+    "1024": "32",
+    "16": "8",  # new blocks: the stand-in has eight old ones
     "general,code": "perplexity,code",  # the benchmarks of `general` have their tests in evaluation/
     "$SLURM_NNODES": "4",
     "$SLURM_JOB_ID": "7",
@@ -139,6 +142,10 @@ class Ground:
     def text(self) -> Path:
         write_rows(self.folder / "text.jsonl", [{"text": text} for text in sentences(600, 7)])
         return self.folder / "text.jsonl"
+
+    @property
+    def config(self) -> Path:
+        return self.base / "config.json"
 
     @functools.cached_property
     def benchmarks(self) -> Path:

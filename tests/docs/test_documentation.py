@@ -7,7 +7,9 @@ are then only looked up in the program. A command that is neither run nor listed
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import importlib
 import io
 import os
 import re
@@ -17,15 +19,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from documented import PAGES, RECIPES, ROOT, Command, blocks_of, commands_of, inline_commands_of
+from documented import PAGES, RECIPES, ROOT, Block, Command, blocks_of, commands_of, inline_commands_of
 from standing_in import Ground, Scratch
 
+import blockexpand
 from blockexpand.cli.main import VERBS, build_app, run
 
 NOT_RUN = {
     r".*: (pip|npm) ": "needs a package index",
     r".*: make ": "sets up an environment; that the Makefile has the target is looked up",
     r".*: hf ": "downloads data sets from the hub",
+    r".*: (pytest|python benchmarks/)": "the suite itself; figures",
     r".*: head=": "asks Slurm for a name",
     r".*: blockexpand demo\b": "five minutes; tests/demonstration runs its parts",
     r".*: blockexpand chat .*--web": "serves until it is stopped; tests/chat has the page",
@@ -129,6 +133,7 @@ def do_another(command: Command, scratch: Scratch) -> None:
     assert command.words[0] in RUN_BY_SHELL and not leaves, (  # noqa: PT018 - one sentence tells of both
         f"{command.place}\nis not run: say why in NOT_RUN, or have it run (RUN_BY_SHELL; it must stay in its folder)"
     )
+    scratch.ready(command.words)
     line = f"PATH={Path(sys.executable).parent}:$PATH; {command.text}"
     done = subprocess.run(["bash", "-c", line], cwd=scratch.folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command.place}\n{done.stderr}"
@@ -152,3 +157,39 @@ def look_up(words: list[str], place: str) -> None:
 def test_commands_in_running_text_exist(page: Path) -> None:
     for command in inline_commands_of(page):
         look_up(command.words[1:], command.place)
+
+
+def messages() -> list[str]:
+    """The text of every error that is raised, with … for what is filled in."""
+    raised = [
+        node
+        for path in (ROOT / "src").rglob("*.py")
+        for found in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(found, ast.Raise | ast.Return | ast.Assign)
+        for node in ast.walk(found)
+        if isinstance(node, ast.JoinedStr)
+    ]
+    return ["".join(v.value if isinstance(v, ast.Constant) else "…" for v in node.values) for node in raised]
+
+
+def test_messages_in_troubleshooting_are_real() -> None:
+    headings = re.findall(r"^### `(.*)`$", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"), re.M)
+    assert len(headings) > 5
+    known = messages()
+    for heading in headings:
+        pattern = ".*".join(re.escape(part).replace("'", "'?") for part in heading.split("…"))
+        assert any(re.search(pattern, message) for message in known), f"no error says {heading!r} any more"
+
+
+PYTHON = [(page, block) for page in PAGES for block in blocks_of(page) if block.label == "python"]
+
+
+@pytest.mark.parametrize(("page", "block"), PYTHON, ids=[f"{page.name}:{block.line}" for page, block in PYTHON])
+def test_python_in_the_docs_names_what_there_is(page: Path, block: Block) -> None:
+    """It is compiled, and every name of ours in it is looked up; it is not run."""
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("blockexpand"):
+            module = importlib.import_module(node.module or "")
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == [], page
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "blockexpand":
+            assert hasattr(blockexpand, node.attr), f"{page.name}: blockexpand has no {node.attr}"
