@@ -10,7 +10,7 @@ import pytest
 
 from blockexpand.comparison import CompareRecipe, compare
 from blockexpand.corpus import open_corpus
-from blockexpand.errors import RecordError, StudyError
+from blockexpand.errors import RecordError, StudyError, TrainingError
 from blockexpand.evaluation.hits import document_hits
 from blockexpand.packs import read_pack
 from blockexpand.records import from_plain, read_record
@@ -168,6 +168,10 @@ def test_tasks_in_a_row(place: Place, tmp_path: Path, monkeypatch: pytest.Monkey
     assert wider.tokens_M.sum() > found.tokens_M.sum()
     assert np.array_equal(wider.chains[2].scores_TTQ, full.scores_TTQ)
     assert (tmp_path / "runs" / "full-seed0" / "2-code" / "blockexpand.json").stat().st_mtime_ns == before
+    assert len(list((tmp_path / "tasks").iterdir())) == 2
+    with pytest.raises(TrainingError, match="begun with other settings: data.domain"):  # not the old questions
+        run_sequence(dataclasses.replace(recipe, num_train=23), place.base, data, tmp_path)
+    assert len(list((tmp_path / "tasks").iterdir())) == 4
     packs = [tmp_path / "runs" / "each-its-own-seed0" / stage / "pack" for stage in ("1-sums", "2-code")]
     assert [read_pack(pack).record.name for pack in packs] == ["sums", "code"]
     record = record_of(found, StudyRecipe(title="t", question="q?", paper="p", sequence=recipe), place.base)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from blockexpand.corpus import PrepareRecipe, SplitRecipe, open_corpus, prepare
 from blockexpand.corpus.sources import ChatSource
+from blockexpand.corpus.tokens import tokenizer_digest
 from blockexpand.digests import digest_json
 from blockexpand.evaluation import AnswerTask
 from blockexpand.evaluation.hits import document_hits
@@ -142,7 +143,8 @@ def run_sequence(recipe: SequenceRecipe, base: Path, data: DataSettings, folder:
 def _prepare(name: str, recipe: SequenceRecipe, base: Path, folder: Path) -> Path:
     """The task's conversations as two prepared folders: to learn from, and held out."""
     train, test = make_task(name, recipe.num_train, recipe.num_test)
-    out = folder / f"{name}-{recipe.num_train}-{recipe.num_test}"
+    made_of = [[list(map(_turns, questions)) for questions in (train, test)], ROW_TOKENS, tokenizer_digest(base)]
+    out = folder / f"{name}-{digest_json(made_of).removeprefix('sha256:')[:8]}"
     for split, questions in (("train", train), ("test", test)):
         if (out / split / RECORD_NAME).is_file():
             continue
