@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,6 +96,26 @@ def test_the_page_shows_some_and_leads_to_all(out: Path) -> None:
     assert "solved puzzles arithmetic-0-0, 2 turns at most" in page.words
     assert "arithmetic-0-0, 1 turn at most" not in page.words
     assert "bad solved 0 % of 0 tasks within 2 turns" in " ".join(page.by_id["verdict"].split())
+
+
+def test_packs_chosen_by_the_task_are_counted(folders: list[Path], out: Path, tmp_path: Path) -> None:
+    """And not spoken of where nothing chose."""
+    shutil.copytree(folders[0], tmp_path / "run")
+    path = tmp_path / "run" / "episodes.jsonl"
+    episodes = [json.loads(line) for line in path.read_text().splitlines()]
+    for number, episode in enumerate(episodes):
+        episode["route"] = ("base", "code")[number % 4 == 0]
+    path.write_text("".join(json.dumps(episode) + "\n" for episode in episodes))
+    routes = {"candidates": ["base", "code"], "passes": 2.5, "chosen": {"puzzles": {"base": 6, "code": 2}}}
+    edit_json(tmp_path / "run" / "blockexpand.json", lambda record: record.update(routes=routes))
+    made = report([tmp_path / "run"], tmp_path / "out").parent
+    page = PageReader((made / "index.html").read_text())
+    rows = [[" ".join(cell.split()) for cell in row] for row in page.tables["packs"][1:]]
+    assert rows == [["run", "puzzles", "base", "6", "3"], ["run", "puzzles", "code", "2", "1"]]
+    words = PageReader((made / "transcripts-1.html").read_text()).words
+    assert "arithmetic-0-0, 1 turn at most, packs: code" in words
+    assert "packs" not in PageReader((out / "index.html").read_text()).tables
+    assert "packs:" not in (out / "transcripts-1.html").read_text()
 
 
 def test_the_same_records_give_the_same_bytes(folders: list[Path], out: Path, tmp_path: Path) -> None:

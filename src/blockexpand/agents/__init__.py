@@ -11,6 +11,7 @@ from blockexpand.agents.records import (
     AgentSettings,
     Opposite,
     Rate,
+    Routes,
     read_agent,
 )
 from blockexpand.agents.replaying import Replay, replay
@@ -36,6 +37,7 @@ __all__ = [
     "Question",
     "Rate",
     "Replay",
+    "Routes",
     "SandboxTools",
     "Sides",
     "Speaker",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from blockexpand.agents import wording
@@ -19,7 +19,7 @@ from blockexpand.agents.tasks import Task
 from blockexpand.agents.tools import Ran, Shell, Tools
 from blockexpand.digests import digest_json
 from blockexpand.endpoints import Answer, Message
-from blockexpand.records import check
+from blockexpand.records import WRITTEN_WHEN_SET, check
 
 MOST_PROPOSALS = 2  # MINT, mint/configs/config_variables.py
 MOST_TURNS = 50
@@ -68,6 +68,8 @@ class Episode:
     """Why it ended: solved; all proposals or all turns used up; the conversation no longer fitted the model's context;
     an error of the server's, which says nothing about the model. Empty while it goes on."""
     error: str = ""
+    route: str | None = field(default=None, metadata=WRITTEN_WHEN_SET)
+    """The packs that answered in all of its turns, where they were chosen by the task; `base` is none."""
 
     def __post_init__(self) -> None:
         check(0 < self.budget <= MOST_TURNS, "budget", self.budget, f"1 to {MOST_TURNS}")

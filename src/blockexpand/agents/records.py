@@ -20,7 +20,8 @@ from blockexpand.agents.episodes import MOST_TURNS, Episode, Manner
 from blockexpand.agents.tasks import Task, sets_of
 from blockexpand.digests import digest_json
 from blockexpand.errors import AgentError, RecordError
-from blockexpand.records import check, from_plain, parse_json, read_record, read_text, to_plain
+from blockexpand.packs.rule import Rule
+from blockexpand.records import WRITTEN_WHEN_SET, check, from_plain, parse_json, read_record, read_text, to_plain
 from blockexpand.staging import RECORD_NAME, staged_file
 
 T = TypeVar("T")
@@ -61,6 +62,8 @@ class AgentSettings:
     max_tokens: int = 512
     """Of one turn (MINT's agents have 512)."""
     tasks_digest: str = ""
+    rule: Rule | None = field(default=None, metadata=WRITTEN_WHEN_SET)
+    """How packs are chosen for each task; none = those that are on stay on."""
 
     def __post_init__(self) -> None:
         fit = len(set(self.budgets)) == len(self.budgets) > 0 and all(0 < k <= MOST_TURNS for k in self.budgets)
@@ -88,6 +91,17 @@ class Rate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Routes:
+    """Which packs answered."""
+
+    candidates: tuple[str, ...]
+    passes: float
+    """What scoring a token of a task costs, in passes of the base's blocks."""
+    chosen: dict[str, dict[str, int]]
+    """Episodes of each set by the packs they were given; `base` is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AgentRecord:
     """What came of a run; saved as the folder's `blockexpand.json`."""
 
@@ -103,6 +117,8 @@ class AgentRecord:
     sandbox: str
     """What isolated the model's code."""
     versions: dict[str, str]
+    routes: Routes | None = field(default=None, metadata=WRITTEN_WHEN_SET)
+    """Where packs were chosen by the task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +178,15 @@ def ends_of(episodes: Sequence[Episode]) -> dict[str, dict[str, int]]:
         mine = counts.setdefault(str(one.budget), {})
         mine[one.end] = mine.get(one.end, 0) + 1
     return counts
+
+
+def routes_of(episodes: Sequence[Episode]) -> dict[str, dict[str, int]]:
+    """How many episodes of each set were given which packs; those that were given none by choice are left out."""
+    counts: dict[str, dict[str, int]] = {}
+    for one in sorted((e for e in episodes if e.route is not None), key=lambda e: str(e.route)):
+        mine = counts.setdefault(one.set, {})
+        mine[str(one.route)] = mine.get(str(one.route), 0) + 1
+    return dict(sorted(counts.items()))
 
 
 def tasks_digest(tasks: Sequence[Task]) -> str:

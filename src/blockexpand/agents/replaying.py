@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockexpand.agents.episodes import Episode, Manner, Turn, act, after_turn, digest_of, messages_of
-from blockexpand.agents.records import ends_of, rates_of, read_agent
+from blockexpand.agents.records import ends_of, rates_of, read_agent, routes_of
 from blockexpand.agents.tasks import Task
 from blockexpand.agents.tools import Ran, Tools
 from blockexpand.errors import AgentError
@@ -55,6 +55,8 @@ def replay(folder: str | Path, tools: Tools) -> Replay:
         differences.append("the success rates differ from those in the record")
     if ends_of(again) != run.record.ends:
         differences.append("the episodes' ends differ from those in the record")
+    if routes_of(run.episodes) != (run.record.routes.chosen if run.record.routes else {}):
+        differences.append("the packs that episodes were given differ from those counted in the record")
     return Replay(
         num_episodes=len(again),
         num_turns=sum(len(episode.turns) for episode in run.episodes),

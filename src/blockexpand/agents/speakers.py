@@ -172,8 +172,10 @@ def _passes(order: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
         yield part
 
 
-def load_speaker(folder: str | Path, packs: Sequence[str | Path] = ()) -> LoadedSpeaker:
+def load_speaker(folder: str | Path, packs: Sequence[str | Path] = (), *, switched: bool = False) -> LoadedSpeaker:
     """The model of a folder, with packs of new blocks on it, on the accelerator where there is one.
+
+    With `switched`, and no packs beside it, those of a folder that `pack attach` wrote can be switched by name.
 
     Raises:
         LiveError: it cannot be loaded.
@@ -194,5 +196,9 @@ def load_speaker(folder: str | Path, packs: Sequence[str | Path] = ()) -> Loaded
         from blockexpand.packs import load_with_packs
 
         return LoadedSpeaker(model=load_with_packs(folder, packs, torch.float32, device), tokenizer=tokenizer)
+    if switched:
+        from blockexpand.packs import load_attached
+
+        return LoadedSpeaker(model=load_attached(folder, torch.float32, device), tokenizer=tokenizer)
     model = cast("PreTrainedModel", load_model(Path(folder), dtype=torch.float32, device=device))
     return LoadedSpeaker(model=model, tokenizer=tokenizer)

@@ -154,7 +154,7 @@ class Conversation:
 
 def describe_route(route: Route) -> str:
     """The packs that were chosen, and each candidate's nats per token of what was said."""
-    from blockexpand.packs.routing import name_of
+    from blockexpand.packs.rule import name_of
 
     chosen = name_of(route.names)
     if not route.nats:

@@ -11,10 +11,11 @@ from cyclopts import Parameter
 from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, key_without_server, show
 from blockexpand.digests import digest_file
 from blockexpand.errors import UsageError
-from blockexpand.staging import RECORD_NAME
+from blockexpand.staging import PACK_NAME
 
 if TYPE_CHECKING:
     from blockexpand.agents import AgentRecord, JudgeRecord, Opposite, Speaker, Task
+    from blockexpand.evaluation.routes import Router
 
 _DEFAULT_PUZZLES = 40
 
@@ -26,6 +27,8 @@ class Server:
 
     pack: list[Path] | None = None
     """A pack of new blocks to put onto the model in the folder; may be given several times."""
+    route: Literal["auto", "always"] = "always"
+    """always: all packs are on; auto: each task gets the base, or the pack that finds its text likelier."""
     endpoint: str | None = None
     """The address of an OpenAI-compatible server, e.g. http://localhost:8000/v1; MODEL is then its name there."""
     key_variable: str | None = None
@@ -128,7 +131,13 @@ def agent(
         max_tokens=way.max_tokens,
     )
     tools = agents.SandboxTools(unsafe=way.unsafe)
-    cast = agents.Cast(speaker=speaker, tools=tools, adviser=adviser[0] if adviser else None, at_once=way.at_once)
+    cast = agents.Cast(
+        speaker=speaker,
+        tools=tools,
+        adviser=adviser[0] if adviser else None,
+        at_once=way.at_once,
+        router=_router(speaker, server),
+    )
     record = agents.run_agent(cast, tasks, settings, out, resume)
     show(common, record, _rates(record))
     return DONE
@@ -163,12 +172,22 @@ def speaker_of(model: str, server: Server) -> tuple[Speaker, Opposite]:
         if server.key_variable is not None:
             raise key_without_server(server.key_variable)
         from blockexpand.evaluation.evaluating import model_digest
+        from blockexpand.packs.rule import Rule
 
-        speaker = agents.load_speaker(model, server.pack or ())
-        packs = {str(pack): digest_file(pack / RECORD_NAME) for pack in server.pack or ()}
+        auto = server.route == "auto"
+        if auto:
+            from blockexpand.evaluation import Candidate
+
+            Candidate(model=model, packs=tuple(map(str, server.pack or ())), rule=Rule()).check_route()
+        speaker = agents.load_speaker(model, server.pack or (), switched=auto)
+        packs = {str(pack): digest_file(pack / PACK_NAME) for pack in server.pack or ()}
         return speaker, agents.Opposite(model=model, digest=model_digest(Path(model)), packs=packs)
     if server.pack:
         raise UsageError(f"--pack {server.pack[0]} is for a model in a folder; expected no --endpoint with it")
+    if server.route == "auto":
+        raise UsageError(
+            f"--route auto needs the model itself, and {server.endpoint} is an address; expected a folder; leave it out"
+        )
     from blockexpand.cli.main import secret
     from blockexpand.endpoints import Endpoint
 
@@ -176,6 +195,18 @@ def speaker_of(model: str, server: Server) -> tuple[Speaker, Opposite]:
     behind = Endpoint(server.endpoint, model, key=key, timeout_seconds=server.timeout)
     behind.check()
     return agents.EndpointSpeaker(endpoint=behind), agents.Opposite(model=model, endpoint=server.endpoint)
+
+
+def _router(speaker: Speaker, server: Server) -> Router | None:
+    """What chooses the speaker's packs, where they are chosen."""
+    from blockexpand import agents
+
+    if server.route == "always" or not isinstance(speaker, agents.LoadedSpeaker):
+        return None
+    from blockexpand.evaluation.routes import Router
+    from blockexpand.packs.rule import Rule
+
+    return Router(speaker.model, speaker.tokenizer, Rule())
 
 
 def _replay(folder: Path, unsafe: bool, common: Shared) -> int:
@@ -197,6 +228,11 @@ def _rates(record: AgentRecord) -> str:
             f"  {one.budget:>5}  {one.set or 'all':<12}  {one.num_solved:>7,}  {one.num_tasks:<5,}  {one.rate:>6.1%}  "
             f"{one.low:.1%} to {one.high:.1%}{errors}"
         )
+    if (routes := record.routes) is not None:
+        lines.append(f"  packs chosen by the task, at {routes.passes:.2f} passes of the base's blocks a scored token:")
+        for name, chosen in routes.chosen.items():
+            counts = ", ".join(f"{packs} {count:,}" for packs, count in chosen.items())
+            lines.append(f"         {name:<12}  {counts} episodes")
     return "\n".join(lines)
 
 

@@ -151,7 +151,7 @@ class _Measured:
     def candidate(self, model: str) -> Candidate:
         from blockexpand.endpoints import Endpoint
         from blockexpand.evaluation import Candidate
-        from blockexpand.packs.routing import Rule
+        from blockexpand.packs.rule import Rule
 
         given = self.suites
         if not self.names and given.endpoint:

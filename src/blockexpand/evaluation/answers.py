@@ -19,7 +19,7 @@ from blockexpand.errors import EvaluationError, RecordError
 from blockexpand.evaluation.routes import Router
 from blockexpand.numerics.generation import generate
 from blockexpand.packs.memory import only
-from blockexpand.packs.routing import Names, name_of
+from blockexpand.packs.rule import Names, name_of
 from blockexpand.progress import bar
 from blockexpand.records import WRITTEN_WHEN_SET, from_plain
 

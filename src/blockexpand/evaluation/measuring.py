@@ -25,7 +25,7 @@ from blockexpand.evaluation.outcomes import SuiteResults, TaskScore, write_sampl
 from blockexpand.evaluation.routes import Router, Routing, count_of
 from blockexpand.evaluation.running import run_task
 from blockexpand.families.modules import load_model
-from blockexpand.packs.routing import Rule
+from blockexpand.packs.rule import Rule
 from blockexpand.planning import read_expansion
 from blockexpand.records import to_plain, write_record
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder

@@ -20,7 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from blockexpand.errors import EvaluationError
 from blockexpand.packs.memory import only
-from blockexpand.packs.routing import Names, name_of
+from blockexpand.packs.rule import Names, name_of
 
 if TYPE_CHECKING:
     import torch

@@ -21,7 +21,8 @@ import numpy as np
 from blockexpand.corpus.dataset import TokenRows, batches
 from blockexpand.evaluation.losses import DocumentLosses
 from blockexpand.numerics.forward import RowBatch
-from blockexpand.packs.routing import Names, Rule, candidates_of, choose, cost_of, losses_by_set, name_of, route
+from blockexpand.packs.routing import candidates_of, choose, cost_of, losses_by_set, route
+from blockexpand.packs.rule import Names, Rule, name_of
 from blockexpand.progress import bar
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Router:
 
     def of_text(self, text: str) -> Names:
         """The packs that a text asks for, by its last tokens."""
-        return self.of_tokens(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.of_tokens(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def of_tokens(self, tokens: Sequence[int]) -> Names:
         """The packs that these tokens ask for."""

@@ -25,29 +25,22 @@ from blockexpand.live.state import expanded
 from blockexpand.numerics.forward import RowBatch, cross_entropies
 from blockexpand.numerics.isolation import isolates
 from blockexpand.packs.memory import attached, blocks_of, only
-from blockexpand.records import check
+from blockexpand.packs.rule import Names, Rule, name_of
+
+__all__ = [
+    "Names",
+    "Route",
+    "Rule",
+    "candidates_of",
+    "choose",
+    "cost_of",
+    "losses_by_set",
+    "name_of",
+    "route",
+    "routed",
+]
 
 # B = rows of a batch, T = tokens of a row, R = positions that count.
-
-Names = tuple[str, ...]
-"""The packs that are on; none is the base."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """How a candidate is chosen."""
-
-    prompt_tokens: int = 128
-    """The prompt is scored on its last so many tokens at most."""
-    evidence: float = 5.0
-    """Nats, over all scored tokens together, by which a candidate with packs has to beat the base, or the base it is:
-    as odds 148 to one. So a short prompt needs a clearer difference at each token than a long one."""
-    together: bool = False
-    """Whether all packs at once are a candidate too: stacked packs disturb one another, and were chosen wrongly."""
-
-    def __post_init__(self) -> None:
-        check(self.prompt_tokens >= 2, "prompt_tokens", self.prompt_tokens, "2 or more")
-        check(self.evidence >= 0, "evidence", self.evidence, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +53,6 @@ class Route:
     """For each candidate, nats per token of the scored part of the prompt; empty where the prompt was too short."""
     cost: float
     """Block passes over the scored tokens, in passes of the base's whole stack."""
-
-
-def name_of(names: Names) -> str:
-    """A set of packs in one word: `base`, `code`, `code+law`."""
-    return "+".join(names) or "base"
 
 
 def candidates_of(

@@ -19,7 +19,14 @@ from blockexpand.reporting.charts import cost_figure, frontier_figure, outcome_f
 from blockexpand.reporting.controller_charts import controller_figure
 from blockexpand.reporting.cost_charts import gain_cost_figure
 from blockexpand.reporting.course_charts import compared_losses_figure, curves_figure, runs_figure
-from blockexpand.reporting.episodes import EPISODE_RULE, agents_sentence, episodes_figure, episodes_table, transcripts
+from blockexpand.reporting.episodes import (
+    EPISODE_RULE,
+    agents_sentence,
+    episodes_figure,
+    episodes_table,
+    packs_table,
+    transcripts,
+)
 from blockexpand.reporting.examined import blocks_figure, blocks_table, effects_of, said, shifts_table
 from blockexpand.reporting.importance import guidance_figure
 from blockexpand.reporting.judged import (
@@ -220,7 +227,8 @@ def _answers(material: Material, contents: _Contents) -> dict[str, Any]:
 def _talks(material: Material, contents: _Contents) -> dict[str, Any]:
     """Runs of agents and judged conversations."""
     questions = questions_tables(material.judged)
-    contents.add_tables([episodes_table(material.agents), judged_table(material.judged), *questions])
+    episodes, packs = episodes_table(material.agents), packs_table(material.agents)
+    contents.add_tables([episodes, packs, judged_table(material.judged), *questions])
     contents.add_figures([episodes_figure(material.agents), judged_figure(material.judged)])
     return {
         "agent_runs": transcripts(material.agents),
