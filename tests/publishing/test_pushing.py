@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
+import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import constants, snapshot_download
+from huggingface_hub.utils import are_progress_bars_disabled
+from huggingface_hub.utils.tqdm import progress_bar_states
 from safetensors.torch import load_file, save_file
 
 from blockexpand.cli.main import run
 from blockexpand.digests import digest_json
-from blockexpand.packs import attach_on_disk, detach_on_disk
+from blockexpand.packs import attach_on_disk, detach_on_disk, read_pack
+from blockexpand.packs.record import tensors_of
 from blockexpand.planning import CARD, Proof, read_expansion
 from blockexpand.publishing import Destination, push
 from blockexpand.records import with_format, write_record
@@ -88,17 +96,34 @@ def test_a_pack_goes_up_and_comes_back(story: Story, hub: Hub, tmp_path: Path) -
 @pytest.mark.parametrize("encoding", ["delta", "int8"])
 def test_packs_that_are_stored_otherwise_go_up(encoding: str, story: Story, hub: Hub, tmp_path: Path, said) -> None:
     done("pack", "extract", story.run, tmp_path / "p", "--encoding", encoding, "--licence", "mit")
-    assert "cannot be held against digests" in said("push", tmp_path / "p", "me/code")["checked"]
+    total = len(read_pack(tmp_path / "p").record.block_digests)
+    checked = said("push", tmp_path / "p", "me/code")["checked"]
+    if encoding == "int8":
+        assert checked == f"{total} tensors held against their recorded digests"
+    else:
+        unheld = len(begun_as_donors(tmp_path / "p"))
+        assert 0 < unheld < total
+        assert checked == (
+            f"{total - unheld} tensors held against their recorded digests; {unheld} NOT checked, but opened to their "
+            "sizes: they are stored as differences to the base, which was not given; --base BASE checks them"
+        )
+        whole = said("push", tmp_path / "p", "me/code", "--base", story.base)["checked"]
+        assert whole == f"{total} tensors held against their recorded digests"
     assert there(hub) == tree(tmp_path / "p")
 
 
-def begun(story: Story, hub: Hub, home: Path) -> subprocess.Popen[str]:
+def begun_as_donors(pack: Path) -> list[str]:
+    """The tensors that started as their donors'; a delta holds their differences to the base."""
+    return [name for name, _, tensor in tensors_of(read_pack(pack).record.plan) if tensor.starts == "donor"]
+
+
+def begun(story: Story, hub: Hub, home: Path, *more: str, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
     """A push in a process of its own, which knows the hub and the key by its environment alone."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home), "MY_KEY": KEY}
     command = [sys.executable, "-m", "blockexpand", "push", story.pack, "me/code", "--token-variable", "MY_KEY"]
-    pipe = subprocess.PIPE
-    return subprocess.Popen([str(word) for word in command], env=environment, stdout=pipe, stderr=pipe, text=True)
+    words, pipe = [str(word) for word in (*command, *more)], subprocess.PIPE
+    return subprocess.Popen(words, env=environment, stdout=pipe, stderr=stderr, text=True)
 
 
 def test_the_command_line_alone_reaches_the_address_in_the_environment(story: Story, hub: Hub, tmp_path: Path) -> None:
@@ -107,6 +132,42 @@ def test_the_command_line_alone_reaches_the_address_in_the_environment(story: St
     assert process.returncode == 0, err
     assert there(hub) == tree(story.pack)
     assert KEY not in out + err
+    assert "in 3 files to me/code" in err, "a log has a line at the beginning"
+    assert re.search(r"committed as [0-9a-f]{40} after [0-9.]+ s", err), "and one at the end"
+    assert "\r" not in err
+    assert "%" not in err
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_terminal_has_a_bar_for_what_is_uploaded(quiet: bool, story: Story, hub: Hub, tmp_path: Path) -> None:
+    """huggingface_hub's own, with rate and time left; on standard error, where standard output is a pipe."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    process = begun(story, hub, tmp_path, *(["--quiet"] if quiet else []), stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other side is closed
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    out, _ = process.communicate()
+    assert process.returncode == 0, shown
+    assert there(hub) == tree(story.pack)
+    assert "blocks.safetensors: " not in out
+    if quiet:
+        assert shown == b""
+    else:
+        assert re.search(rb"blocks.safetensors: 100%.*\d\w*/\d.*<\d\d:\d\d.*B/s", shown), shown
+        assert b"sending " in shown
+
+
+def test_from_python_nothing_is_printed(
+    story: Story, hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(progress_bar_states, "_global", True)  # as it is for who has switched nothing off
+    push(story.pack, Destination(repo="me/code"), lambda: KEY)
+    assert capsys.readouterr() == ("", "")
+    assert not are_progress_bars_disabled(), "who calls keeps the setting"
 
 
 def test_an_upload_that_is_broken_off_leaves_no_card(story: Story, hub: Hub, tmp_path: Path) -> None:
@@ -289,6 +350,61 @@ def test_tensors_that_are_not_those_of_the_record_stay_here(hub: Hub, folder: Pa
     assert "the bytes of 'after1.0.mlp.up_proj.weight' are not those" in broken(refused, hub, pack)
     change(folder / "model.safetensors", "model.layers.0.mlp.up_proj.weight", 3.0)
     assert "the base's 'model.layers.0.mlp.up_proj.weight' is blake3:" in broken(refused, hub, folder)
+
+
+@pytest.mark.parametrize("part", ["mlp.up_proj.weight", "mlp.up_proj.weight#scale", "input_layernorm.weight"])
+def test_a_rounded_pack_is_opened_and_held_against_its_digests(
+    part: str, story: Story, hub: Hub, tmp_path: Path, refused
+) -> None:
+    done("pack", "extract", story.run, tmp_path / "p", "--encoding", "int8", "--licence", "mit")
+    change(tmp_path / "p" / "blocks.safetensors", f"after1.0.{part}", 3.0)
+    name = f"after1.0.{part.removesuffix('#scale')}"
+    assert f"the bytes of {name!r} are not those that pack.json names" in broken(refused, hub, tmp_path / "p")
+
+
+def with_tensors_of(pack: Path, other: Path, names: list[str]) -> None:
+    """Put some stored tensors of another pack of the same blocks in their places."""
+    theirs = load_file(other / "blocks.safetensors")
+    ours = load_file(pack / "blocks.safetensors") | {name: theirs[name] for name in names}
+    save_file(ours, pack / "blocks.safetensors", metadata={"format": "pt"})
+
+
+def test_a_delta_is_held_against_its_digests_with_the_base(
+    story: Story, hub: Hub, tmp_path: Path, refused, said
+) -> None:
+    delta, other = tmp_path / "p", tmp_path / "untrained"
+    for source, out in ((story.run, delta), (story.deeper, other)):
+        done("pack", "extract", source, out, "--encoding", "delta", "--licence", "mit", "--name", "code")
+    whole = (delta / "blocks.safetensors").read_bytes()
+    donors = begun_as_donors(delta)
+    constant = next(name for name in read_pack(delta).record.block_digests if name not in donors)
+    with_tensors_of(delta, other, [constant])
+    assert f"the bytes of {constant!r} are not those" in broken(refused, hub, delta), "without the base, too"
+    (delta / "blocks.safetensors").write_bytes(whole)
+    with_tensors_of(delta, other, donors[-1:])
+    assert "NOT checked" in said("push", delta, "me/code", "--dry-run")["checked"]
+    line = refused("push", delta, "me/code", "--base", story.base)
+    assert f"the bytes of {donors[-1]!r} are not those that pack.json names" in line
+    tensors = load_file(delta / "blocks.safetensors")
+    tensors[donors[0]] = tensors[donors[0]][:-3].clone()
+    save_file(tensors, delta / "blocks.safetensors", metadata={"format": "pt"})
+    assert "bytes are left after its last piece" in broken(refused, hub, delta), "what does not open is no pack"
+
+
+def test_a_base_that_is_not_the_packs_checks_nothing(
+    story: Story, hub: Hub, tmp_path: Path, pack: Path, folder: Path, refused
+) -> None:
+    done("pack", "extract", story.run, tmp_path / "p", "--encoding", "delta", "--licence", "mit")
+    other = Path(shutil.copytree(story.base, tmp_path / "other"))
+    change(other / "model.safetensors", "model.layers.1.mlp.up_proj.weight", 3.0)
+    line = refused("push", tmp_path / "p", "me/code", "--base", other)
+    assert "the numbers of 'model.layers.1.mlp.up_proj.weight' are blake3:" in line
+    assert "was trained on blake3:" in line
+    assert "no such folder" in refused("push", tmp_path / "p", "me/code", "--base", tmp_path / "none")
+    for here, what in ((pack, "a pack stored as plain"), (folder, "a checkpoint")):
+        line = refused("push", here, "me/code", "--base", story.base)
+        assert f"is for a pack stored as delta, and {here} is {what}, which is checked without" in line
+    assert hub.asked == []
 
 
 def test_what_is_not_finite_or_not_whole_stays_here(hub: Hub, folder: Path, refused) -> None:

@@ -106,7 +106,8 @@ def run(tokens: list[str]) -> int:
     """Run the command line; give back the exit code."""
     # Models and data come from this machine; nothing that is merely curious may reach the network.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if tokens[:1] != ["push"]:  # which shows them on a terminal; all else has bars of its own
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     debug = "--debug" in tokens
     rank = process_rank()

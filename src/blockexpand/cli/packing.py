@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from blockexpand.cli.output import DEFAULTS, DONE, Shared, show
+from blockexpand.cli.publishing import card_of
 from blockexpand.errors import UsageError
 
 Encoding = Literal["plain", "delta", "int8"]
@@ -65,14 +66,7 @@ def extract(
     """
     from blockexpand import packs, publishing
 
-    card = packs.Card(
-        description=description,
-        licence=licence,
-        base_model=base_model,
-        languages=tuple(language or ()),
-        datasets=tuple(dataset or ()),
-        tags=tuple(tag or ()),
-    )
+    card = card_of(description, licence, base_model, language, dataset, tag)
     about = packs.About(name=name, evaluation=results, card=card)
     made = packs.extract(source, out, about, encoding=encoding, pack=pack, overwrite=overwrite)
     publishing.write_card(out)

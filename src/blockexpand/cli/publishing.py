@@ -11,6 +11,7 @@ from blockexpand.cli.output import DEFAULTS, DONE, Shared, show
 from blockexpand.errors import UsageError
 
 if TYPE_CHECKING:
+    from blockexpand.packs import Card
     from blockexpand.publishing import Pushed, Records, Written
 
 Names = Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")]
@@ -68,9 +69,27 @@ def card(
     overwrite
         Replace a README.md that somebody wrote, or wrote into.
     """
-    from blockexpand import packs, publishing
+    from blockexpand import publishing
 
-    stated = packs.Card(
+    stated = card_of(description, licence, base_model, language, dataset, tag)
+    said = publishing.Said(card=stated, licence_name=licence_name, licence_link=licence_link, repo=repo)
+    written = publishing.write_card(folder, said, _records(results, against, model), overwrite=overwrite)
+    show(common, written, told(written))
+    return DONE
+
+
+def card_of(
+    description: str,
+    licence: str | None,
+    base_model: str | None,
+    language: list[str] | None,
+    dataset: list[str] | None,
+    tag: list[str] | None,
+) -> Card:
+    """What the options of `card` and `pack extract` state."""
+    from blockexpand import packs
+
+    return packs.Card(
         description=description,
         licence=licence,
         base_model=base_model,
@@ -78,10 +97,6 @@ def card(
         datasets=tuple(dataset or ()),
         tags=tuple(tag or ()),
     )
-    said = publishing.Said(card=stated, licence_name=licence_name, licence_link=licence_link, repo=repo)
-    written = publishing.write_card(folder, said, _records(results, against, model), overwrite=overwrite)
-    show(common, written, told(written))
-    return DONE
 
 
 def _records(results: Path | None, against: Path | None, model: Path | None) -> Records | None:
@@ -112,6 +127,7 @@ def push(
     revision: str | None = None,
     message: str | None = None,
     create_pr: Flag = False,
+    base: Path | None = None,
     token_variable: str = "HF_TOKEN",
     dry_run: Flag = False,
     common: Shared = DEFAULTS,
@@ -132,6 +148,9 @@ def push(
         Of the commit.
     create_pr
         Open a pull request in place of writing to the branch.
+    base
+        Of a pack stored as delta: the folder of its base, without which only what does not start
+        from the base's numbers is held against its digest.
     token_variable
         The environment variable that holds the hub's key, with write access.
     dry_run
@@ -143,7 +162,7 @@ def push(
     destination = publishing.Destination(
         repo=repo, private=private, revision=revision, message=message, create_pr=create_pr
     )
-    done = publishing.push(folder, destination, None if dry_run else lambda: secret(token_variable))
+    done = publishing.push(folder, destination, None if dry_run else lambda: secret(token_variable), base)
     show(common, done, _sent(done))
     return DONE
 

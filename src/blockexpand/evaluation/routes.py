@@ -163,7 +163,7 @@ class _Tally:
 
     def add(self, piece: _Piece) -> np.ndarray:
         """The losses that count, float64 [L]."""
-        first = int(piece.trained_L.argmax()) if piece.trained_L.any() else len(piece.trained_L)
+        first = int(piece.trained_L.argmax())
         end = first or self._rule.prompt_tokens - 1
         begin = max(0, end - (self._rule.prompt_tokens - 1))
         after_L = piece.trained_L.copy()

@@ -117,7 +117,7 @@ def choose(nats: Mapping[Names, float], margin: float) -> Names:
     """The likeliest candidate, if it beats the base by the margin (in the same unit); else the base. Among equals, the
     fewest packs.
     """
-    best = min(nats, key=lambda names: (nats[names] + (margin if names else 0.0), len(names), names))
+    best = min(nats, key=lambda names: (nats[names], len(names), names))
     return best if () not in nats or nats[best] + margin < nats[()] else ()
 
 

@@ -1,8 +1,8 @@
 """What would go up, and whether it is fit to: everything that can be known before anything is sent.
 
-In: what is to be published. Out: a `Shipment`: the files with their sizes, what stays here and why, what a person
-should know. Refused: no card of ours, a card of other blocks or of an earlier state, no licence, tensors that are not
-those that the records name, links.
+In: what is to be published, and perhaps the base of a pack. Out: a `Shipment`: the files with their sizes, what stays
+here and why, what a person should know. Refused: no card of ours, a card of other blocks or of an earlier state, no
+licence, tensors that are not those that the records name, links, a base where none is needed.
 
 Only files that a record names go: weights and their index, config, records, the base's other files, the card. Paths of
 this machine in `blockexpand.json` are cut to their last name; nothing else is changed.
@@ -20,7 +20,7 @@ from blockexpand.checkpoint import CONFIG, Checkpoint, digest_tensors, open_chec
 from blockexpand.digests import digest_json
 from blockexpand.errors import PublishError, RecordError
 from blockexpand.packs import Pack
-from blockexpand.packs.coding import changed
+from blockexpand.packs.checking import check_blocks
 from blockexpand.packs.extracting import shareable, without_paths
 from blockexpand.packs.reading import WEIGHTS
 from blockexpand.packs.within import new_names, old_names
@@ -68,15 +68,21 @@ class Shipment:
         return sum(file.num_bytes for file in self.files)
 
 
-def check_shipment(published: Published) -> Shipment:
-    """Look at everything that would go.
+def check_shipment(published: Published, base: Checkpoint | None = None) -> Shipment:
+    """Look at everything that would go; of a pack stored as differences to its base, all of it only with the base.
 
     Raises:
         PublishError: it is not fit to be given to others.
         PackError, CheckpointError: its files are broken.
     """
     licence = _check_card(published)
-    wanted, checked = _of_pack(published.pack) if published.pack else _of_checkpoint(published)
+    if base is not None and (published.pack is None or published.pack.record.encoding != "delta"):
+        what = f"a pack stored as {published.pack.record.encoding}" if published.pack else "a checkpoint"
+        raise PublishError(
+            f"the base {base.source} is for a pack stored as delta, and {published.folder} is {what}, which is checked "
+            "without; expected no --base; leave it out"
+        )
+    wanted, checked = _of_pack(published.pack, base) if published.pack else _of_checkpoint(published)
     there = sorted(str(path.relative_to(published.folder)) for path in published.folder.rglob("*") if not path.is_dir())
     going = [name for name in there if name in wanted and not _is_hidden(name)]
     for name in going:
@@ -126,16 +132,17 @@ def _check_card(published: Published) -> str:
     return str(data.get("license_name") or licence)
 
 
-def _of_pack(pack: Pack) -> tuple[set[str], str]:
+def _of_pack(pack: Pack, base: Checkpoint | None) -> tuple[set[str], str]:
     """What may go of a pack, once its tensors are those that its record names."""
     wanted = {PACK_NAME, WEIGHTS, CARD}
-    if pack.record.encoding != "plain":
-        return wanted, "sizes and shapes; stored bytes cannot be held against digests without the base"
-    found = digest_tensors(pack.as_checkpoint())
-    for name, expected in pack.record.block_digests.items():
-        if found[name].digest != expected:
-            raise changed(pack, name)
-    return wanted, f"{len(found)} tensors held against their recorded digests"
+    total, opened = len(pack.record.block_digests), check_blocks(pack, base)
+    checked = f"{total - len(opened)} tensors held against their recorded digests"
+    if opened:
+        checked += (
+            f"; {len(opened)} NOT checked, but opened to their sizes: they are stored as differences to the base, "
+            "which was not given; --base BASE checks them"
+        )
+    return wanted, checked
 
 
 def _of_checkpoint(published: Published) -> tuple[set[str], str]:

@@ -1,23 +1,26 @@
 """A checked shipment to the hub, in one commit, and a look at what is there then.
 
-In: a shipment, where it goes, and the key. Out: the address of what is there. Refused, before anything is sent: no
-network by setting, a repository that holds something else. All files come with one commit, the card among them, so a
-repository is never half written; large files are uploaded before it, and count for nothing until then. Weights of an
-earlier push that this one does not have go with the same commit, since a folder with both would be two models.
+In: a shipment, where it goes, and the key; perhaps the base of a pack stored as differences. Out: the address of what
+is there. Refused, before anything is sent: no network by setting, a repository that holds something else. All files
+come with one commit, the card among them, so a repository is never half written; large files are uploaded before it,
+and count for nothing until then. Weights of an earlier push that this one does not have go with the same commit, since
+a folder with both would be two models.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import PublishError
-from blockexpand.progress import say
+from blockexpand.progress import progress_mode, say
 from blockexpand.publishing.checking import Shipment, Shipped, check_shipment
 from blockexpand.publishing.statements import HUB_ID
 from blockexpand.publishing.subject import read_published
@@ -78,13 +81,20 @@ class Pushed:
     notes: tuple[str, ...]
 
 
-def push(folder: str | Path, destination: Destination, key: Callable[[], str] | None) -> Pushed:
+def push(
+    folder: str | Path,
+    destination: Destination,
+    key: Callable[[], str] | None,
+    base: str | Path | None = None,
+) -> Pushed:
     """Check a pack or checkpoint and send it; without `key`, which gives the hub's token, only check.
+
+    `base`: the folder of the base of a pack stored as delta, which cannot be checked whole without it.
 
     Raises:
         PublishError: it is not fit to be given to others, or the hub does not take it.
     """
-    shipment = check_shipment(read_published(folder))
+    shipment = check_shipment(read_published(folder), open_checkpoint(base) if base is not None else None)
     if key is None:
         return _told(shipment, destination, None, ())
     from huggingface_hub import HfApi, constants
@@ -99,11 +109,27 @@ def push(folder: str | Path, destination: Destination, key: Callable[[], str] | 
         at.made = _open_repository(api, destination)
         old = _stale(api, shipment, destination, at.made)
         say(f"sending {shipment.num_bytes:,} bytes in {len(shipment.files)} files to {destination.repo}")
-        at.sending = True
-        info = _commit(api, shipment, destination, old)
+        at.sending, start = True, time.monotonic()
+        with _bars():
+            info = _commit(api, shipment, destination, old)
         at.commit = info.oid
+        say(f"committed as {info.oid} after {time.monotonic() - start:,.1f} s")
         _check_there(api, shipment, destination, info)
     return _told(shipment, destination, info, old)
+
+
+@contextmanager
+def _bars() -> Generator[None]:
+    """huggingface_hub's own bars (a file each, with rate and time left) on a terminal, and nowhere else: in a log each
+    of their steps would be a line."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import disable_progress_bars
+
+    if progress_mode() == "terminal" or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None:
+        yield  # what the environment says holds
+        return
+    with disable_progress_bars():
+        yield
 
 
 @dataclass(kw_only=True)
