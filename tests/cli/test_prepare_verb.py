@@ -104,3 +104,25 @@ def test_a_recipe_stands_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str
     words = ["prepare", "a.yaml", "--kind", "json", "--tokenizer", "m", "--out", str(tmp_path / "o")]
     assert run(words) == 2
     assert "give either one recipe or files of one kind, got a.yaml" in capsys.readouterr().err
+    words = ["prepare", "a.yaml", "--trained-turns", "all", "--tokenizer", "m", "--out", str(tmp_path / "o")]
+    assert run(words) == 2
+    assert "--trained-turns all beside a recipe; expected it in a.yaml; set it there" in capsys.readouterr().err
+
+
+def test_chats_are_trained_whole_if_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = make_lm(tmp_path / "base")
+    write_lines(tmp_path / "a.jsonl", [{"messages": TURNS}])
+    words = ["prepare", "a.jsonl", "--tokenizer", str(base), "--row-tokens", "64", "--held-out", "0"]
+    assert run([*words, "--out", "answers"]) == 0
+    assert run([*words, "--out", "whole", "--trained-turns", "all"]) == 0
+    answers, whole = (open_corpus(name).record.splits["train"] for name in ("answers", "whole"))
+    assert answers.num_trained_tokens < whole.num_trained_tokens == whole.num_tokens - 1
+    words[1] = "a.txt"
+    (tmp_path / "a.txt").write_text("the cat")
+    assert run([*words, "--out", "text", "--trained-turns", "all"]) == 2
+    assert "trained_turns: expected unset for texts, of which every token is trained, got 'all'" in (
+        capsys.readouterr().err
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -116,6 +117,18 @@ def test_conversations_are_packed_and_marked(tmp_path: Path, model: Path) -> Non
     assert trained.sum() < 0.5 * corpus.record.splits["train"].num_tokens
 
 
+def test_conversations_are_trained_whole_if_wanted(tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    turns = [{"role": "user", "content": "the cat?"}, {"role": "assistant", "content": "the dog."}]
+    more = [*turns, {"role": "user", "content": "why?"}, {"role": "assistant", "content": "the tree."}]
+    path.write_text("".join(json.dumps({"messages": one}) + "\n" for one in (turns, more)))
+    recipe = PrepareRecipe(sources=(ChatSource(kind="chat", path=str(path)),), row_tokens=64)
+    answers = prepare(recipe, model, tmp_path / "answers").splits["train"]
+    whole = prepare(dataclasses.replace(recipe, trained_turns="all"), model, tmp_path / "all").splits["train"]
+    assert (answers.num_documents, whole.num_documents, whole.num_tokens) == (2, 2, answers.num_tokens)
+    assert answers.num_trained_tokens < whole.num_trained_tokens == whole.num_tokens - 2
+
+
 def test_bad_input_leaves_nothing(tmp_path: Path, model: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b'{"text": "\xe9"}')
     bad = PrepareRecipe(sources=(JsonSource(kind="json", path=str(tmp_path / "latin.jsonl")),))
@@ -153,6 +166,10 @@ def test_bad_input_leaves_nothing(tmp_path: Path, model: Path) -> None:
         (
             "sources: [{kind: chat, path: x}]\nsplits: {a: {share: 1, max_document_chars: 9}}",
             "max_document_chars: expected unset for conversations",
+        ),
+        (
+            "sources: [{kind: text, path: x}]\ntrained_turns: all",
+            "trained_turns: expected unset for texts, of which every token is trained, got 'all'",
         ),
     ],
 )

@@ -68,6 +68,13 @@ def test_only_the_assistants_turns_and_their_ends_are_trained(tokenizer: PreTrai
     assert tokenizer.decode(one.tokens_A.tolist()) == full
 
 
+def test_all_turns_are_trained_if_wanted(tokenizer: PreTrainedTokenizerBase) -> None:
+    (one,) = Encoder(tokenizer, all_turns=True).encode([CHAT])
+    (answers,) = Encoder(tokenizer).encode([CHAT])
+    assert one.tokens_A.tolist() == answers.tokens_A.tolist()
+    assert one.trained_A.tolist() == [False] + [True] * (len(one.tokens_A) - 1)
+
+
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = "{{ messages|length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(CorpusError, match="chat 1: the chat template renders turn 3 differently when more follow"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,50 @@ def test_packs_and_a_single_seed_are_told(tmp_path: Path) -> None:
     assert "by construction" not in notes
     write_record(tmp_path / "row" / "sequence.json", bare)
     assert "row-contrasts" not in report([tmp_path / "row"], tmp_path / "out").read_text()
+
+
+def choosing_record() -> SequenceRecord:
+    """As `record_of`, and in the second method each question chooses its pack."""
+    record = record_of()
+    rows = tuple(tuple(0.9 if c == t + 1 else 0.1 if c == 0 else 0.0 for c in range(7)) for t in range(6))
+    chains = tuple(dataclasses.replace(chain, chosen=rows) for chain in record.methods[1].chains)
+    chooses = dataclasses.replace(record.methods[1], told=False, chains=chains)
+    return dataclasses.replace(record, methods=(record.methods[0], chooses, *record.methods[2:]))
+
+
+def test_what_questions_chose_is_a_table(tmp_path: Path) -> None:
+    write_record(tmp_path / "row" / "sequence.json", choosing_record())
+    text = report([tmp_path / "row"], tmp_path / "out").read_text()
+    table = PageReader(text).tables["chosen-2"]
+    assert [cell.strip() for cell in table[0]] == ["Questions of", "the base", *TASKS]
+    shares = ["10 %", *("90 %" if n == 2 else "0 %" for n in range(6))]
+    assert [" ".join(cell.split()) for cell in table[3]] == ["code", *shares]
+    assert "each question and each general text chooses" in text
+    assert "by construction" not in text
+    assert "its last pack on" not in text
+    assert "with its last pack on" in report([write_row(tmp_path / "told")], tmp_path / "b").read_text()
+
+
+def write_row(folder: Path) -> Path:
+    write_record(folder / "sequence.json", record_of())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda chain: chain.update(chosen=chain["chosen"][:2]), r"chosen: expected 6 rows of 7 shares, got \[7, 7\]"),
+        (lambda chain: chain.pop("chosen"), r"chosen: expected what each question chose, .*got \[False, True, True\]"),
+    ],
+)
+def test_choices_that_are_no_choices_are_refused(tmp_path: Path, change: Callable[[dict], object], words: str) -> None:
+    path = tmp_path / "row" / "sequence.json"
+    write_record(path, choosing_record())
+    data = json.loads(path.read_text())
+    change(data["methods"][1]["chains"][0])
+    path.write_text(json.dumps(data))
+    with pytest.raises(ReportError, match=words):
+        report([tmp_path / "row"], tmp_path / "out")
 
 
 def test_a_damaged_row_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ from blockexpand.comparison import CompareRecipe, compare
 from blockexpand.corpus import open_corpus
 from blockexpand.errors import RecordError, StudyError, TrainingError
 from blockexpand.evaluation.hits import document_hits
-from blockexpand.packs import read_pack
+from blockexpand.packs import load_with_packs, read_pack
+from blockexpand.packs.memory import only
+from blockexpand.packs.routing import route
+from blockexpand.packs.rule import Rule
 from blockexpand.records import from_plain, read_record
 from blockexpand.reporting.sequences import read_sequence, sequence_sentence
 from blockexpand.studies import Finding, known_studies, load_study, study
@@ -39,6 +42,8 @@ from blockexpand.training.settings import (
 from comparison_ground import Place
 from lm_helpers import make_chats, make_lm
 
+RULE = Rule(prompt_tokens=8, evidence=0.0)
+"""Any difference in the last words decides."""
 STUDIES = ("depth", "frontier", "init", "perplexity", "placement", "scale", "sequence", "shift", "strategies")
 
 
@@ -57,7 +62,8 @@ def test_the_nine_studies_are_there_and_can_be_read() -> None:
     assert len(sequence.tasks) >= 5
     for task in sequence.tasks:  # each has as many questions as the recipe asks for
         assert len(make_task(task, sequence.num_train, sequence.num_test)[0]) == sequence.num_train
-    assert [m.per_task for m in sequence.methods].count(True) == 1
+    told = [(m.told, m.trained_turns) for m in sequence.methods if m.per_task]
+    assert told == [(True, "assistant"), (False, "assistant"), (False, "all")]
 
 
 def test_settings_replace_a_studys_own() -> None:
@@ -211,6 +217,62 @@ def test_one_model_with_all_packs_answers_as_each_pack_alone(
     assert np.array_equal(chain.final_TQ, alone[0][own, own])
 
 
+def test_questions_choose_among_the_packs_that_are_there(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each score is that of the pack that `route` gives the question itself, of the packs that were learnt so far."""
+    monkeypatch.setattr("blockexpand.studies.sequence.ROW_TOKENS", 64)
+    monkeypatch.setattr("blockexpand.studies.scoring.Rule", lambda: RULE)
+    packs = [method("told", per_task=True, lr=3e-2, trained_turns="all")]
+    packs.append(dataclasses.replace(packs[0], name="chosen", told=False))
+    recipe = SequenceRecipe(
+        tasks=("sums", "code"), num_train=24, num_test=6, tokens_per_task=4 * 64 * 4, methods=tuple(packs)
+    )
+    data = DataSettings(domain=str(place.domain), general=str(place.general))
+    told, chosen = run_sequence(recipe, place.base, data, tmp_path).chains
+    assert chosen.runs == told.runs, "the packs are the same"
+    assert not (tmp_path / "runs" / "chosen-seed0" / "1-sums").exists()
+    folders = [tmp_path / "runs" / "told-seed0" / run / "pack" for run in ("1-sums", "2-code")]
+    model = load_with_packs(place.base, folders)
+    names = [("base", ()), ("sums", ("sums",)), ("code", ("code",))]
+    expected_TTQ, counts_TC = np.zeros((2, 2, 6)), np.zeros((2, 3))
+    for task, name in enumerate(recipe.tasks):
+        (test,) = (tmp_path / "tasks").glob(f"{name}-*/test")
+        rows = open_corpus(test).rows("test")
+        scores = {}
+        for _, on in names:
+            with only(model, *on):
+                hits = document_hits(model, rows)
+                scores[on] = hits.whole_M if TASKS[name].measure == "whole" else hits.share_M
+        every = np.arange(rows.num_rows)
+        tokens, trained = rows.tokens_NT(every), rows.trained_NT(every)
+        for n, (lengths, documents) in enumerate(zip(rows.lengths(every), rows.documents(every), strict=True)):
+            at = 0
+            for length, document in zip(lengths, documents, strict=True):
+                prompt = tokens[n, at : at + int(trained[n, at : at + length].argmax())]
+                at += length
+                for learnt in range(2):
+                    menu = [on for _, on in names[: learnt + 2]]
+                    on = route(model, prompt.tolist(), RULE, menu).names
+                    expected_TTQ[learnt, task, document] = scores[on][document]
+                counts_TC[task, menu.index(on)] += 1
+    assert np.array_equal(chosen.scores_TTQ, expected_TTQ)
+    assert chosen.chosen_TC is not None
+    assert chosen.chosen_TC.tolist() == (counts_TC / 6).tolist()
+    assert (counts_TC.sum(axis=0) > 0).sum() > 1, "or nothing was chosen at all"
+    assert not np.array_equal(chosen.general_TM[0], chosen.general_TM[1])
+    record = record_of(run_sequence(recipe, place.base, data, tmp_path), study_of(recipe), place.base)
+    assert [(m.one_on, m.told) for m in record.methods] == [(True, True), (False, False)]
+    assert "| pack chosen, chosen | the base | sums | code |" in sequence_tables(record)
+    losses = record.methods[1].chains[0].general_losses
+    base_loss = record.base_general_loss
+    assert record.methods[1].rise.mean == pytest.approx(losses[-1] / base_loss - 1)
+
+
+def study_of(recipe: SequenceRecipe) -> StudyRecipe:
+    return StudyRecipe(title="t", question="q?", paper="p", sequence=recipe)
+
+
 def test_scores_of_the_likeliest_tokens_are_those_of_greedy_answers(tmp_path: Path) -> None:
     import torch
 
@@ -240,6 +302,7 @@ def test_scores_of_the_likeliest_tokens_are_those_of_greedy_answers(tmp_path: Pa
         ({"lr": 0.0}, "lr: expected more than 0"),
         ({"blocks": None}, "blocks: expected a number for `blocks`"),
         ({"arm": FullArm(kind="full"), "blocks": None, "per_task": True}, "per_task: expected false"),
+        ({"told": False}, "told: expected true, but for blocks for each task, got False"),
         ({"arm": ParallelArm(kind="parallel", blocks=(1,)), "blocks": None}, "arm: expected one that .*'parallel'"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -34,6 +35,7 @@ def prepare(
     out: Path,
     kind: Literal["text", "code", "python", "json", "parquet", "arrow", "chat", "huggingface"] | None = None,
     field: str | None = None,
+    trained_turns: Literal["assistant", "all"] | None = None,
     row_tokens: int = 1024,
     held_out: float = 0.02,
     max_bad: float = 0.0,
@@ -56,6 +58,8 @@ def prepare(
         What the files are; by their names and first records if not given. `huggingface` is a hub id or folder.
     field
         The field of each record that holds the text or the turns. Without a recipe only.
+    trained_turns
+        Of chats: whether the assistant's turns are trained, or all, by which packs know their questions.
     row_tokens
         Length of a packed row. Without a recipe only.
     held_out
@@ -74,10 +78,14 @@ def prepare(
     recipes = [source for source in sources if source.endswith((".yaml", ".yml"))]
     if recipes and (len(sources) > 1 or kind is not None or field is not None):
         raise UsageError(f"give either one recipe or files of one kind, got {' '.join(sources)}")
+    if recipes and trained_turns is not None:
+        raise UsageError(f"--trained-turns {trained_turns} beside a recipe; expected it in {recipes[0]}; set it there")
     if recipes:
         recipe = corpus.load_recipe(Path(recipes[0]))
     else:
         recipe = _recipe([_source(s, kind, field) for s in sources], row_tokens, held_out, max_bad)
+        if trained_turns is not None:
+            recipe = dataclasses.replace(recipe, trained_turns=trained_turns)
     record = corpus.prepare(recipe, tokenizer, out, overwrite, resume, workers)
     show(common, record, "\n".join(_summary(out, record)))
     return DONE

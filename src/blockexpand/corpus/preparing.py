@@ -214,6 +214,7 @@ class _Preparation:
             tokenizer_json=self._tokenizer.backend_tokenizer.to_str(),
             ends=ends_of(self._tokenizer),
             chat_folder=str(self._model) if recipe.conversations else None,
+            all_turns=recipe.trained_turns == "all",
             cleaning=tuple(source.clean for source in recipe.sources),
             min_chars=recipe.min_chars,
             place_by=recipe.split_by if len(recipe.splits) > 1 else None,

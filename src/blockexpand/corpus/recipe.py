@@ -103,6 +103,10 @@ class PrepareRecipe:
     shard_tokens: int = dataclasses.field(default=1 << 26, metadata=WRITTEN_WHEN_SET)
     """How many tokens one Arrow file holds at most; 67 million are about 140 MB."""
 
+    trained_turns: Literal["assistant", "all"] = dataclasses.field(default="assistant", metadata=WRITTEN_WHEN_SET)
+    """Of conversations: which turns are trained. Blocks that learnt `all` also find the questions likelier, by which
+    `--route auto` knows whose they are; those that learnt the answers alone need not (docs/packs.md)."""
+
     def __post_init__(self) -> None:
         """Check the bounds."""
         check(len(self.sources) > 0, "sources", self.sources, "at least one source")
@@ -118,6 +122,8 @@ class PrepareRecipe:
         chats = {holds_chats(source) for source in self.sources}
         cut = any(split.max_document_chars is not None for split in self.splits.values())
         check(not (cut and True in chats), "max_document_chars", "set", "unset for conversations")
+        wholly = self.trained_turns == "all"
+        check(not wholly or True in chats, "trained_turns", "all", "unset for texts, of which every token is trained")
         check(len(chats) == 1, "sources", sorted(s.kind for s in self.sources), "all chats or no chats")
         self._check_weights()
 

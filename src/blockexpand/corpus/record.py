@@ -109,7 +109,7 @@ class CorpusRecord:
     """One more than the largest token id that the tokenizer can give."""
     recipe_digest: str
     conversations: bool
-    """Whether the documents are conversations, of which only the assistant's turns are trained."""
+    """Whether the documents are conversations, of which the assistant's turns are trained, or all."""
     sources: tuple[SourceCounts, ...]
     splits: dict[str, SplitCounts]
     num_evaluation_texts: int = 0

@@ -110,9 +110,9 @@ def _plain(tokens_A: np.ndarray) -> Encoded:
 class Encoder:
     """Encodes batches of documents with one tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Keep the tokenizer; reads nothing."""
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, all_turns: bool = False) -> None:
+        """Keep the tokenizer; reads nothing. With `all_turns` every token of a conversation is trained."""
+        self._tokenizer, self._all_turns = tokenizer, all_turns
         ends = ends_of(tokenizer)
         self._special = tuple(tokenizer.all_special_tokens)
         self._plain = PlainEncoder(tokenizer.backend_tokenizer.to_str(), ends)
@@ -143,6 +143,7 @@ class Encoder:
             trained_A |= (starts_A >= begin) & (starts_A < end)
         if not trained_A[1:].any():
             raise CorpusError(f"{document.name}: the chat template renders its assistant turns as no token at all")
+        trained_A |= self._all_turns
         trained_A[0] = False
         return Encoded(tokens_A=tokens_A, trained_A=trained_A)
 

@@ -42,6 +42,8 @@ class Job:
     """Bands and hashes a band; None when near copies are kept."""
     run_words: int
     evaluation: EvaluationTexts | None
+    all_turns: bool = False
+    """Whether every turn of a conversation is trained, and not the assistant's alone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,7 +123,7 @@ class Worker:
     def _encode_chats(self, batch: Sequence[Document]) -> Tokens:
         if self._chats is None:
             assert self._job.chat_folder is not None
-            self._chats = Encoder(load_tokenizer(self._job.chat_folder))
+            self._chats = Encoder(load_tokenizer(self._job.chat_folder), all_turns=self._job.all_turns)
         empty = np.zeros(0, dtype=np.uint32)
         tokens, trained, bad = [empty], [empty.astype(bool)], {}
         lengths = np.zeros(len(batch), dtype=np.int64)

@@ -111,21 +111,33 @@ class _Piece:
 
 def routed_losses(router: Router, rows: TokenRows, rows_per_pass: int, title: str) -> tuple[DocumentLosses, RoutedLoss]:
     """The cross-entropies of every document of a split, each piece with the packs that its prompt asks for."""
-    nats: dict[int, float] = {}
-    tokens: dict[int, int] = {}
-    tally = _Tally(router)
+    (found,) = routed_among(router, rows, rows_per_pass, title, [router.sets])
+    return found.losses, found.figures
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Routed:
+    """A split under the packs that were chosen from one menu."""
+
+    losses: DocumentLosses
+    """Of the documents that have a trained token, by their number."""
+    figures: RoutedLoss
+    names_M: tuple[Names, ...]
+    """What the first piece of each of these documents was given; the base, where nothing was chosen."""
+
+
+def routed_among(
+    router: Router, rows: TokenRows, rows_per_pass: int, title: str, menus: Sequence[Sequence[Names]]
+) -> list[Routed]:
+    """As `routed_losses` for several menus, each some of the router's sets and the base: every set runs but once."""
+    tallies = [_Tally(router.rule, menu) for menu in menus]
     with bar(title, rows.num_rows * rows.row_tokens, "tokens") as progress:
         for chosen in batches(rows.num_rows, rows_per_pass):
             for piece in _pieces(router, rows, chosen):
-                found_L = tally.add(piece)
-                nats[piece.document] = nats.get(piece.document, 0.0) + float(found_L[piece.trained_L].sum())
-                tokens[piece.document] = tokens.get(piece.document, 0) + int(piece.trained_L.sum())
+                for tally in tallies:
+                    tally.add(piece)
             progress.advance(len(chosen) * rows.row_tokens)
-    order = sorted(document for document, count in tokens.items() if count)
-    losses = DocumentLosses(
-        nats_M=np.array([nats[d] for d in order]), tokens_M=np.array([tokens[d] for d in order], dtype=np.int64)
-    )
-    return losses, tally.figures()
+    return [tally.found() for tally in tallies]
 
 
 def _pieces(router: Router, rows: TokenRows, chosen: np.ndarray) -> Iterator[_Piece]:
@@ -153,36 +165,55 @@ def _pieces(router: Router, rows: TokenRows, chosen: np.ndarray) -> Iterator[_Pi
 
 
 class _Tally:
-    """Chooses for pieces and adds up."""
+    """Chooses for pieces from one menu and adds up."""
 
-    def __init__(self, router: Router) -> None:
-        self._rule = router.rule
+    def __init__(self, rule: Rule, menu: Sequence[Names]) -> None:
+        self._rule, self._menu = rule, tuple(menu)
         self._chosen: list[str] = []
         self._num_short = self._num_tokens = 0
-        self._sums = {ROUTED: 0.0, **{name_of(names): 0.0 for names in router.sets}}
+        self._sums = {ROUTED: 0.0, **{name_of(names): 0.0 for names in menu}}
+        self._nats: dict[int, float] = {}
+        self._tokens: dict[int, int] = {}
+        self._names: dict[int, Names] = {}
 
-    def add(self, piece: _Piece) -> np.ndarray:
-        """The losses that count, float64 [L]."""
-        first = int(piece.trained_L.argmax())
+    def add(self, piece: _Piece) -> None:
+        """Choose for one more piece."""
+        names, found_L = self._choose(piece)
+        number = piece.document
+        self._nats[number] = self._nats.get(number, 0.0) + float(found_L[piece.trained_L].sum())
+        self._tokens[number] = self._tokens.get(number, 0) + int(piece.trained_L.sum())
+        self._names.setdefault(number, names)
+
+    def found(self) -> Routed:
+        """Over all pieces."""
+        order = sorted(document for document, count in self._tokens.items() if count)
+        losses = DocumentLosses(
+            nats_M=np.array([self._nats[d] for d in order]),
+            tokens_M=np.array([self._tokens[d] for d in order], dtype=np.int64),
+        )
+        return Routed(losses=losses, figures=self._figures(), names_M=tuple(self._names[d] for d in order))
+
+    def _choose(self, piece: _Piece) -> tuple[Names, np.ndarray]:
+        """The packs, and the losses that count, float64 [L]."""
+        first = int(piece.trained_L.argmax()) if len(piece.trained_L) else 0
         end = first or self._rule.prompt_tokens - 1
         begin = max(0, end - (self._rule.prompt_tokens - 1))
         after_L = piece.trained_L.copy()
         after_L[:end] = False
         if not after_L.any():
             self._num_short += int(piece.trained_L.any())
-            return piece.losses[BASE]
-        nats = {names: float(losses_L[begin:end].mean()) for names, losses_L in piece.losses.items()}
+            return BASE, piece.losses[BASE]
+        nats = {names: float(piece.losses[names][begin:end].mean()) for names in self._menu}
         names = choose(nats, self._rule.evidence / (end - begin))
         found_L = np.concatenate([piece.losses[BASE][:end], piece.losses[names][end:]])
         self._chosen.append(name_of(names))
         self._num_tokens += int(after_L.sum())
         self._sums[ROUTED] += float(found_L[after_L].sum())
-        for candidate, losses_L in piece.losses.items():
-            self._sums[name_of(candidate)] += float(losses_L[after_L].sum())
-        return found_L
+        for candidate in self._menu:
+            self._sums[name_of(candidate)] += float(piece.losses[candidate][after_L].sum())
+        return names, found_L
 
-    def figures(self) -> RoutedLoss:
-        """Over all pieces."""
+    def _figures(self) -> RoutedLoss:
         count = self._num_tokens
         return RoutedLoss(
             chosen=count_of(self._chosen),

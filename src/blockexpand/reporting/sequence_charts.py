@@ -99,11 +99,13 @@ def _draw_bar(axes: Axes, row: int, figure: Summary, seeds: list[float]) -> None
 
 def _general_figure(record: SequenceRecord) -> Figure:
     ends = [
-        f"{m.name} {formats.loss(float(m.losses_T[-1]))}" + (" with its last pack on" if m.packs else "")
+        f"{m.name} {formats.loss(float(m.losses_T[-1]))}" + (" with its last pack on" if m.one_on else "")
         for m in record.methods
     ]
     packs = (
-        " Of packs each point has that task\u2019s pack on (dashed)." if any(m.packs for m in record.methods) else ""
+        " Of packs that are told each point has that task\u2019s pack on (dashed)."
+        if any(m.one_on for m in record.methods)
+        else ""
     )
     words = Words(
         name="row-general",
@@ -123,10 +125,10 @@ def _draw_general(record: SequenceRecord, canvas: Canvas, narrow: bool) -> None:
     for number, method in enumerate(record.methods):
         losses = [record.base_general_loss, *method.losses_T]
         axes.plot(
-            places[1:] if method.packs else places,
-            losses[1:] if method.packs else losses,
+            places[1:] if method.one_on else places,
+            losses[1:] if method.one_on else losses,
             color=colour_of(number % NUM_COLOURS),
-            linestyle=(0, (2, 1.5)) if method.packs else "-",
+            linestyle=(0, (2, 1.5)) if method.one_on else "-",
             marker=MARKERS[number % len(MARKERS)],
             markersize=7,
             linewidth=1.8,

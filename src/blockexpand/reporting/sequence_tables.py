@@ -15,12 +15,15 @@ def sequence_tables(record: SequenceRecord) -> list[Table]:
     """Everything that the page shows as tables, in its order."""
     contrasts = [_contrasts(record)] if record.contrasts else []
     matrices = [_matrix(record, method, number) for number, method in enumerate(record.methods, 1)]
-    return [_methods(record), *contrasts, *matrices, _tasks(record), _stages(record)]
+    chosen = [_chosen(record, method, n) for n, method in enumerate(record.methods, 1) if not method.told]
+    return [_methods(record), *contrasts, *matrices, *chosen, _tasks(record), _stages(record)]
 
 
 def matrix_names(record: SequenceRecord) -> list[str]:
-    """The matrices' names, in the methods' order."""
-    return [f"matrix-{number}" for number in range(1, len(record.methods) + 1)]
+    """The matrices' names, in the methods' order, and those of what questions chose."""
+    numbers = range(1, len(record.methods) + 1)
+    chosen = [f"chosen-{n}" for n, method in zip(numbers, record.methods, strict=True) if not method.told]
+    return [*(f"matrix-{number}" for number in numbers), *chosen]
 
 
 def _methods(record: SequenceRecord) -> Table:
@@ -43,11 +46,13 @@ def _methods(record: SequenceRecord) -> Table:
         rows.append((one.name, one.trains, *figures, one.lr, size, seconds))
     over = "seeds (Student\u2019s t)" if record.num_seeds > 1 else "questions and documents: there is one seed"
     notes = [f"Intervals are 95 %, over {over}. BWT divides by all tasks, of which the last adds zero."]
-    if any(method.packs for method in record.methods):
+    if any(method.one_on for method in record.methods):
         notes.append(
-            "Of packs the general loss is the mean over them, each on; with none on it is the base\u2019s. Which pack "
-            "a question needs is told, so nothing can be overwritten and BWT is zero by construction."
+            "Of packs that are told the general loss is the mean over them, each on; with none on it is the "
+            "base\u2019s. Nothing can be overwritten then, and BWT is zero by construction."
         )
+    if not all(method.told for method in record.methods):
+        notes.append("Where packs are not told, each question and each general text chooses one of them, or the base.")
     return Table(name="row", title="What is known at the end", columns=columns, rows=tuple(rows), notes=tuple(notes))
 
 
@@ -92,6 +97,17 @@ def _matrix(record: SequenceRecord, method: TaughtMethod, number: int) -> Table:
     return Table(
         name=f"matrix-{number}", title=f"R of {method.name}", columns=columns, rows=tuple(rows), is_heat_map=True
     )
+
+
+def _chosen(record: SequenceRecord, method: TaughtMethod, number: int) -> Table:
+    columns = (
+        Column(key="of", title="Questions of"),
+        Column(key="base", title="the base", kind="share"),
+        *(Column(key=task.name, title=task.name, kind="share") for task in record.tasks),
+    )
+    rows = tuple((task.name, *map(float, row)) for task, row in zip(record.tasks, method.chosen_TC, strict=True))
+    title = f"Which pack questions chose, {method.name}"
+    return Table(name=f"chosen-{number}", title=title, columns=columns, rows=rows, is_heat_map=True)
 
 
 def _tasks(record: SequenceRecord) -> Table:

@@ -14,12 +14,12 @@ import numpy as np
 
 from blockexpand.comparison.results import Summary
 from blockexpand.evaluation import Interval
-from blockexpand.records import check, read_record
+from blockexpand.records import WRITTEN_WHEN_SET, check, read_record
 from blockexpand.reporting import formats
 
 SEQUENCE_NAME = "sequence.json"
 
-# T = tasks.
+# T = tasks, C = choices: the base and each task's pack.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,12 +45,15 @@ class TaughtChain:
     matrix: tuple[tuple[float, ...], ...]
     """R: row t, column i is the score on task i after learning task t."""
     general_losses: tuple[float, ...]
-    """Nats per token of general text after each task; of packs, with the pack of that task on."""
+    """Nats per token of general text after each task; of packs that are told, with the pack of that task on."""
     num_trainable_parameters: int
     """Of all tasks together."""
     cpu_seconds: float
     runs: tuple[str, ...]
     """The digest of each task's run."""
+    chosen: tuple[tuple[float, ...], ...] | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """Of packs that are not told: row i, column c is the share of task i's questions that chose the base (0) or the
+    pack of task c, at the end."""
 
     def __post_init__(self) -> None:
         """Check that it is a matrix."""
@@ -59,6 +62,9 @@ class TaughtChain:
         check(size > 0 and widths == [size] * size, "matrix", widths, f"{size} rows of {size} scores")
         for name in ("general_losses", "runs"):
             check(len(vars(self)[name]) == size, name, len(vars(self)[name]), f"one for each of {size} tasks")
+        if self.chosen is not None:
+            widths = [len(row) for row in self.chosen]
+            check(widths == [size + 1] * size, "chosen", widths, f"{size} rows of {size + 1} shares")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,18 +76,33 @@ class TaughtMethod:
     """What of the model it changes, in words."""
     lr: float
     packs: bool
-    """Whether each task has new blocks of its own, to be switched on for its questions: the task is told."""
+    """Whether each task has new blocks of its own, to be switched on for its questions."""
+    told: bool = dataclasses.field(default=True, metadata=WRITTEN_WHEN_SET)
+    """Of packs: whether it is told which task a question is of, or each question chooses."""
     chains: tuple[TaughtChain, ...]
     op: Summary
     """The mean score over all tasks after the last one; over seeds, or of one seed over questions."""
     bwt: Summary
     """The mean over all tasks of the score after the last one minus the score right after learning it."""
     rise: Summary
-    """General loss after the last task over the base's, minus 1; of packs, the mean over them, each on."""
+    """General loss after the last task over the base's, minus 1; of packs that are told, the mean over them."""
 
     def __post_init__(self) -> None:
         """Check that there is something to tell."""
         check(len(self.chains) > 0, "chains", self.chains, "at least one seed")
+        choosing = [chain.chosen is not None for chain in self.chains]
+        expected = "what each question chose, where packs are not told, and nowhere else"
+        check(choosing == [not self.told] * len(choosing), "chosen", choosing, expected)
+
+    @property
+    def one_on(self) -> bool:
+        """Whether its general losses are those with one pack on."""
+        return self.packs and self.told
+
+    @property
+    def chosen_TC(self) -> np.ndarray:
+        """What the questions of each task chose, the mean over the seeds."""
+        return np.mean([chain.chosen for chain in self.chains], axis=0)
 
     @property
     def matrix_TT(self) -> np.ndarray:

@@ -64,12 +64,13 @@ def record_of(found: SequenceResult, recipe: StudyRecipe, base: Path) -> Sequenc
 
 def _method(method: MethodRecipe, found: SequenceResult) -> TaughtMethod:
     chains = found.of(method.name)
-    rises = [_rise(_general(chain, method.per_task), found) for chain in chains]
+    rises = [_rise(_general(chain, method), found) for chain in chains]
     return TaughtMethod(
         name=method.name,
         trains=_trains(method),
         lr=method.lr,
         packs=method.per_task,
+        told=method.told,
         chains=tuple(_chain(chain, found.tokens_M) for chain in chains),
         op=_mean([chain.final_TQ for chain in chains]),
         bwt=_mean([chain.change_TQ for chain in chains]),
@@ -91,12 +92,13 @@ def _chain(chain: Chain, tokens_M: np.ndarray) -> TaughtChain:
         num_trainable_parameters=chain.num_trainable_parameters,
         cpu_seconds=chain.cpu_seconds,
         runs=chain.runs,
+        chosen=None if chain.chosen_TC is None else tuple(tuple(map(float, row)) for row in chain.chosen_TC),
     )
 
 
-def _general(chain: Chain, packs: bool) -> np.ndarray:
-    """[document]: nats of general text after the last task; of packs, the mean over them, each on."""
-    return chain.general_TM.mean(axis=0) if packs else chain.general_TM[-1]
+def _general(chain: Chain, method: MethodRecipe) -> np.ndarray:
+    """[document]: nats of general text after the last task; of packs that are told, the mean over them, each on."""
+    return chain.general_TM.mean(axis=0) if method.per_task and method.told else chain.general_TM[-1]
 
 
 def _rise(general_M: np.ndarray, found: SequenceResult) -> Interval:
@@ -126,8 +128,8 @@ def _contrast(found: SequenceResult, method: MethodRecipe) -> TaughtContrast:
         op=_ratio([chain.final_TQ for chain in ours], [chain.final_TQ for chain in theirs]),
         bwt=_ratio([chain.change_TQ for chain in ours], [chain.change_TQ for chain in theirs]),
         general=seeded_ratio_difference(
-            [_general(chain, first.per_task) for chain in ours],
-            [_general(chain, method.per_task) for chain in theirs],
+            [_general(chain, first) for chain in ours],
+            [_general(chain, method) for chain in theirs],
             found.tokens_M,
         ),
     )

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from blockexpand.errors import StudyError, nearest
-from blockexpand.records import apply_overrides, check, from_plain, read_yaml
+from blockexpand.records import WRITTEN_WHEN_SET, apply_overrides, check, from_plain, read_yaml
 from blockexpand.training.settings import (
     ArmSettings,
     BlocksArm,
@@ -54,7 +54,11 @@ class MethodRecipe:
     blocks: int | None = None
     """For the arm `blocks`: how many new ones, interleaved."""
     per_task: bool = False
-    """For the arm `blocks`: new blocks for each task, all grown on the base; which task a question is of is told."""
+    """For the arm `blocks`: new blocks for each task, all grown on the base."""
+    told: bool = dataclasses.field(default=True, metadata=WRITTEN_WHEN_SET)
+    """Of blocks for each task: whether it is told which task a question is of. If not, the question chooses."""
+    trained_turns: Literal["assistant", "all"] = dataclasses.field(default="assistant", metadata=WRITTEN_WHEN_SET)
+    """Whether only the answers are learnt, or the questions too."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""
@@ -64,6 +68,7 @@ class MethodRecipe:
         is_blocks = isinstance(self.arm, BlocksArm)
         check(is_blocks == (self.blocks is not None), "blocks", self.blocks, "a number for `blocks`, and for no other")
         check(is_blocks or not self.per_task, "per_task", self.per_task, "false, but for the arm `blocks`")
+        check(self.told or self.per_task, "told", self.told, "true, but for blocks for each task")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

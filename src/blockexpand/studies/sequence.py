@@ -2,46 +2,41 @@
 
 In: a sequence's settings, a base, general text. Out: a folder with one run a stage, its scores question by question,
 and a `SequenceResult`. A method with a pack for each task grows them all on the base, so that learning one task cannot
-touch another; which task a question is of is then told, and without a pack the model is the base. What is finished is
-not run again. Chains run one after another.
+touch another; which task a question is of is then told, or the question chooses; without a pack the model is the base.
+What is finished is not run again. Chains run one after another.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
-from blockexpand.corpus import PrepareRecipe, SplitRecipe, open_corpus, prepare
+from blockexpand.corpus import PrepareRecipe, SplitRecipe, prepare
 from blockexpand.corpus.sources import ChatSource
 from blockexpand.corpus.tokens import tokenizer_digest
 from blockexpand.digests import digest_json
 from blockexpand.evaluation import AnswerTask
-from blockexpand.evaluation.hits import document_hits
-from blockexpand.evaluation.losses import document_losses
 from blockexpand.expansion import expand
 from blockexpand.packs import About, Pack, extract, load_with_packs, read_pack
-from blockexpand.packs.memory import only
 from blockexpand.planning import plan
 from blockexpand.progress import say
 from blockexpand.records import read_record
-from blockexpand.staging import PACK_NAME, RECORD_NAME, staged_folder
+from blockexpand.staging import PACK_NAME, RECORD_NAME
 from blockexpand.studies.recipe import MethodRecipe, SequenceRecipe
-from blockexpand.studies.tasks import TASKS, make_task
+from blockexpand.studies.scoring import Measure
+from blockexpand.studies.tasks import make_task
 from blockexpand.training import RunRecord, load_shipped, train
 from blockexpand.training.arms.trainee import load_model
 from blockexpand.training.running import run_digest
 from blockexpand.training.settings import DataSettings, TrainSettings
 
-# T = tasks, Q = held-out questions of a task, M = general test documents.
+# T = tasks, Q = held-out questions of a task, M = general test documents, C = choices: the base and each task's pack.
 
-_SCORES_NAME = "scores.npz"
-_ROWS_PER_PASS = 16
 ROW_TOKENS = 256
 """Of the rows that the tasks' conversations are packed into."""
 
@@ -55,11 +50,14 @@ class Chain:
     scores_TTQ: np.ndarray
     """[learnt, task, question]: after learning task t, each held-out question of task i."""
     general_TM: np.ndarray
-    """[learnt, document]: nats of each general test document after learning task t. Of packs: with task t's on."""
+    """[learnt, document]: nats of general documents after learning task t. Of packs that are told, with t's."""
     num_trainable_parameters: int
     cpu_seconds: float
     runs: tuple[str, ...]
     """The digest of the settings of each task's run."""
+    chosen_TC: np.ndarray | None = None
+    """[task, choice]: of packs that are not told, the share of the task's questions that chose the base, or the pack of
+    each task, after the last one."""
 
     @property
     def matrix_TT(self) -> np.ndarray:
@@ -122,14 +120,16 @@ def run_sequence(recipe: SequenceRecipe, base: Path, data: DataSettings, folder:
         TrainingError: a stage cannot be run.
     """
     tasks = {name: _prepare(name, recipe, base, folder / "tasks") for name in recipe.tasks}
+    places = (base, tasks, folder)
     assert data.general is not None, "a study has general text"
-    measure = _Measure(tasks, Path(data.general), recipe.general_rows)
+    measure = Measure(tasks, Path(data.general), recipe.general_rows)
     first = measure.scores(folder / "base", lambda: load_model(base, torch.float32))
     chains = []
     for method in recipe.methods:
         for seed in recipe.seeds:
             say(f"{method.name}, seed {seed}")
-            chains.append(_chain(method, seed, (recipe, data.general), (base, tasks, folder), measure))
+            stages = _Stages(method, seed, recipe, data.general, places)
+            chains.append(_packs_chain(stages, measure) if method.per_task else _chain(stages, measure))
     return SequenceResult(
         tasks=recipe.tasks,
         methods=recipe.methods,
@@ -141,92 +141,117 @@ def run_sequence(recipe: SequenceRecipe, base: Path, data: DataSettings, folder:
 
 
 def _prepare(name: str, recipe: SequenceRecipe, base: Path, folder: Path) -> Path:
-    """The task's conversations as two prepared folders: to learn from, and held out."""
+    """The task's conversations as prepared folders: to learn the answers from, or all turns, and held out."""
     train, test = make_task(name, recipe.num_train, recipe.num_test)
     made_of = [[list(map(_turns, questions)) for questions in (train, test)], ROW_TOKENS, tokenizer_digest(base)]
     out = folder / f"{name}-{digest_json(made_of).removeprefix('sha256:')[:8]}"
-    for split, questions in (("train", train), ("test", test)):
-        if (out / split / RECORD_NAME).is_file():
+    wanted = {method.trained_turns for method in recipe.methods}
+    folders = [(_train_folder(turns), "train", turns, train) for turns in sorted(wanted)]
+    for at, split, turns, questions in (*folders, ("test", "test", "assistant", test)):
+        if (out / at / RECORD_NAME).is_file():
             continue
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{split}.jsonl"
         path.write_text("".join(json.dumps(_turns(one)) + "\n" for one in questions), encoding="utf-8")
-        splits = {split: SplitRecipe(share=1.0)}
         source = ChatSource(kind="chat", path=str(path))
-        prepare(PrepareRecipe(sources=(source,), row_tokens=ROW_TOKENS, splits=splits), base, out / split)
+        splits = {split: SplitRecipe(share=1.0)}
+        made = PrepareRecipe(sources=(source,), row_tokens=ROW_TOKENS, splits=splits, trained_turns=turns)
+        prepare(made, base, out / at)
     return out
+
+
+def _train_folder(turns: str) -> str:
+    return "train" if turns == "assistant" else f"train-{turns}"
 
 
 def _turns(one: AnswerTask) -> dict[str, list[dict[str, str]]]:
     return {"messages": [{"role": "user", "content": one.prompt}, {"role": "assistant", "content": one.answer}]}
 
 
-class _Measure:
-    """How every model is scored: on all tasks' held-out questions, and on the general test text."""
+@dataclasses.dataclass(frozen=True)
+class _Stages:
+    """The runs of one method and seed."""
 
-    def __init__(self, tasks: Mapping[str, Path], general: Path, general_rows: int) -> None:
-        corpora = {name: open_corpus(path / "test") for name, path in tasks.items()}
-        self._rows = {name: corpus.rows("test") for name, corpus in corpora.items()}
-        self._general = open_corpus(general).rows("test").first(general_rows)
-        texts = {name: corpus.record.splits["test"].digest for name, corpus in corpora.items()}
-        general_digest = open_corpus(general).record.splits["test"].digest
-        scored = [(name, digest, TASKS[name].measure) for name, digest in texts.items()]
-        self._key = digest_json([scored, general_digest, general_rows]).removeprefix("sha256:")[:8]
+    method: MethodRecipe
+    seed: int
+    recipe: SequenceRecipe
+    general: str
+    places: tuple[Path, Mapping[str, Path], Path]
+    """The base, the tasks, the folder."""
 
-    def scores(self, beside: Path, load: Callable[[], PreTrainedModel]) -> dict[str, np.ndarray]:
-        """The scores of the model that `load` gives, kept in `beside`-KEY: KEY is of all that is measured on."""
-        folder = beside.with_name(f"{beside.name}-{self._key}")
-        if not (folder / _SCORES_NAME).is_file():
-            model = load()
-            scores_TQ = np.stack([self.task(name, model) for name in self._rows])
-            general = document_losses(model, self._general, _ROWS_PER_PASS, "loss on general text")
-            with staged_folder(folder, overwrite=False) as staged:
-                np.savez(staged / _SCORES_NAME, scores=scores_TQ, general=general.nats_M, tokens=general.tokens_M)
-        with np.load(folder / _SCORES_NAME, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in ("scores", "general", "tokens")}
+    @property
+    def folder(self) -> Path:
+        """Of this method's runs: those of packs are the same whether the task is told or not."""
+        same = dataclasses.replace(self.method, name="", told=True)
+        first = next(m for m in self.recipe.methods if dataclasses.replace(m, name="", told=True) == same)
+        slug = "".join(c if c.isalnum() else "-" for c in first.name.lower())
+        return self.places[2] / "runs" / f"{slug}-seed{self.seed}"
 
-    def task(self, name: str, model: PreTrainedModel) -> np.ndarray:
-        """The scores of a model in memory on one task's questions."""
-        hits = document_hits(model, self._rows[name], _ROWS_PER_PASS)
-        return hits.whole_M.astype(float) if TASKS[name].measure == "whole" else hits.share_M
+    @property
+    def start(self) -> Path:
+        """What the first task is learnt by."""
+        base, _, folder = self.places
+        return base if self.method.blocks is None else _expanded(base, self.method.blocks, folder / "expanded")
+
+    def names(self) -> list[str]:
+        """The tasks."""
+        return list(self.places[1])
+
+    def run(self, number: int) -> Path:
+        """The folder of a task's run."""
+        return self.folder / f"{number + 1}-{self.names()[number]}"
+
+    def trained(self, number: int, model: Path) -> RunRecord:
+        """The run of a task, done now unless it is finished."""
+        task = self.places[1][self.names()[number]]
+        return _trained(_stage(self.method, (self.recipe, self.general), (model, self.run(number)), task, self.seed))
 
 
-def _chain(
-    method: MethodRecipe,
-    seed: int,
-    settings: tuple[SequenceRecipe, str],
-    places: tuple[Path, Mapping[str, Path], Path],
-    measure: _Measure,
-) -> Chain:
-    """One method through all tasks; `settings`: the sequence's, general text; `places`: base, tasks, folder."""
-    (recipe, general), (base, tasks, folder) = settings, places
-    slug = "".join(c if c.isalnum() else "-" for c in method.name.lower())
-    start = base if method.blocks is None else _expanded(base, method.blocks, folder / "expanded")
-    at, scores, losses, records, packs = start, [], [], [], []
-    for number, (name, task) in enumerate(tasks.items()):
-        run = folder / "runs" / f"{slug}-seed{seed}" / f"{number + 1}-{name}"
-        records.append(_trained(_stage(method, (recipe, general), (at, run), task, seed)))
-        if method.per_task:
-            packs.append(_packed(run, name))
-            found = measure.scores(run / "pack-scores", lambda: load_with_packs(base, [packs[-1]]))
-        else:
-            found = measure.scores(run / "scores", lambda run=run: load_shipped(run))
-            at = run / "model"
-        scores.append(found["scores"])
-        losses.append(found["general"])
-    scores_TTQ = np.stack(scores)
-    if method.per_task:
-        base_TQ = measure.scores(folder / "base", lambda: load_model(base, torch.float32))["scores"]
-        scores_TTQ = with_own_packs(scores_TTQ, base_TQ)
-        scores_TTQ[-1] = _switched(base, packs, measure)
+def _chain(stages: _Stages, measure: Measure) -> Chain:
+    """One model through all tasks."""
+    at, records, found = stages.start, [], []
+    for number, _ in enumerate(stages.names()):
+        run = stages.run(number)
+        records.append(stages.trained(number, at))
+        found.append(measure.scores(run / "scores", lambda run=run: load_shipped(run)))
+        at = run / "model"
+    return _counted(
+        stages,
+        records,
+        scores_TTQ=np.stack([one["scores"] for one in found]),
+        general_TM=np.stack([one["general"] for one in found]),
+    )
+
+
+def _packs_chain(stages: _Stages, measure: Measure) -> Chain:
+    """A pack for each task, each grown on the base."""
+    base, _, folder = stages.places
+    records = [stages.trained(number, stages.start) for number, _ in enumerate(stages.names())]
+    packs = [_packed(stages.run(number), name) for number, name in enumerate(stages.names())]
+    if not stages.method.told:
+        found = measure.routed(stages.folder / "routed", base, packs)
+        chosen_TC = np.stack([(found["chosen"] == choice).mean(axis=1) for choice in range(len(packs) + 1)], axis=1)
+        return _counted(stages, records, scores_TTQ=found["scores"], general_TM=found["general"], chosen_TC=chosen_TC)
+    alone = [
+        measure.scores(stages.run(number) / "pack-scores", lambda pack=pack: load_with_packs(base, [pack]))
+        for number, pack in enumerate(packs)
+    ]
+    base_TQ = measure.scores(folder / "base", lambda: load_model(base, torch.float32))["scores"]
+    scores_TTQ = with_own_packs(np.stack([one["scores"] for one in alone]), base_TQ)
+    scores_TTQ[-1] = measure.told(base, packs)
+    return _counted(stages, records, scores_TTQ=scores_TTQ, general_TM=np.stack([one["general"] for one in alone]))
+
+
+def _counted(stages: _Stages, records: Sequence[RunRecord], **arrays: np.ndarray) -> Chain:
+    """The arrays of a chain, with what it took."""
+    sets = len(records) if stages.method.per_task else 1
     return Chain(
-        method=method.name,
-        seed=seed,
-        scores_TTQ=scores_TTQ,
-        general_TM=np.stack(losses),
-        num_trainable_parameters=records[0].num_trainable_parameters * (len(tasks) if method.per_task else 1),
+        method=stages.method.name,
+        seed=stages.seed,
+        num_trainable_parameters=records[0].num_trainable_parameters * sets,
         cpu_seconds=sum(record.cpu_seconds or 0.0 for record in records),
         runs=tuple(record.settings_digest for record in records),
+        **arrays,
     )
 
 
@@ -234,16 +259,6 @@ def _packed(run: Path, name: str) -> Pack:
     """The run's new blocks as a pack, named as its task."""
     out = run / "pack"
     return read_pack(out) if (out / PACK_NAME).is_file() else extract(run, out, About(name=name))
-
-
-def _switched(base: Path, packs: Sequence[Pack], measure: _Measure) -> np.ndarray:
-    """[task, question]: all packs attached to one model, and for each task its own switched on, the others off."""
-    model = load_with_packs(base, packs)
-    rows = []
-    for pack in packs:
-        with only(model, pack.name):
-            rows.append(measure.task(pack.name, model))
-    return np.stack(rows)
 
 
 def _trained(settings: TrainSettings) -> RunRecord:
@@ -287,7 +302,11 @@ def _stage(
         model=str(model),
         out=str(run),
         arm=method.arm,
-        data=DataSettings(domain=str(task / "train"), general=general if wants_general else None, validation_rows=0),
+        data=DataSettings(
+            domain=str(task / _train_folder(method.trained_turns)),
+            general=general if wants_general else None,
+            validation_rows=0,
+        ),
         domain_tokens=recipe.tokens_per_task,
         rows_per_step=recipe.rows_per_step,
         rows_per_pass=recipe.rows_per_step,

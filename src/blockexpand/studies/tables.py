@@ -159,13 +159,14 @@ def sequence_tables(record: SequenceRecord) -> str:
     columns = ("method", "lr", "OP", "seeds", "BWT", "general loss, change", "trained", "CPU s a seed")
     parts = [_table(columns, rows), _against_first(record)]
     parts += [_matrix(record, method) for method in record.methods]
+    parts += [_chosen(record, method) for method in record.methods if not method.told]
     parts.append(sequence_sentence(record))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _taught(method: TaughtMethod) -> tuple[str, ...]:
     seeds = [np.mean(chain.matrix[-1]) for chain in method.chains]
-    change = f"{method.rise.mean:+.2%}" + (" with a pack on, 0 without" if method.packs else "")
+    change = f"{method.rise.mean:+.2%}" + (" with a pack on, 0 without" if method.one_on else "")
     return (
         method.name,
         f"{method.lr:g}",
@@ -200,6 +201,12 @@ def _matrix(record: SequenceRecord, method: TaughtMethod) -> str:
     rows = [(f"after {task}", *(f"{value:.2f}" for value in method.matrix_TT[t])) for t, task in enumerate(tasks)]
     rows.insert(0, ("the base", *(f"{task.base:.2f}" for task in record.tasks)))
     return _table((f"R of {method.name}", *tasks), rows)
+
+
+def _chosen(record: SequenceRecord, method: TaughtMethod) -> str:
+    tasks = [task.name for task in record.tasks]
+    rows = [(name, *(f"{value:.2f}" for value in row)) for name, row in zip(tasks, method.chosen_TC, strict=True)]
+    return _table((f"pack chosen, {method.name}", "the base", *tasks), rows)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
