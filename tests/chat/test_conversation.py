@@ -73,11 +73,11 @@ def test_the_oldest_turns_go_when_the_context_is_short(speaker: Speaker) -> None
     turns = [
         {"role": ("user", "assistant")[n % 2], "content": "the cat sat on a mat " * 3} for n in range(context // 8)
     ]
-    ids, room = speaker._prompt([{"role": "system", "content": "a dog"}, *turns, *ASKED], GREEDY)
-    assert ids.shape[1] + room <= context
-    assert speaker.tokenizer.decode(ids[0]).count("dog") == 1
+    ids, room = speaker._cut([{"role": "system", "content": "a dog"}, *turns, *ASKED], GREEDY)
+    assert len(ids) + room <= context
+    assert speaker.tokenizer.decode(ids).count("dog") == 1
     with pytest.raises(ChatError, match=rf"the message has [0-9,]+ tokens, and the model reads {context:,} with"):
-        speaker._prompt([{"role": "user", "content": "cat " * (context + 5)}], GREEDY)
+        speaker._cut([{"role": "user", "content": "cat " * (context + 5)}], GREEDY)
 
 
 def conversation_of(speaker: Speaker, lines: str, **more: object) -> tuple[Conversation, str]:

@@ -85,8 +85,9 @@ class LoadedSpeaker:
 
     def _context(self) -> int:
         """Tokens that the model was made for; state-space models have no limit of their own."""
-        config = self.model.config.get_text_config().to_dict()
-        return int(config.get("max_position_embeddings") or 1_000_000)
+        from blockexpand.numerics.generation import context_of
+
+        return context_of(self.model) or 1_000_000
 
     def _pass(self, prompts: list[list[int]], requests: list[Request]) -> list[Answer]:
         """One batch of one temperature and length limit: those of a call are the same."""
@@ -128,12 +129,11 @@ class LoadedSpeaker:
         )
 
     def _ends(self) -> list[int]:
-        """The tokens that end a turn: the tokenizer's, and those that the model's own settings add."""
+        """The tokens that end a turn."""
         from blockexpand.corpus.tokens import ends_of
+        from blockexpand.numerics.generation import ending_tokens
 
-        stated: Any = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        others = stated if isinstance(stated, list) else [] if stated is None else [stated]
-        return list(dict.fromkeys([ends_of(self.tokenizer).eos, *others]))
+        return ending_tokens(self.model, ends_of(self.tokenizer).eos)
 
     def _stopping(self, stops: Sequence[str], num_prompt: int) -> Any:
         """A criterion for `generate`: which conversations have reached a stop text."""

@@ -7,7 +7,7 @@ Refuses unknown commands and values (ChatError), after which the conversation go
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,11 +98,7 @@ class Conversation:
         more: dict[str, Any] = {"as_base": self.as_base}
         if self.route is not None and message["role"] == "assistant":
             more["packs"] = list(self.route.names)
-        try:
-            with self._log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(message | more) + "\n")
-        except OSError as error:
-            raise ChatError(f"the log {self._log} cannot be written: {error.strerror}; choose another --log") from None
+        keep(self._log, message | more)
 
     def _switch_base(self, rest: str) -> str:
         if rest:
@@ -150,6 +146,19 @@ class Conversation:
     def _quit(self, _rest: str) -> str:
         self.has_ended = True
         return "bye"
+
+
+def keep(log: Path, entry: Mapping[str, Any] | None) -> None:
+    """Append one line of JSON to a log; with None nothing, to see whether it can be.
+
+    Raises:
+        ChatError: it cannot be written.
+    """
+    try:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n" if entry is not None else "")
+    except OSError as error:
+        raise ChatError(f"the log {log} cannot be written: {error.strerror}; choose another --log") from None
 
 
 def describe_route(route: Route) -> str:

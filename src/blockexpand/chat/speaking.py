@@ -1,9 +1,10 @@
 """A model that answers, token by token, as itself or as the base inside it.
 
-In: a folder, packs. Out: `Speaker`, whose `answer` yields text as it is made. One answer is made at a time, because a
-model is its base while it is bypassed; each fills a KV cache of its own, so packs may change between any two. Refuses
-models without a chat template (unless text is to be completed plainly), conversations that do not fit the context, and
-asking for a base or packs that are not there.
+In: a folder, packs. Out: `Speaker`, whose `answer` yields text as it is made, in a conversation that may be cut at its
+beginning; and whose `write` does so for a prompt as it is. One answer is made at a time, because a model is its base
+while it is bypassed; each fills a KV cache of its own, so packs may change between any two. Refuses models without a
+chat template (unless text is to be completed plainly), conversations that do not fit the context, and asking for a base
+or packs that are not there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from blockexpand.chat.facts import Facts, gather_facts, read_record, stack
+from blockexpand.chat.pieces import Pieces
 from blockexpand.chat.sampling import Sampling
 from blockexpand.errors import ChatError
 
@@ -31,16 +33,23 @@ _LEAST_ANSWER_TOKENS = 16
 """Earlier turns are left out rather than answers made shorter than this."""
 
 
-class _Way(NamedTuple):
-    """How one answer is made, and where its pieces go."""
+class Prompt(NamedTuple):
+    """What an answer goes on from."""
 
-    as_base: bool
-    packs: Sequence[str] | None
-    routed: Callable[[Route], None] | None
-    said: str
-    """What the packs are chosen by."""
-    stop: threading.Event
-    streamer: Any
+    tokens: Sequence[int]
+    said: str | Sequence[int]
+    """What packs are chosen by, as text or tokens."""
+
+
+class Who(NamedTuple):
+    """Who is to answer."""
+
+    as_base: bool = False
+    """The base inside."""
+    packs: Sequence[str] | None = None
+    """Exactly these are switched on, for this answer and after it; None leaves them as they are."""
+    routed: Callable[[Route], None] | None = None
+    """Called with what was chosen of the packs that are on; None chooses nothing, and all of them answer."""
 
 
 class Speaker:
@@ -102,59 +111,86 @@ class Speaker:
                 longer than the context.
             PackError: the model has no such pack.
         """
-        if routed is not None:
-            self.check_route()
-        if as_base and not self.facts.is_expanded:
-            raise ChatError(f"{self.facts.name} holds no base to answer as; expected an expanded model or packs")
-        from transformers import TextIteratorStreamer
+        who = Who(as_base, packs, routed)
+        self._check(who)
+        tokens, room = self._cut(messages, sampling)
+        yield from self.write(Prompt(tokens, self._said(messages)), sampling, who, self.pieces(room, stop=stop))
 
-        stop = stop or threading.Event()
-        prompt, room = self._prompt(messages, sampling)
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        way = _Way(as_base, packs, None if as_base else routed, self._said(messages), stop, streamer)
+    def pieces(self, most_tokens: int, *, stops: Sequence[str] = (), stop: threading.Event | None = None) -> Pieces:
+        """Where an answer of at most so many tokens is to go."""
+        from blockexpand.numerics.generation import ending_tokens
+
+        eos: Any = self.tokenizer.eos_token_id
+        return Pieces(self.tokenizer, ending_tokens(self.model, eos), most_tokens, stops=stops, stop=stop)
+
+    def write(self, prompt: Prompt, sampling: Sampling, who: Who, pieces: Pieces) -> Generator[str]:
+        """The text that goes on from a prompt, in pieces; `pieces` (not the sampling) has the most tokens, and knows in
+        the end how it ended. Leaving the iteration ends it.
+
+        Raises:
+            ChatError, PackError: as `answer`, but for the context, which is not looked at.
+        """
+        self._check(who)
         with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(self._generate, prompt, room, sampling, way)
+            future = pool.submit(self._generate, prompt, sampling, who, pieces)
             try:
-                yield from (piece for piece in streamer if piece)
+                yield from pieces
             finally:
-                stop.set()
+                pieces.stop.set()
             future.result()
 
-    def _generate(self, prompt: Any, room: int, sampling: Sampling, way: _Way) -> None:
+    def _check(self, who: Who) -> None:
+        if who.routed is not None:
+            self.check_route()
+        if who.as_base and not self.facts.is_expanded:
+            raise ChatError(f"{self.facts.name} holds no base to answer as; expected an expanded model or packs")
+
+    def _generate(self, prompt: Prompt, sampling: Sampling, who: Who, pieces: Pieces) -> None:
         import torch
 
-        def has_stopped(input_ids: Any, _scores: Any, **_more: Any) -> Any:
-            return torch.full((len(input_ids),), way.stop.is_set(), dtype=torch.bool, device=input_ids.device)
-
         try:
-            with contextlib.ExitStack() as entered:
-                entered.enter_context(self._turn)
-                if way.packs is not None:
-                    self._wear(way.packs)
-                if way.routed is not None:
-                    entered.enter_context(self._chosen(way.said, way.routed))
-                for context in (self._as(way.as_base), torch.inference_mode(), torch.random.fork_rng()):
-                    entered.enter_context(context)
+            with self.acting(who, prompt.said) as model, torch.random.fork_rng():
                 torch.manual_seed(sampling.seed) if sampling.seed is not None else torch.seed()
-                self.model.generate(
-                    prompt,
-                    attention_mask=torch.ones_like(prompt),
-                    max_new_tokens=room,
-                    streamer=way.streamer,
-                    stopping_criteria=[has_stopped],
+                tokens = torch.tensor([list(prompt.tokens)], device=model.device)
+                model.generate(
+                    tokens,
+                    attention_mask=torch.ones_like(tokens),
+                    max_new_tokens=pieces.most_tokens,
+                    stopping_criteria=[pieces],
+                    eos_token_id=list(pieces.ends) or None,
                     pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
                     **_drawing(sampling),
                 )
         finally:
-            way.streamer.end()
+            pieces.close()
 
     @contextlib.contextmanager
-    def _chosen(self, said: str, routed: Callable[[Route], None]) -> Generator[None]:
+    def acting(self, who: Who, said: str | Sequence[int]) -> Generator[Any]:
+        """The model as who is to answer, when its turn has come; for use without gradients."""
+        import torch
+
+        from blockexpand.live import bypass
+
+        with contextlib.ExitStack() as entered:
+            entered.enter_context(self._turn)
+            if who.packs is not None:
+                self._wear(who.packs)
+            if who.as_base:
+                entered.enter_context(bypass(self.model))
+            elif who.routed is not None:
+                entered.enter_context(self._chosen(said, who.routed))
+            entered.enter_context(torch.inference_mode())
+            yield self.model
+
+    @contextlib.contextmanager
+    def _chosen(self, said: str | Sequence[int], routed: Callable[[Route], None]) -> Generator[None]:
         """With the packs on that the text asks for, of those that are on."""
         from blockexpand.packs.memory import enabled, only
         from blockexpand.packs.routing import candidates_of, route
 
-        tokens = self.tokenizer(said, add_special_tokens=False, verbose=False)["input_ids"]
+        if isinstance(said, str):
+            said = list(self.tokenizer(said, add_special_tokens=False, verbose=False)["input_ids"])
+        tokens = said
         found = route(self.model, tokens, candidates=candidates_of(self.model, among=enabled(self.model)))
         routed(found)
         with only(self.model, *found.names):
@@ -179,34 +215,58 @@ class Speaker:
             return messages[-1]["content"]
         return "\n".join(message["content"] for message in messages if message["role"] == "user")
 
-    def _as(self, as_base: bool) -> contextlib.AbstractContextManager[Any]:
-        from blockexpand.live import bypass
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        from blockexpand.numerics.generation import context_of
 
-        return bypass(self.model) if as_base else contextlib.nullcontext()
+        return context_of(self.model) or 1 << 30
 
-    def _prompt(self, messages: Sequence[Message], sampling: Sampling) -> tuple[Any, int]:
-        """Token ids [1, length] and the answer's most tokens; the oldest turns go where the context is too short."""
-        import torch
+    def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
+        """A conversation as the template renders it.
 
-        context = int(vars(self.model.config).get("max_position_embeddings") or 1 << 30)
-        kept = list(messages)
+        Raises:
+            ChatError: there is no template, or it does not take these messages.
+        """
+        _check_template(self.tokenizer, self.facts.name, plain=False)
+        return Prompt(self._rendered(messages), self._said(messages))
+
+    def text_prompt(self, text: str) -> Prompt:
+        """A text that is to be gone on with."""
+        return Prompt(list(self.tokenizer(text, verbose=False)["input_ids"]), text)
+
+    def _cut(self, messages: Sequence[Message], sampling: Sampling) -> tuple[list[int], int]:
+        """Token ids and the answer's most tokens; the oldest turns go where the context is too short."""
+        context, kept = self.context, list(messages)
         while True:
-            ids = self._encode(kept)
-            room = min(sampling.max_tokens, context - len(ids))
+            tokens = self._encode(kept)
+            room = min(sampling.max_tokens, context - len(tokens))
             if room >= min(_LEAST_ANSWER_TOKENS, sampling.max_tokens):
-                return torch.tensor([ids], device=self.model.device), room
+                return tokens, room
             first = 1 if kept[0]["role"] == "system" else 0
             if len(kept) - first <= 1:
                 raise ChatError(
-                    f"the message has {len(ids):,} tokens, and the model reads {context:,} with its answer; shorten it"
+                    f"the message has {len(tokens):,} tokens, and the model reads {context:,} with its answer; "
+                    "shorten it"
                 )
             del kept[first : first + (2 if len(kept) - first > 2 else 1)]
 
     def _encode(self, messages: list[Message]) -> list[int]:
-        if self.plain:
-            return list(self.tokenizer(messages[-1]["content"])["input_ids"])
-        text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.text_prompt(messages[-1]["content"]).tokens) if self.plain else self._rendered(messages)
+
+    def _rendered(self, messages: Sequence[Message]) -> list[int]:
+        from jinja2 import TemplateError
+
+        turns = list(messages)
+        try:
+            text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in turns)
+            raise ChatError(
+                f"the chat template of {self.facts.name} does not take these messages ({error}): {roles}; expected "
+                "what it was written for; most want user and assistant by turns, some no system"
+            ) from None
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _check_template(tokenizer: PreTrainedTokenizerBase, name: str, plain: bool) -> None:

@@ -3,7 +3,7 @@
 In: a speaker, where to listen. Out: a Starlette application of three addresses: the page (one file, nothing fetched),
 the facts, and an answer as a stream of JSON lines. It listens on loopback unless told otherwise, keeps nothing of what
 is said unless a file is named, and sends nothing anywhere. Refuses requests for another host's name (a web site that
-points its name here) and of any type but JSON (a form on another site).
+points its name here) and of any type but JSON (a form on another site); listening.py has these guards.
 
 Starlette and uvicorn rather than Gradio: the newest Gradio that goes with our pins (pillow 13, pydantic 2.14) is 3.18,
 of 2023, and a page of one file needs none of it.
@@ -14,12 +14,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockexpand.chat.conversation import describe_route
+from blockexpand.chat.conversation import describe_route, keep
+from blockexpand.chat.listening import UnderWay, guarded, in_thread, listen, read_json, require, run, stream
 from blockexpand.chat.sampling import Sampling
 from blockexpand.chat.speaking import Message, Speaker
 from blockexpand.errors import BlockexpandError, ChatError
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
     from blockexpand.packs.routing import Route
 
-_LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
-_MOST_BYTES = 4_000_000
-"""Of a request: a long conversation, and no more."""
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
 )
@@ -69,42 +67,19 @@ def serve_page(speaker: Speaker, page: Page) -> None:
     Raises:
         ChatError: starlette and uvicorn are not installed, or the address cannot be had.
     """
-    import socket
-
-    application = build_page(speaker, page)
-    import uvicorn
-
-    try:
-        listening = socket.create_server((page.host, page.port), family=_family(page.host))
-    except (OSError, OverflowError) as error:
-        raise ChatError(
-            f"{page.host}:{page.port} cannot be listened on: {error}; choose another --port or --host"
-        ) from None
-    with listening:
-        config = uvicorn.Config(application, log_level="warning", access_log=False, server_header=False, lifespan="off")
-        uvicorn.Server(config).run(sockets=[listening])
+    under_way = UnderWay()
+    application = build_page(speaker, page, under_way)
+    run(application, listen(page.host, page.port), under_way)
 
 
-def _family(host: str) -> Any:
-    import socket
-
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def build_page(speaker: Speaker, page: Page) -> Starlette:
+def build_page(speaker: Speaker, page: Page, under_way: UnderWay | None = None) -> Starlette:
     """The application. ChatError where starlette or uvicorn is not installed."""
-    try:
-        import uvicorn
-        from starlette.applications import Starlette
-        from starlette.middleware import Middleware
-        from starlette.middleware.trustedhost import TrustedHostMiddleware
-        from starlette.responses import JSONResponse, Response, StreamingResponse
-        from starlette.routing import Route
-    except ImportError as error:
-        raise ChatError(f"{error.name} is not installed, which --web needs; pip install 'blockexpand[chat]'") from None
-    del uvicorn  # the server's; asked for here so that it is missed before a model answers
+    require("--web")
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
     html = (resources.files("blockexpand.chat") / "page.html").read_text(encoding="utf-8")
-    log_lock = threading.Lock()
+    log_lock, answering = threading.Lock(), under_way or UnderWay()
 
     async def show(_request: Request) -> Response:
         headers = {"Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"}
@@ -115,20 +90,18 @@ def build_page(speaker: Speaker, page: Page) -> Starlette:
 
     async def answer(request: Request) -> Response:
         try:
-            asked = _read_question(request.headers.get("content-type", ""), await request.body(), page.sampling)
+            asked = _read_question(await read_json(request), page.sampling)
         except ChatError as error:
             return JSONResponse({"error": str(error)}, status_code=400)
-        stop = threading.Event()
-        return StreamingResponse(
-            _stream(_lines(speaker, asked, stop, (page.log, log_lock)), stop, request),
-            media_type="application/x-ndjson",
-        )
 
-    routes = [Route("/", show), Route("/facts", facts), Route("/answer", answer, methods=["POST"])]
-    hosts = list(_LOOPBACK) if page.host in _LOOPBACK else ["*"]
-    return Starlette(
-        routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)]
-    )
+        async def lines() -> AsyncGenerator[str]:
+            async with answering.one(request) as stop:
+                async for line in in_thread(_lines(speaker, asked, stop, (page.log, log_lock)), stop):
+                    yield json.dumps(line) + "\n"
+
+        return stream(lines(), "application/x-ndjson")
+
+    return guarded([Route("/", show), Route("/facts", facts), Route("/answer", answer, methods=["POST"])], page.host)
 
 
 def _facts(speaker: Speaker, page: Page) -> dict[str, Any]:
@@ -152,14 +125,8 @@ class _Question:
     routes: bool
 
 
-def _read_question(kind: str, body: bytes, sampling: Sampling) -> _Question:
+def _read_question(body: bytes, sampling: Sampling) -> _Question:
     """What the page asks. ChatError for what a page of ours would not send."""
-    if kind.partition(";")[0].strip() != "application/json":
-        raise ChatError(f"the request is of type {kind!r}, expected application/json")
-    if len(body) > _MOST_BYTES:
-        raise ChatError(
-            f"the request has {len(body):,} bytes, expected at most {_MOST_BYTES:,}; start a new conversation"
-        )
     try:
         asked = json.loads(body)
         messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in asked["messages"]]
@@ -176,7 +143,7 @@ def _read_question(kind: str, body: bytes, sampling: Sampling) -> _Question:
 
 def _lines(
     speaker: Speaker, asked: _Question, stop: threading.Event, log: tuple[Path | None, threading.Lock]
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """What was chosen where packs are, pieces as they come, then the end, or what went wrong."""
     pieces: list[str] = []
     heard: list[Route] = []
@@ -194,18 +161,5 @@ def _lines(
     if path is not None:
         entry: dict[str, Any] = {"messages": asked.messages, "as_base": asked.as_base, "answer": "".join(pieces)}
         entry |= {"packs": list(heard[0].names)} if heard else {}
-        with lock, path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-
-
-async def _stream(lines: Iterator[dict[str, Any]], stop: threading.Event, request: Request) -> AsyncIterator[str]:
-    """The lines, made in another thread; when whoever asked leaves, the model stops."""
-    from starlette.concurrency import iterate_in_threadpool
-
-    try:
-        async for line in iterate_in_threadpool(lines):
-            if await request.is_disconnected():
-                return
-            yield json.dumps(line) + "\n"
-    finally:
-        stop.set()
+        with lock:
+            keep(path, entry)

@@ -29,6 +29,7 @@ from blockexpand.families.modules import load_model, stack_of
 from blockexpand.guidance.calibration import ROW_TOKENS, Calibration
 from blockexpand.guidance.reading import Row, rows
 from blockexpand.guidance.skipping import Passes
+from blockexpand.numerics.generation import CONTEXT_KEYS
 from blockexpand.planning import BlockScore, Guidance
 from blockexpand.progress import bar
 
@@ -40,8 +41,6 @@ _LOGITS_PER_PASS = 1 << 26
 _ROWS_PER_PASS = 8
 _CHUNK_POSITIONS = 512
 _DIGITS = 6
-_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len")
-"""What config classes call the number of positions."""
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -84,7 +83,7 @@ def measure(checkpoint: Checkpoint, calibration: Calibration) -> Guidance:
 
 def _row_tokens(config: dict[str, Any]) -> int:
     """The length of rows: ours, or as many positions as the model has."""
-    return min([ROW_TOKENS, *(config[key] for key in _CONTEXT if isinstance(config.get(key), int))])
+    return min([ROW_TOKENS, *(config[key] for key in CONTEXT_KEYS if isinstance(config.get(key), int))])
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:

@@ -1,4 +1,5 @@
-"""Tokens from a model: transformers' own `generate`, on prompts of equal length, with nothing left to defaults."""
+"""Tokens from a model: transformers' own `generate`, on prompts of equal length, with nothing left to defaults; and
+what bounds an answer, the tokens that end it and the positions there are."""
 
 from __future__ import annotations
 
@@ -9,6 +10,22 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 # B = prompts of a pass, A = tokens of one sequence.
+
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""What config classes call the number of positions."""
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """The tokens that the model was made for; None for those without a limit of their own (state-space models)."""
+    entries = model.config.get_text_config().to_dict()
+    return min((entries[key] for key in CONTEXT_KEYS if isinstance(entries.get(key), int)), default=None)
+
+
+def ending_tokens(model: PreTrainedModel, eos: int | None) -> list[int]:
+    """The tokens that end an answer: the tokenizer's `eos`, and those that the model's own settings add."""
+    stated: Any = model.generation_config.eos_token_id if model.generation_config else None
+    others = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    return list(dict.fromkeys([*([] if eos is None else [eos]), *others]))
 
 
 @torch.no_grad()
