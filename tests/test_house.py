@@ -26,7 +26,7 @@ ROWS: list[set[str]] = [
     {"training", "evaluation", "guidance"},
     {"agents", "comparison"},
     {"reporting", "chat", "assistance", "publishing"},
-    {"demonstration"},
+    {"demonstration", "serving"},
     {"studies"},
     {"cli"},
 ]

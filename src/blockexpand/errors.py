@@ -119,6 +119,17 @@ class ChatError(BlockexpandError):
     """A model cannot be talked to, or not as asked."""
 
 
+class ServingError(BlockexpandError):
+    """A model cannot be served, or a request to the server not be answered as asked."""
+
+    def __init__(
+        self, message: object, *, status: int = 400, param: str | None = None, code: str | None = None
+    ) -> None:
+        """What a client is told beside the message: the HTTP status, the field it is about, OpenAI's word for it."""
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+
 class ReportError(BlockexpandError):
     """There is nothing to report on, or not in a format we read."""
 

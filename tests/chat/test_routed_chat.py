@@ -21,19 +21,15 @@ from blockexpand.packs import routing
 from blockexpand.packs.memory import enabled, only
 from blockexpand.packs.routing import Route, Rule
 from browser import browser, find_chromium
-from packs_ground import make_pack, make_trained
+from chat_ground import SAID, write_packs
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
-SAID = ("ran red the old to sat", "over mat over and house mat", "dog on cat and over sat")
-"""What the packs a and b and the base find likeliest, as it happens."""
 
 
 @pytest.fixture(scope="module")
 def packs(expanded: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two packs of the chat's base."""
-    folder, base = tmp_path_factory.mktemp("routed"), expanded.parents[1] / "base"
-    made = {name: make_trained(base, folder / name, seed, by=0.3, after=(1,)) for seed, name in enumerate(("a", "b"))}
-    return [make_pack(path, folder / f"{name}.pack", name).folder for name, path in made.items()]
+    return write_packs(expanded.parents[1] / "base", tmp_path_factory.mktemp("routed"))
 
 
 @pytest.fixture

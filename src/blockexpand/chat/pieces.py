@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _HALF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+_BEFORE_TOKENS = 8
+"""Of the text before: as many as one character may have."""
 
 
 class Pieces:
@@ -31,19 +33,25 @@ class Pieces:
         *,
         stops: Collection[str] = (),
         stop: threading.Event | None = None,
+        before: Sequence[int] = (),
     ) -> None:
         """`ends`: tokens that end the answer; `stops`: texts before which it ends; `stop`: set it to end it from
-        outside, after the token that is being made."""
+        outside, after the token that is being made; `before`: tokens whose text it goes on with, so that a first space
+        is not taken for the beginning of a text and dropped."""
         self.most_tokens, self.ends = most_tokens, tuple(ends)
         self.stop = stop or threading.Event()
         self.tokens: list[int] = []
         """Of the answer, without the one that ended it."""
+        self.end: int | None = None
+        """The token that ended it, where one did."""
         self.finish: Literal["stop", "length"] | None = None
         """How it ended: by itself or before a text to stop at; for want of room; None while it has not, or when
         whoever set `stop` ended it."""
         self._tokenizer, self._stops = tokenizer, tuple(stops)
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._begin = self._read = 0
+        self._read_tokens = list(before[-_BEFORE_TOKENS:])
+        """With those of the answer after them."""
+        self._begin, self._read = 0, len(self._read_tokens)
         self._held, self._is_cut = "", False
 
     def __iter__(self) -> Iterator[str]:
@@ -67,19 +75,20 @@ class Pieces:
 
     def _take(self, token: int) -> None:
         if token in self.ends:
-            self.finish = "stop"
+            self.finish, self.end = "stop", token
             return
         self.tokens.append(token)
+        self._read_tokens.append(token)
         before, text = self._decoded(self._begin, self._read), self._decoded(self._begin)
         if len(text) > len(before) and not text.endswith(_HALF_A_CHARACTER):
-            self._begin, self._read = self._read, len(self.tokens)
+            self._begin, self._read = self._read, len(self._read_tokens)
             self._say(text[len(before) :])
         if self.finish is None and len(self.tokens) >= self.most_tokens:
             self.finish = "length"
 
     def _decoded(self, begin: int, end: int | None = None) -> str:
         """The text of some tokens. Spaces stay as they are: to tidy them, one would have to know what comes next."""
-        ids = self.tokens[begin:end]
+        ids = self._read_tokens[begin:end]
         return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _say(self, text: str, *, is_last: bool = False) -> None:

@@ -114,14 +114,15 @@ class Speaker:
         who = Who(as_base, packs, routed)
         self._check(who)
         tokens, room = self._cut(messages, sampling)
-        yield from self.write(Prompt(tokens, self._said(messages)), sampling, who, self.pieces(room, stop=stop))
+        said = messages[-1]["content"] if self.plain else _said(messages)
+        yield from self.write(Prompt(tokens, said), sampling, who, self.pieces(room, stop=stop))
 
-    def pieces(self, most_tokens: int, *, stops: Sequence[str] = (), stop: threading.Event | None = None) -> Pieces:
-        """Where an answer of at most so many tokens is to go."""
+    def pieces(self, most_tokens: int, **more: Any) -> Pieces:
+        """Where an answer of at most so many tokens is to go; `more` as Pieces takes it."""
         from blockexpand.numerics.generation import ending_tokens
 
         eos: Any = self.tokenizer.eos_token_id
-        return Pieces(self.tokenizer, ending_tokens(self.model, eos), most_tokens, stops=stops, stop=stop)
+        return Pieces(self.tokenizer, ending_tokens(self.model, eos), most_tokens, **more)
 
     def write(self, prompt: Prompt, sampling: Sampling, who: Who, pieces: Pieces) -> Generator[str]:
         """The text that goes on from a prompt, in pieces; `pieces` (not the sampling) has the most tokens, and knows in
@@ -208,13 +209,6 @@ class Speaker:
                 "beside the base; give --pack PACK, or leave out --route auto"
             )
 
-    def _said(self, messages: Sequence[Message]) -> str:
-        """What the person said. Not the answers: a pack finds likelier what it wrote itself. Nor the template, which
-        a pack that was tuned on chats always finds likelier."""
-        if self.plain:
-            return messages[-1]["content"]
-        return "\n".join(message["content"] for message in messages if message["role"] == "user")
-
     @property
     def context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
@@ -229,7 +223,7 @@ class Speaker:
             ChatError: there is no template, or it does not take these messages.
         """
         _check_template(self.tokenizer, self.facts.name, plain=False)
-        return Prompt(self._rendered(messages), self._said(messages))
+        return Prompt(self._rendered(messages), _said(messages))
 
     def text_prompt(self, text: str) -> Prompt:
         """A text that is to be gone on with."""
@@ -267,6 +261,12 @@ class Speaker:
                 "what it was written for; most want user and assistant by turns, some no system"
             ) from None
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _said(messages: Sequence[Message]) -> str:
+    """What the person said. Not the answers: a pack finds likelier what it wrote itself. Nor the template, which
+    a pack that was tuned on chats always finds likelier."""
+    return "\n".join(message["content"] for message in messages if message["role"] == "user")
 
 
 def _check_template(tokenizer: PreTrainedTokenizerBase, name: str, plain: bool) -> None:

@@ -64,6 +64,10 @@ VERBS = {
     ),
     "push": ("blockexpand.cli.publishing:push", "Check a pack or a checkpoint, and send it to the hub."),
     "chat": ("blockexpand.cli.chatting:chat", "Talk to a model, and to the base inside it."),
+    "serve": (
+        "blockexpand.cli.serving:serve",
+        "Serve a model by OpenAI's API: it, the base inside it and each pack under a name of its own.",
+    ),
     "completion": (
         "blockexpand.cli.completing:completion",
         "Print the script by which a shell completes verbs and options.",
