@@ -52,7 +52,7 @@ class Pieces:
         self._read_tokens = list(before[-_BEFORE_TOKENS:])
         """With those of the answer after them."""
         self._begin, self._read = 0, len(self._read_tokens)
-        self._held, self._is_cut = "", False
+        self._held, self._is_cut, self._is_left = "", False, False
 
     def __iter__(self) -> Iterator[str]:
         """The pieces as they come, until `close`."""
@@ -64,8 +64,12 @@ class Pieces:
 
         if self.finish is None:
             self._take(int(input_ids[0, -1]))
-        has_ended = self.finish is not None or self.stop.is_set()
+        has_ended = self.finish is not None or self.stop.is_set() or self._is_left
         return torch.full((len(input_ids),), has_ended, dtype=torch.bool, device=input_ids.device)
+
+    def leave(self) -> None:
+        """Nobody reads on: no token is to be made after the one that is."""
+        self._is_left = True
 
     def close(self) -> None:
         """No token comes any more; what is held back goes out."""

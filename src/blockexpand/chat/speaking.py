@@ -137,7 +137,7 @@ class Speaker:
             try:
                 yield from pieces
             finally:
-                pieces.stop.set()
+                pieces.leave()
             future.result()
 
     def _check(self, who: Who) -> None:

@@ -1,0 +1,50 @@
+"""One tiny base with packs and one expanded model, served for all tests of the room."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blockexpand.chat import Speaker, open_speaker
+from blockexpand.packs import routing
+from blockexpand.packs.routing import Rule
+from chat_ground import write_expanded, write_packs
+from serving_ground import Served, served
+
+
+@pytest.fixture(scope="session")
+def expanded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An expanded model; its base is in `base` beside it."""
+    return write_expanded(tmp_path_factory.mktemp("serving"))
+
+
+@pytest.fixture(scope="session")
+def tiny(expanded: Path) -> Path:
+    """The base, under a name of its own."""
+    return (expanded.parents[1] / "base").rename(expanded.parents[1] / "tiny")
+
+
+@pytest.fixture(scope="session")
+def packs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_packs(tiny, tmp_path_factory.mktemp("packs"))
+
+
+@pytest.fixture(scope="session")
+def speaker(tiny: Path, packs: list[Path]) -> Speaker:
+    return open_speaker(tiny, packs, plain=True)
+
+
+@pytest.fixture(autouse=True)
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said here is short, so that less evidence decides."""
+    rule = dataclasses.replace(Rule(), evidence=0.0)
+    monkeypatch.setattr(routing, "Rule", lambda: rule)
+
+
+@pytest.fixture(scope="session")
+def server(speaker: Speaker) -> Iterator[Served]:
+    with served(speaker) as made:
+        yield made
