@@ -273,7 +273,7 @@ def _check_template(tokenizer: PreTrainedTokenizerBase, name: str, plain: bool) 
     if not plain and not tokenizer.chat_template:
         raise ChatError(
             f"{name} has no chat template, so it cannot be talked to; expected an instruction-tuned model; add "
-            "chat_template.jinja, or complete text with --plain"
+            "chat_template.jinja, or complete text (chat --plain; where it is served, POST /v1/completions)"
         )
 
 

@@ -164,12 +164,12 @@ def _room(speaker: Speaker, prompt: Prompt, wanted: int | None, param: str) -> i
     """How many tokens the answer may have."""
     num, context = len(prompt.tokens), speaker.context
     if not num:
-        raise ServingError(f"the {param} give no token, expected one or more; say something", param=param)
+        raise ServingError(f"no token comes of the {param}, expected one or more; say something", param=param)
     least = 1 if wanted is None else wanted
     if num + least > context:
         raise ServingError(
-            f"the {param} come to {num:,} tokens and the answer to {least:,}: {num + least:,}, and the model reads "
-            f"{context:,} in all; shorten them" + (f", or ask for {context - num:,} at most" if num < context else ""),
+            f"the {param} and the answer come to {num:,} + {least:,} = {num + least:,} tokens, and the model reads "
+            f"{context:,} in all; shorten the {param}" + (f", or ask for {context - num:,} at most" * (num < context)),
             param=param,
             code="context_length_exceeded",
         )
