@@ -95,8 +95,8 @@ TEXTS: list[tuple[dict[str, Any], str, str | None, str | None]] = [
     ({"prompt": ""}, "no token comes of the prompt, expected one or more", "prompt", None),
     ({"prompt": [5, 96]}, "the prompt has the token 96, expected 0 to 95", "prompt", "invalid_value"),
     ({"prompt": [-1]}, "the prompt has the token -1, expected 0 to 95", "prompt", "invalid_value"),
-    ({"prompt": ["a", "cat " * 120], "max_tokens": 9}, "the prompt and the answer come to 120 + 9 = 129 tokens", "prompt",
-     "context_length_exceeded"),
+    ({"prompt": ["a", "cat " * 120], "max_tokens": 9}, "the prompt and the answer come to 120 + 9 = 129 tokens",
+     "prompt", "context_length_exceeded"),
 ]  # fmt: skip
 
 
