@@ -23,6 +23,7 @@ from blockexpand.endpoints import Endpoint
 from blockexpand.evaluation.outcomes import read_samples
 from blockexpand.packs.memory import only
 from blockexpand.sandbox import describe
+from blockexpand.serving.likelihoods import text_of
 from chat_ground import SAID
 from helpers import edit_config
 from lm_helpers import make_lm
@@ -161,13 +162,20 @@ def test_lm_eval_reads_the_same_likelihoods(
     assert [is_greedy for _, is_greedy in found] == [is_greedy for _, is_greedy in expected]
 
 
-def test_lm_eval_reads_what_is_greedy(harness: Any, server: Served, tiny: Path) -> None:
-    likeliest = server.complete("the cat sat on", model="a", max_tokens=1).data["choices"][0]["text"]
-    made = {"model": "a", "tokenizer_backend": "huggingface", "tokenizer": str(tiny), "max_length": 100}
-    client = harness.LocalCompletionsAPI(base_url=f"{server.url}/completions", **made)
-    questions = [("the cat sat on", likeliest), ("the cat sat on", " house" if likeliest != " house" else " old")]
-    found = client.loglikelihood(instances("loglikelihood", questions), disable_tqdm=True)
+def test_lm_eval_reads_what_is_greedy(harness: Any, large: Served, model: Path) -> None:
+    """Also at an address that wants a key."""
+    header = {"Authorization": "Bearer sk-ours"}
+    made = {"model": "code", "tokenizer_backend": "huggingface", "tokenizer": str(model), "header": header}
+    client = harness.LocalCompletionsAPI(base_url=f"{large.url}/completions", **made)
+    read = client.tok_encode("the cat sees")
+    asked = {"model": "code", "prompt": read, "max_tokens": 1, "temperature": 0, "logprobs": 2}
+    top = large.ask("/v1/completions", asked, **header).data["choices"][0]["logprobs"]["top_logprobs"][0]
+    tokenizer = open_speaker(model, plain=True).tokenizer
+    by_text = {text_of(token, tokenizer): token for token in range(len(tokenizer))}
+    best, second = (by_text[text] for text in sorted(top, key=lambda text: -top[text]))
+    found = client._loglikelihood_tokens([(None, read, [best]), (None, read, [second])])
     assert [is_greedy for _, is_greedy in found] == [True, False]
+    assert [nats for nats, _ in found] == pytest.approx(sorted(top.values(), reverse=True))
 
 
 def test_lm_eval_lets_it_write(harness: Any, server: Served, tiny: Path) -> None:

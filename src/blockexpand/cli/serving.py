@@ -79,19 +79,24 @@ def serve(
             "asks for a key",
             file=sys.stderr,
         )
-    serving.serve(speaker, service, lambda url, names: _tell(common, url, names, address.key_variable))
+    chats = bool(speaker.tokenizer.chat_template)
+    serving.serve(speaker, service, lambda url, names: _tell(common, url, names, (address.key_variable, chats)))
     return DONE
 
 
-def _tell(common: Common, url: str, names: list[str], key_variable: str | None) -> None:
-    """Where it is, who is there, and a line to try it with."""
+def _tell(common: Common, url: str, names: list[str], asking: tuple[str | None, bool]) -> None:
+    """Where it is, who is there, and a line to try it with, which bears the key and chats where that can be."""
+    import json
+
     from blockexpand.records import dump_json
 
     if common.json:
         sys.stdout.write(dump_json({"url": url, "models": names}))
     elif not common.quiet:
+        key_variable, chats = asking
         bearing = f' -H "Authorization: Bearer ${key_variable}"' if key_variable is not None else ""
-        asked = f'{{"model": "{names[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+        said: dict = {"messages": [{"role": "user", "content": "Hello"}]} if chats else {"prompt": "Hello"}
+        asked = json.dumps({"model": names[0]} | said).replace("'", "\\u0027")
         print(f"{url} (Ctrl-C ends)\nmodels: {', '.join(names)}")
-        print(f"curl {url}/chat/completions{bearing} -H 'Content-Type: application/json' -d '{asked}'")
+        print(f"curl {url}/{'chat/' * chats}completions{bearing} -H 'Content-Type: application/json' -d '{asked}'")
     sys.stdout.flush()

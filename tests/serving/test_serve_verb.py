@@ -1,0 +1,157 @@
+"""`serve` from the command line: a process that is asked and ended, and what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockexpand import serving
+from blockexpand.chat import Speaker
+from blockexpand.cli.main import run
+from blockexpand.endpoints import Endpoint
+from blockexpand.serving import Service, names_of
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_serves_until_it_is_told_to_end(tiny: Path, packs: list[Path], by: signal.Signals) -> None:
+    """Ended in the middle of an answer, it is gone at once, and nothing has gone wrong."""
+    command = [
+        sys.executable,
+        "-m",
+        "blockexpand",
+        "serve",
+        str(tiny),
+        "--pack",
+        str(packs[0]),
+        "--pack",
+        str(packs[1]),
+    ]
+    environment = os.environ | {"OURS": "sk-ours", "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        [*command, "--route", "auto", "--port", "0", "--key-variable", "OURS", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert child.stdout is not None
+    try:
+        told = json.loads("".join(iter(lambda: child.stdout.readline(), "}\n")) + "}")  # ty: ignore[unresolved-attribute]
+        assert told["models"] == ["tiny", "base", "a", "b", "all", "auto"]
+        endpoint = Endpoint(told["url"], "tiny", key="sk-ours", retries=0)
+        endpoint.check()
+        messages = [{"role": "user", "content": "the cat"}]
+        assert endpoint.chat(messages, 4).completion_tokens == 4
+        answers: list[Any] = []
+        asking = threading.Thread(target=lambda: answers.extend(endpoint.chat(messages, 100) for _ in range(1000)))
+        asking.start()
+        while not answers:
+            time.sleep(0.01)
+        child.send_signal(by)
+        _, error = child.communicate(timeout=60)
+        asking.join(60)
+        assert child.returncode == 0
+        assert not any(word in error for word in ("Traceback", "blockexpand:", "ERROR")), error
+        assert answers[-1].error is not None
+    finally:
+        child.kill()
+
+
+@pytest.fixture
+def begun(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> list[Service]:
+    """Servers that say where they are, and end."""
+    made: list[Service] = []
+
+    def serve(found: Speaker, service: Service, listening: Callable[[str, list[str]], None]) -> None:
+        made.append(service)
+        listening(f"http://{service.host}:{service.port}/v1", list(names_of(found, service.name)))
+
+    monkeypatch.setattr(serving, "serve", serve)
+    return made
+
+
+def test_what_it_says(
+    begun: list[Service],
+    tiny: Path,
+    packs: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["serve", str(tiny), "--pack", str(packs[0])]) == 0
+    shown = capsys.readouterr()
+    first, second, third = shown.out.splitlines()
+    assert first == "http://127.0.0.1:8000/v1 (Ctrl-C ends)"
+    assert second == "models: tiny, base, a, all, auto"
+    assert third.startswith("curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{")
+    assert json.loads(third[third.index("{") : -1])["model"] == "tiny"
+    assert "anyone" not in shown.err
+    assert begun[0] == Service()
+    assert run(["serve", str(tiny), "--quiet", "--name", "mine", "--port", "9", "--host", "0.0.0.0"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines()[-1] == (
+        "blockexpand: anyone who reaches 0.0.0.0:9 may use the model; --key-variable NAME asks for a key"
+    )
+    assert begun[1] == Service(name="mine", port=9, host="0.0.0.0")
+    monkeypatch.setenv("OURS", "sk-ours")
+    assert run(["serve", str(tiny), "--host", "0.0.0.0", "--key-variable", "OURS"]) == 0
+    shown = capsys.readouterr()
+    assert '-H "Authorization: Bearer $OURS"' in shown.out
+    assert "anyone" not in shown.err
+    assert "sk-ours" not in shown.out + shown.err + repr(begun[2])
+    assert begun[2].key == "sk-ours"
+
+
+def test_the_line_it_shows_for_a_model_without_a_template(
+    begun: list[Service], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = shutil.copytree(tiny, tmp_path / "plain")
+    (plain / "chat_template.jinja").unlink()
+    assert run(["serve", str(plain)]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("curl http://127.0.0.1:8000/v1/completions -H")
+    assert set(json.loads(line[line.index("{") : -1])) == {"model", "prompt"}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--route", "auto"], "tiny has no packs to choose among"),
+        (["--key-variable", "NO_SUCH_KEY"], "the environment variable NO_SUCH_KEY is not set"),
+        (["--log", "nowhere/at/all"], "the log nowhere/at/all cannot be written: No such file or directory"),
+        (["--port", "70000"], "127.0.0.1:70000 cannot be listened on"),
+        (["--host", "no.such.host.invalid"], "no.such.host.invalid:8000 cannot be listened on"),
+        (["--pack", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_is_refused(tiny: Path, more: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", str(tiny), *more]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert said in error
+
+
+def test_without_the_extra_it_is_named(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert run(["serve", "nowhere"]) == 2
+    assert "uvicorn is not installed, which serve needs; pip install 'blockexpand[chat]'" in capsys.readouterr().err
+
+
+def test_help_is_light() -> None:
+    code = (
+        "import sys\nfrom blockexpand.cli.main import run\nrun(['serve', '--help'])\n"
+        "assert not {'torch', 'starlette', 'uvicorn'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
