@@ -89,7 +89,8 @@ class Watching(Scripted):
 
 def play(router: Router | None, speaker: Any, folder: Path, resume: bool = False, at_once: int = 12) -> Any:
     cast = Cast(speaker=speaker, tools=PlainTools(), at_once=at_once, router=router)
-    return run_agent(cast, TASKS, SETTINGS, folder, resume)
+    settings = SETTINGS if isinstance(speaker, Watching) else dataclasses.replace(SETTINGS, budgets=(1,), max_tokens=4)
+    return run_agent(cast, TASKS, settings, folder, resume)
 
 
 def lure_of(router: Router) -> str:
@@ -154,6 +155,7 @@ def test_a_run_without_a_router_writes_nothing_of_it(loaded: LoadedSpeaker, tmp_
     assert "rule" not in json.loads((tmp_path / "run" / "settings.json").read_text())
     assert "routes" not in json.loads((tmp_path / "run" / "blockexpand.json").read_text())
     assert "route" not in json.loads((tmp_path / "run" / "episodes.jsonl").read_text().splitlines()[0])
+    assert replay(tmp_path / "run", PlainTools()).differences == ()
 
 
 def test_going_on_with_another_route_is_refused(router: Router, tmp_path: Path) -> None:

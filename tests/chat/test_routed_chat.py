@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 from test_chat_page import Server, wait
+from tokenizers.processors import TemplateProcessing
 
 from blockexpand.chat import Conversation, Page, Sampling, Speaker, build_page, open_speaker, talk
 from blockexpand.cli.main import run
@@ -66,6 +67,30 @@ def test_only_what_the_person_said_is_scored(speaker: Speaker) -> None:
     said(speaker, [SAID[0], SAID[2], SAID[1]], routed=heard.append)
     said(speaker, [f"{SAID[0]}\n{SAID[1]}"], routed=heard.append)
     assert heard[0] == heard[1], "answers in between count for nothing"
+    told = [{"role": "system", "content": SAID[2]}, {"role": "user", "content": SAID[1]}]
+    list(speaker.answer(told, GREEDY, routed=heard.append))
+    said(speaker, [SAID[1]], routed=heard.append)
+    assert heard[2] == heard[3], "nor what the model is told first"
+
+
+def test_no_token_comes_before_the_text(speaker: Speaker) -> None:
+    """Tokenizers of most bases put one there."""
+    heard: list[Route] = []
+    said(speaker, [SAID[0]], routed=heard.append)
+    backend: Any = speaker.tokenizer
+    backend.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    assert speaker.tokenizer(SAID[0])["input_ids"][0] == 1
+    said(speaker, [SAID[0]], routed=heard.append)
+    assert heard[0].nats == heard[1].nats
+
+
+def test_plain_text_is_routed_by_what_is_completed(expanded: Path, packs: list[Path], speaker: Speaker) -> None:
+    plain = open_speaker(expanded.parents[1] / "base", packs, plain=True)
+    heard: list[Route] = []
+    said(plain, [SAID[0], SAID[2], SAID[1]], routed=heard.append)
+    said(plain, [SAID[1]], routed=heard.append)
+    assert heard[0] == heard[1]
+    assert heard[0].nats != {}
 
 
 def test_of_the_packs_that_are_on(speaker: Speaker) -> None:
@@ -96,6 +121,7 @@ def test_the_terminal_says_who_answers_and_a_pipe_does_not(speaker: Speaker, tmp
         shown[is_terminal] = file.getvalue()
         first = [json.loads(line) for line in (tmp_path / f"log-{is_terminal}").read_text().splitlines()]
         assert [entry.get("packs") for entry in first][3:] == [None, None], "no packs are noted where none are chosen"
+        assert [entry["role"] for entry in first if "packs" in entry] == ["assistant"]
     heard: list[Route] = []
     answer = said(speaker, [SAID[0]], routed=heard.append)
     name = "+".join(heard[0].names) or "base"
@@ -106,6 +132,7 @@ def test_the_terminal_says_who_answers_and_a_pipe_does_not(speaker: Speaker, tmp
     assert lines[3].startswith("the packs that are on answer")
     assert lines[5] == "the packs that are on answer"
     assert f"{name} (base " in shown[True].splitlines()[1]
+    assert shown[True].count(f"{name} (base ") == 3, "once before the answer, and twice by /route"
     assert first[2]["packs"] == list(heard[0].names)
 
 
@@ -132,6 +159,16 @@ def test_the_verb_routes(
     assert "; the latest answer: " in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_the_verb_opens_a_page_that_routes(
+    expanded: Path, packs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served: list[bool] = []
+    monkeypatch.setattr("blockexpand.chat.serve_page", lambda _, page: served.append(page.routes))
+    arguments = ["chat", str(expanded.parents[1] / "base"), "--pack", str(packs[0]), "--web"]
+    assert run([*arguments, "--route", "auto"]) == run(arguments) == 0
+    assert served == [True, False]
+
+
 def test_the_page_is_told_first(speaker: Speaker, tmp_path: Path) -> None:
     from starlette.testclient import TestClient
 
@@ -145,6 +182,12 @@ def test_the_page_is_told_first(speaker: Speaker, tmp_path: Path) -> None:
     assert lines[0]["route"].startswith("+".join(heard[0].names) or "base")
     assert "".join(line["text"] for line in lines[1:-1]) == answer
     assert json.loads((tmp_path / "log").read_text())["packs"] == list(heard[0].names)
+    asked["packs"] = ["b"]
+    first = json.loads(client.post("/answer", json=asked).text.splitlines()[0])
+    assert ", a " not in first["route"], "of the packs that are ticked"
+    assert enabled(speaker.model) == ("b",)
+    asked["routes"] = "false"
+    assert "route" not in client.post("/answer", json=asked).text
     asked["routes"] = False
     assert "route" not in client.post("/answer", json=asked).text
 

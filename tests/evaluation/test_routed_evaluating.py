@@ -15,11 +15,13 @@ import torch
 from blockexpand.cli.main import run
 from blockexpand.corpus import open_corpus
 from blockexpand.corpus.tokens import load_tokenizer
+from blockexpand.endpoints import Endpoint
 from blockexpand.errors import EvaluationError
 from blockexpand.evaluation import (
     AnswerTask,
     Candidate,
     EvaluationRecord,
+    HeldOutWork,
     Options,
     Start,
     evaluate,
@@ -29,9 +31,10 @@ from blockexpand.evaluation import (
     read_samples,
 )
 from blockexpand.evaluation import models as models_module
+from blockexpand.evaluation import routes as routes_module
 from blockexpand.evaluation.answers import answer
 from blockexpand.evaluation.losses import document_losses
-from blockexpand.evaluation.routes import Router, routed_losses
+from blockexpand.evaluation.routes import Router, count_of, routed_losses
 from blockexpand.numerics.forward import RowBatch, cross_entropies
 from blockexpand.packs import attach, load_with_packs
 from blockexpand.packs.memory import enabled, only
@@ -159,6 +162,71 @@ def test_of_a_chat_the_question_is_the_prompt(model: Any, ground: Ground, tmp_pa
     assert figures.chosen == {name: chosen.count(name) for name in sorted(set(chosen))}
 
 
+def test_evidence_is_counted_over_each_pieces_prompt(model: Any, ground: Ground) -> None:
+    rows = open_corpus(ground.corpus).rows("test")
+    every = np.arange(rows.num_rows)
+    pieces, start = [], 0
+    for tokens, lengths in zip(rows.tokens_NT(every), rows.lengths(every), strict=True):
+        start = 0
+        for length in lengths:
+            pieces += [tokens[start : start + 9].tolist()] if length > 9 else []
+            start += length
+    nats = [route(model, piece, RULE).nats for piece in pieces]
+    leads = sorted(8 * (one[()] - min(one.values())) for one in nats)
+    rule = dataclasses.replace(RULE, evidence=leads[len(leads) // 2])
+    chosen = [name_of(route(model, piece, rule).names) for piece in pieces]
+    counts = routed_losses(router_of(model, ground, rule), rows, 16, "")[1].chosen
+    assert counts == {name: chosen.count(name) for name in sorted(set(chosen))}
+    assert 0 < counts["base"] < len(pieces)
+
+
+def test_a_document_of_which_nothing_is_trained_counts_for_nothing(
+    model: Any, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def piece(document: int, trained: bool, length: int) -> Any:
+        losses = {names: np.ones(length) for names in SETS}
+        return routes_module._Piece(document=document, trained_L=np.full(length, trained), losses=losses)
+
+    pieces = [piece(0, True, 12), piece(1, False, 12), piece(2, True, 12), piece(3, True, 4)]
+    monkeypatch.setattr(routes_module, "_pieces", lambda *_: pieces)
+    rows = open_corpus(ground.corpus).rows("test")
+    found, figures = routed_losses(router_of(model, ground), rows, rows.num_rows, "")
+    assert found.tokens_M.tolist() == [12, 12, 4]
+    assert figures.num_short == 1, "the one that ended within its prompt"
+
+
+def test_of_a_long_question_its_end_is_scored(model: Any, ground: Ground) -> None:
+    """As many tokens as the rule reads, before the first that is trained: 4 losses of 5 tokens here, the fifth to the
+    eighth; a is likelier before them, b in them."""
+    tally = routes_module._Tally(router_of(model, ground, dataclasses.replace(RULE, prompt_tokens=5)))
+    trained_L = np.arange(12) >= 8
+    before_L, within_L = np.arange(12) < 4, (np.arange(12) >= 4) & ~trained_L
+    losses = {(): np.full(12, 2.0), ("a",): 2.0 - 99.0 * before_L, ("b",): 2.0 - 1.0 * within_L}
+    tally.add(routes_module._Piece(document=0, trained_L=trained_L, losses=losses))
+    assert tally.figures().chosen == {"b": 1}
+    assert tally.figures().num_tokens == 4
+
+
+def test_a_router_reads_the_end_of_a_text_and_each_text_once(
+    model: Any, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = router_of(model, ground)
+    texts = [[(7 * n + 3 * k) % 300 + 5 for k in range(9)] for n in range(40)]
+    names = [router.of_tokens(text) for text in texts]
+    other = next(n for n, one in enumerate(names) if one != names[0])
+    assert router.of_tokens(texts[0] + texts[other]) == names[other]
+    assert router.of_tokens(texts[other] + texts[0]) == names[0]
+    asked: list[int] = []
+    monkeypatch.setattr(routes_module, "route", lambda *_: asked.append(1))
+    assert [router.of_tokens(text) for text in texts] == names
+    assert asked == [], "each text once"
+    assert router.record().passes == (2 + 2 + 3 + 3) / 4
+    both = router_of(model, ground, dataclasses.replace(RULE, together=True))
+    assert both.sets == (*SETS, ("a", "b"))
+    assert both.record().candidates == ("base", "a", "b", "a+b")
+    assert count_of([None, "b", "a", None, "b"]) == {"a": 1, "b": 2}
+
+
 def test_answers_are_those_of_the_chosen_packs(model: Any, ground: Ground) -> None:
     tokenizer, router = load_tokenizer(ground.base), router_of(model, ground)
     tasks = [
@@ -232,6 +300,44 @@ def test_a_text_counts_under_the_base_first(model: Any, ground: Ground, own: Pat
             rest = lm._nats_of(tokens) - lm._nats_of(tokens[:9])
         assert one.output[0] == pytest.approx(first + rest, rel=1e-6)
     assert len(seen) > 1
+
+
+def test_a_text_is_routed_within_its_first_window(model: Any, ground: Ground) -> None:
+    """What comes after the prompt is a difference of two sums, which have to end at the same window."""
+    tokenizer = load_tokenizer(ground.base)
+    narrow = Options(batch_size=1, window_tokens=6, stride_tokens=3)
+    plain = models_module.LoadedLM(model, tokenizer, narrow)
+    lm = models_module.RoutedLM(router_of(model, ground), tokenizer, narrow)
+    seen = set()
+    for number in range(12):
+        tokens = [(7 * number + 3 * k) % 300 + 5 for k in range(20)]
+        names = route(model, tokens[:6], RULE).names
+        seen.add(names)
+        with only(model):
+            first = plain._nats_of(tokens[:6])
+        with only(model, *names):
+            rest = plain._nats_of(tokens) - plain._nats_of(tokens[:6])
+        assert lm._nats_of(tokens) == pytest.approx(first + rest, rel=1e-6)
+    assert len(seen) > 1
+
+
+def test_suites_and_corpora_of_one_run_stand_in_one_routing(ground: Ground, own: Path, tmp_path: Path) -> None:
+    work = HeldOutWork.of(ground.base, {"general": ground.corpus}, [], "test")
+    few = dataclasses.replace(OPTIONS, limit=2)
+    suites = load_suites([str(own)])
+    routing = evaluate_suites(ground.candidate(), suites, tmp_path / "o", few, work).routing
+    assert routing is not None
+    assert set(routing.held_out) == {"general"}
+    assert {name: sum(counts.values()) for name, counts in routing.suites.items()} == {
+        "deeds": 2, "words": 2, "tales": 2,
+    }  # fmt: skip
+
+
+def test_where_there_is_something_to_choose_among(model: Any, ground: Ground) -> None:
+    Candidate(model="m", loaded=(model, load_tokenizer(ground.base)), rule=RULE).check_route()
+    ground.candidate().check_route()
+    with pytest.raises(EvaluationError, match="a has no packs to choose among"):  # new blocks that are no pack
+        Candidate(model=str(ground.base.parent / "a"), rule=RULE).check_route()
 
 
 def question(number: int, context: str, choice: str) -> Any:
@@ -321,6 +427,9 @@ def test_the_verb_with_packs_and_without_suites(
     for file in ("tokenizer.json", "tokenizer_config.json"):
         if not (tmp_path / "attached" / file).exists():
             shutil.copy(ground.base / file, tmp_path / "attached" / file)
+    behind = Candidate(model=str(tmp_path / "attached"), endpoint=Endpoint("http://localhost:1", "m"), rule=RULE)
+    with pytest.raises(EvaluationError, match="has no packs to choose among"):
+        behind.check_route()
     again = ["eval", str(tmp_path / "attached"), "--route", "auto", *common, "--out", str(tmp_path / "again")]
     assert run(again) == 0
     assert told_by(tmp_path / "again").routing == record.routing

@@ -51,6 +51,7 @@ def test_a_set_has_to_beat_the_base_by_the_margin():
     assert choose(nats, 0.0) == ("b",), "fewest packs among equals"
     assert choose(nats, 0.04) == ("b",)
     assert choose(nats, 0.06) == ()
+    assert choose({(): 2.0, ("a",): 1.75}, 0.25) == (), "as much as the margin is not beaten"
     assert choose({("a",): 3.0, ("b",): 2.0}, 0.5) == ("b",), "the base is no candidate"
 
 
@@ -64,8 +65,15 @@ def test_evidence_is_counted_over_the_whole_prompt(model: Any):
     enough = lead * (len(tokens) - 1)
     assert route(model, tokens, Rule(evidence=0.99 * enough)).names != ()
     assert route(model, tokens, Rule(evidence=1.01 * enough)).names == ()
+    with routed(model, tokens, Rule(evidence=0.0)) as inside:
+        assert enabled(model) == inside.names != ()
     cut = Rule(prompt_tokens=12, evidence=0.0)
     assert route(model, tokens, cut).nats == route(model, tokens[-12:], cut).nats
+
+
+def test_the_rule_is_the_one_that_was_measured():
+    """docs/packs.md and benchmarks/RESULTS.md have its figures."""
+    assert Rule() == Rule(prompt_tokens=128, evidence=5.0, together=False)
 
 
 def test_candidates_may_be_some_of_the_packs(model: Any):
@@ -97,6 +105,35 @@ def test_blocks_below_run_once(model: Any):
     # Old blocks 0 and 1 once; then 2 old ones each, and 0, 2 and 1 new ones.
     assert found.cost == cost_of(model, sets) == (2 + 2 + 4 + 3) / 4
     assert "forward" not in vars(first)
+
+
+def test_one_document_shares_blocks_whatever_the_family_does_with_several(tmp_path: Path):
+    base = write(next(row for row in ZOO if row.family == "opt"), tmp_path / "base")
+    model = attach(load(base), make_pack(make_trained(base, tmp_path / "a", after=(1,)), tmp_path / "a.p", "a"))
+    route(model, TOKENS)
+    seen: list[int] = []
+    own = model.model.decoder.layers[0].self_attn.register_forward_hook(lambda *_: seen.append(1))
+    route(model, TOKENS)
+    own.remove()
+    assert len(seen) == 1
+
+
+def test_what_was_on_the_blocks_below_stays(model: Any):
+    """Others put forwards and hooks of their own on blocks; routing leaves these, and none of its own."""
+    route(model, TOKENS)  # which finds out how the model treats documents in one row
+    block, calls = model.model.layers[0], []
+    plain = block.forward
+
+    def forward(*args: Any, **more: Any) -> Any:
+        calls.append(1)
+        return plain(*args, **more)
+
+    block.forward = forward
+    hooks = [len(one._forward_hooks) for one in model.model.layers]
+    route(model, TOKENS)
+    assert vars(block)["forward"] is forward
+    assert len(calls) == 1
+    assert [len(one._forward_hooks) for one in model.model.layers] == hooks
 
 
 FAMILIES = ("llama", "gemma2", "gpt_neox", "falcon", "gpt2", "mixtral", "opt")

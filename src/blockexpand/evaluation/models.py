@@ -167,7 +167,7 @@ class RoutedLM(LoadedLM):
         """What each question is routed by."""
         self._contexts = {}
         for request in requests:
-            if request.request_type != "loglikelihood_rolling" and request.args[0]:
+            if request.args[0]:
                 self._contexts.setdefault((request.task_name, request.doc_id), []).append(request.args[0])
 
     def _routed(self, ask: Callable[..., list], requests: list[Instance]) -> list:
