@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -34,10 +36,15 @@ def test_the_doctor_tells_what_is_there_and_what_installs_the_rest(
     assert f"torch {real('torch')}" in told
     assert "missing: pip install 'blockexpand[quantised]'" in told
     assert "post-pretrain new blocks, base in nf4" in told
+    (line,) = [line for line in told.splitlines() if line.startswith("BASE=")]
+    pasted = subprocess.run(["sh", "-c", f'{line}\nls "$BASE"'], capture_output=True, text=True, check=True).stdout
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(pasted.split()), "to be pasted as it stands"
     assert run(["doctor", "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["format"] == "blockexpand.diagnosis"
     assert value["num_cores"] > 0
+    assert value["tiny_base"] == shlex.split(line.removeprefix("BASE="))[0]
+    assert diagnose().tiny_base is None
 
 
 def test_the_doctor_goes_on_where_nothing_isolates(monkeypatch: pytest.MonkeyPatch) -> None:

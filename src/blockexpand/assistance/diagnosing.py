@@ -17,6 +17,7 @@ from typing import ClassVar
 from blockexpand import __version__
 from blockexpand.assistance.sizes import SIZES, Size, state_bytes
 from blockexpand.errors import SandboxError
+from blockexpand.records import WRITTEN_WHEN_SET
 
 _KEPT_FOR_ACTIVATIONS = 0.25
 """Share of a device's memory that the table of sizes leaves free."""
@@ -90,10 +91,12 @@ class Diagnosis:
     libraries: tuple[Library, ...]
     fits: tuple[Fit, ...]
     """On the largest device, or in memory where there is none."""
+    tiny_base: str | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """The folder of a base to try things on, where one is at hand."""
 
 
-def diagnose() -> Diagnosis:
-    """Look at this machine; takes as long as importing torch does."""
+def diagnose(tiny_base: Path | None = None) -> Diagnosis:
+    """Look at this machine; takes as long as importing torch does. `tiny_base` is told as it is."""
     import psutil
     import torch
 
@@ -119,6 +122,7 @@ def diagnose() -> Diagnosis:
         compiler=shutil.which("g++") or shutil.which("clang++"),
         libraries=tuple(_library(*row) for row in _LIBRARIES),
         fits=fits_in(max((device.memory_bytes for device in devices), default=memory.total)),
+        tiny_base=str(tiny_base) if tiny_base is not None else None,
     )
 
 

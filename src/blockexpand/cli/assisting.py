@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 def doctor(*, common: Shared = DEFAULTS) -> int:
     """Say what this machine can do, what is missing, and the line that installs it."""
     from blockexpand.assistance import diagnose
+    from blockexpand.demonstration.paths import BASE
 
-    found = diagnose()
+    found = diagnose(BASE)
     show(common, found, _told(found))
     return DONE
 
@@ -51,6 +53,9 @@ def _told(found: Diagnosis) -> str:
     for fit in found.fits:
         size = fit.largest or "none"
         lines.append(f"  {fit.mode:<40} {size:<5} {fit.needed_bytes / gigabyte:,.1f} GB")
+    if found.tiny_base is not None:
+        told = "A tiny base ships with blockexpand; after this line the docs' BASE is $BASE in your shell:"
+        lines += ["", told, f"BASE={shlex.quote(found.tiny_base)}"]
     return "\n".join(lines)
 
 
