@@ -79,7 +79,7 @@ class Watching(Scripted):
     """Runs code that prints a lure in each turn, and notes which packs were on for whom."""
 
     def __init__(self, model: Any, lure: str) -> None:
-        super().__init__(lambda _: f"<execute>print({lure!r})</execute>")
+        super().__init__(lambda said: f"<execute>print({lure!r})  # of {task_of(said).id}</execute>")
         self.model, self.on = model, list[tuple[Names, tuple[str, ...]]]()
 
     def ask(self, requests: Sequence[Any]) -> Any:
@@ -117,6 +117,7 @@ def test_each_episode_has_the_packs_that_its_task_asks_for(router: Router, tmp_p
     assert {one.budget: len(one.turns) for one in episodes} == {1: 1, 3: 3}
     for one in episodes:
         assert one.route == name_of(by_id[one.id])
+        assert all(turn.acted_on.endswith(f"  # of {one.id}") for turn in one.turns), "each its own answer"
 
 
 def test_the_words_are_those_of_the_chosen_packs(loaded: LoadedSpeaker, router: Router, tmp_path: Path) -> None:
@@ -238,6 +239,12 @@ def test_the_verb_routes(ground: Ground, tmp_path: Path, capsys: pytest.CaptureF
     assert run([*routed[:-2], "--resume"]) == 2
     assert "begun with other settings: rule Rule(" in capsys.readouterr().err
     assert run([*routed, "--resume"]) == 0
+    attach(ground.base, list(ground.packs), tmp_path / "attached")
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(ground.base / file, tmp_path / "attached" / file)
+    again = ["agent", str(tmp_path / "attached"), *common[:-1], str(tmp_path / "again"), "--route", "auto"]
+    assert run(again) == 0
+    assert read_agent(tmp_path / "again").record.routes == record.routes
 
 
 @pytest.mark.parametrize(

@@ -400,6 +400,7 @@ def test_a_base_that_is_not_the_packs_checks_nothing(
     line = refused("push", tmp_path / "p", "me/code", "--base", other)
     assert "the numbers of 'model.layers.1.mlp.up_proj.weight' are blake3:" in line
     assert "was trained on blake3:" in line
+    assert "is expanded already" in refused("push", tmp_path / "p", "me/code", "--base", story.deeper)
     assert "no such folder" in refused("push", tmp_path / "p", "me/code", "--base", tmp_path / "none")
     for here, what in ((pack, "a pack stored as plain"), (folder, "a checkpoint")):
         line = refused("push", here, "me/code", "--base", story.base)
