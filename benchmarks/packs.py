@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from blockexpand.demonstration.recipe import load_demo
 from blockexpand.evaluation.losses import document_losses
 from blockexpand.expansion import expand
 from blockexpand.packs import About, extract, load_with_packs, read_pack
-from blockexpand.packs.memory import only
+from blockexpand.packs.calibrating import best_of, find_gains, passes
+from blockexpand.packs.memory import only, scaled
 from blockexpand.planning import plan
 from blockexpand.progress import progress_on_stderr
 from blockexpand.staging import RECORD_NAME
@@ -54,13 +55,14 @@ RUNS: dict[str, tuple[tuple[str, ...], int, bool]] = {
 """Each run: its texts, its new blocks, and whether it keeps to the base on general text."""
 
 
-def make_texts() -> None:
-    """Prepare the demo's Python and English, C++ headers, and both domains together, unless they are there."""
+def make_texts(wanted: Collection[str]) -> None:
+    """Prepare the demo's Python and English, C++ headers, and both domains together: those of them that are wanted and
+    not there.
+    """
     import torch as installed
 
     demo = load_demo(full=False)
     headers = CodeSource(kind="code", path=str(Path(installed.__file__).parent / "include"), extensions=(".h",))
-    splits = demo.domain.splits
     texts = {
         "code": demo.domain,
         "cpp": dataclasses.replace(demo.domain, sources=(headers,)),
@@ -70,15 +72,14 @@ def make_texts() -> None:
         ),
         "general": demo.general,
     }
-    del splits
     for name, recipe in texts.items():
-        if not (WORK / "text" / name / RECORD_NAME).is_file():
+        if name in wanted and not (WORK / "text" / name / RECORD_NAME).is_file():
             prepare(recipe, BASE, WORK / "text" / name)
 
 
 def train_all(only: Sequence[str]) -> None:
     """Of these runs those that are not there yet, and a pack of each."""
-    make_texts()
+    make_texts({"general", *("+".join(RUNS[name][0]) for name in only)})
     for name in only:
         texts, blocks, keeps = RUNS[name]
         expanded, out = WORK / f"expanded-{blocks}", WORK / "run" / name
@@ -144,10 +145,10 @@ def _compose(packs: Sequence[Path]) -> None:
     with _side_by_side(model):
         results["side by side (sum of both)"] = losses(model)
     for gain in (0.5, 0.7, 0.85):
-        with _scaled(model, {"code": gain, "cpp": gain}):
+        with scaled(model, {"code": gain, "cpp": gain}):
             results[f"stacked, writers times {gain}"] = losses(model)
     gains = _calibrated(model)
-    with _scaled(model, gains):
+    with scaled(model, gains):
         words = ", ".join(f"{name} {gain:.3f}" for name, gain in gains.items())
         results[f"stacked, gains calibrated ({words})"] = losses(model)
     both = load_with_packs(BASE, [joint])
@@ -217,65 +218,13 @@ def _side_by_side(model: Any) -> Generator[None]:
             handle.remove()
 
 
-def _writers(model: Any, name: str) -> list[torch.nn.Parameter]:
-    return [
-        p
-        for b in _blocks(model, name)
-        for n, p in b.named_parameters()
-        if n.endswith(("o_proj.weight", "down_proj.weight"))
-    ]
-
-
-@contextlib.contextmanager
-def _scaled(model: Any, gains: dict[str, float]) -> Generator[None]:
-    """What the packs' blocks write to the residual stream, times a gain for each pack."""
-    held = [(p, p.detach().clone(), gain) for name, gain in gains.items() for p in _writers(model, name)]
-    try:
-        for parameter, before, gain in held:
-            parameter.data = before * gain
-        yield
-    finally:
-        for parameter, before, _ in held:
-            parameter.data = before
-
-
 def _calibrated(model: Any) -> dict[str, float]:
-    """A gain for each pack, by descent on eight validation rows of each domain and of general text (one each)."""
-    from blockexpand.corpus.dataset import batches
-    from blockexpand.numerics.forward import RowBatch, hidden_states
-    from blockexpand.numerics.head import head_of
-    from blockexpand.numerics.loss import linear_losses
-
-    names = ("code", "cpp")
-    logs = torch.zeros(len(names), requires_grad=True)
-    optimizer = torch.optim.Adam([logs], lr=0.05)
-    chosen = []
-    for text in ("general", "code", "cpp"):
-        rows = open_corpus(WORK / "text" / text).rows("validation")
-        which = next(batches(rows.num_rows, 8))
-        chosen.append(
-            RowBatch.of(rows.tokens_NT(which), rows.positions_NT(which), rows.trained_NT(which), torch.device("cpu"))
-        )
-    model.requires_grad_(False)
-    for _ in range(8):
-        optimizer.zero_grad()
-        gains = {name: float(log.exp()) for name, log in zip(names, logs, strict=True)}
-        with _scaled(model, gains):
-            parameters = {name: _writers(model, name) for name in names}
-            for parameter in (p for held in parameters.values() for p in held):
-                parameter.requires_grad_(True)
-            for batch in chosen:
-                hidden_RD = hidden_states(model, batch)[batch.predicted_BT()]
-                weight_R = torch.full((len(hidden_RD),), 1 / len(hidden_RD))
-                linear_losses(hidden_RD, head_of(model), batch.targets_R(), weight_R)[0].backward()
-            # Of exp(log) times a writer, the gradient to log is that to the scaled writer, times it.
-            slopes = [sum(float((p.grad * p).sum()) for p in parameters[name] if p.grad is not None) for name in names]
-            for parameter in (p for held in parameters.values() for p in held):
-                parameter.grad = None
-                parameter.requires_grad_(False)
-        logs.grad = torch.tensor(slopes)
-        optimizer.step()
-    return {name: float(log.exp()) for name, log in zip(names, logs, strict=True)}
+    """As `pack calibrate` finds them, on eight validation rows of each domain and of general text (one weight each)."""
+    texts = {
+        name: passes(open_corpus(WORK / "text" / name).rows("validation").first(8), "cpu", name)
+        for name in ("general", "code", "cpp")
+    }
+    return best_of(find_gains(model, texts, dict.fromkeys(texts, 1.0), 16))
 
 
 def sizes(only: Sequence[str]) -> None:

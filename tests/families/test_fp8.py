@@ -11,8 +11,9 @@ from torch import Tensor
 from zoo import ZOO, write
 
 from blockexpand.checkpoint import digest_tensors, open_checkpoint
-from blockexpand.errors import CheckpointError, PlanError
+from blockexpand.errors import CheckpointError, PackError, PlanError
 from blockexpand.expansion import expand, verify
+from blockexpand.packs import extract, scale_on_disk
 from blockexpand.planning import plan, survey
 from helpers import edit_config
 
@@ -77,3 +78,14 @@ def test_a_nan_in_fp8_is_found(tmp_path: Path):
     assert digest_tensors(open_checkpoint(base))[name].num_not_finite == 2
     with pytest.raises(CheckpointError, match=r"up_proj\.weight' holds 2 NaN"):
         expand(base, tmp_path / "out", plan(base, 2))
+
+
+def test_a_pack_of_fp8_blocks_is_not_scaled(tmp_path: Path):
+    """Half of a number of 8 bits may be none, and its scale is no writer."""
+    base = fp8_base("llama", tmp_path / "base")
+    expand(base, tmp_path / "expanded", plan(base, 2))
+    pack = extract(tmp_path / "expanded", tmp_path / "pack")
+    expected = r"'after1.0.mlp.down_proj.weight', which writes .*, as F8_E4M3; expected one of BF16, F16, F32, F64"
+    with pytest.raises(PackError, match=expected):
+        scale_on_disk(pack, tmp_path / "half", 0.5)
+    assert not (tmp_path / "half").exists()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
+import struct
 import subprocess
 import sys
 import textwrap
@@ -12,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import blake3
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "fuzz"))
@@ -20,7 +23,9 @@ from fuzz_targets import value_or_line
 
 from blockexpand.checkpoint import build_header, read_header
 from blockexpand.errors import BlockexpandError, CheckpointError, PackError
-from blockexpand.packs import attach_on_disk, detach_on_disk, read_pack
+from blockexpand.packs import attach_on_disk, detach_on_disk, read_pack, scale_on_disk
+from blockexpand.packs.coding import raw_pieces
+from blockexpand.packs.record import tensors_of
 from helpers import MakeBase, edit_json
 from packs_ground import PackGround, make_ground, make_pack
 
@@ -157,6 +162,43 @@ def test_changed_packs_are_read_or_refused_in_a_line(encoding: str, ground: Pack
         path.write_bytes(data)
     assert attach_on_disk(ground.base, [pack.folder], tmp_path / "honest") is not None
     assert num_attached < 40
+
+
+@pytest.mark.parametrize("encoding", ["plain", "delta", "int8"])
+def test_changed_packs_are_scaled_or_refused_in_a_line(encoding: str, ground: PackGround, tmp_path: Path):
+    """Whatever is changed: a pack that can be opened again, or one line and nothing at the output."""
+    pack = make_pack(ground.trained["law"], tmp_path / "pack", "law", encoding=encoding)
+    record, weights = pack.folder / "pack.json", pack.folder / "blocks.safetensors"
+    honest, chance, num_refused = (record.read_bytes(), weights.read_bytes()), random.Random(5), 0
+    for turn in range(40):
+        which = turn % 2
+        path, data = ((record, honest[0]), (weights, honest[1]))[which]
+        path.write_bytes(mutate(data, chance.getrandbits(32)) or data)
+        out = tmp_path / f"out{turn}"
+        if value_or_line(lambda out=out: scale_on_disk(pack.folder, out, 0.5)) is None:
+            num_refused += 1
+            assert not out.exists()
+        else:
+            read_pack(out)
+        path.write_bytes(data)
+    assert 5 < num_refused < 40
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_scales_of_rows_that_are_no_numbers(ground: PackGround, tmp_path: Path):
+    """A stranger's int8 pack whose digests are of infinities: consistent, and refused all the same."""
+    pack = make_pack(ground.trained["code"], tmp_path / "pack", "code", encoding="int8")
+    name = "after1.0.self_attn.o_proj.weight"
+    path, entry = pack.folder / "blocks.safetensors", pack.stored[f"{name}#scale"]
+    data = bytearray(path.read_bytes())
+    data[entry.start : entry.start + 4] = struct.pack("<f", math.inf)
+    path.write_bytes(data)
+    tensor = next(tensor for other, _, tensor in tensors_of(pack.record.plan) if other == name)
+    digest = blake3.blake3(b"".join(raw_pieces(pack, name, tensor))).hexdigest()
+    edit_json(pack.folder / "pack.json", lambda record: record["block_digests"].update({name: f"blake3:{digest}"}))
+    with pytest.raises(PackError, match=f"scaled by 0.5: .* numbers of '{name}' are NaN or infinite in BF16"):
+        scale_on_disk(pack.folder, tmp_path / "out", 0.5)
+    assert not (tmp_path / "out").exists()
 
 
 FILES: dict[str, tuple[Callable[[list[Any]], object], str]] = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, key_without_server, show
+from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, key_without_server, named_folders, show
 from blockexpand.errors import UsageError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def evaluate(
             f"--budget {compared.budget} needs --against: the records or the folder of the model to compare with"
         )
     questions = evaluation.load_tasks(tasks) if tasks is not None else []
-    measured = _Measured(data=_named(data or []), questions=questions, split=split, suites=suites)
+    measured = _Measured(data=named_folders(data or []), questions=questions, split=split, suites=suites)
     record = measured.write(measured.candidate(model), out, overwrite)
     if compared.against is None:
         show(common, record, _figures(record))
@@ -123,16 +123,6 @@ def evaluate(
     value: dict[str, Any] = {"evaluation": record, "differences": found}
     show(common, value | ({"verdict": verdict} if verdict else {}), _figures(record) + _compared(found, verdict))
     return DONE if verdict is None or verdict.passed else FAILED
-
-
-def _named(pairs: list[str]) -> dict[str, str]:
-    named = {}
-    for pair in pairs:
-        name, equals, folder = pair.partition("=")
-        if not equals or not name or not folder:
-            raise UsageError(f"--data {pair!r} is not name=folder; expected e.g. --data general=data/general")
-        named[name] = folder
-    return named
 
 
 @dataclass(frozen=True, kw_only=True)

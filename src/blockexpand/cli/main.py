@@ -57,6 +57,11 @@ VERBS = {
     "pack extract": ("blockexpand.cli.packing:extract", "Take the new blocks out of a run or an expanded folder."),
     "pack attach": ("blockexpand.cli.packing:attach", "Write the base with the blocks of one or more packs."),
     "pack detach": ("blockexpand.cli.packing:detach", "Give the base back, byte for byte."),
+    "pack scale": ("blockexpand.cli.packing:scale", "Let a pack's blocks write a multiple of what they write."),
+    "pack calibrate": (
+        "blockexpand.cli.packing:calibrate",
+        "Find a gain for each of several packs that are to stand together, and scale them.",
+    ),
     "pack show": ("blockexpand.cli.packing:show_pack", "Say what a pack is; safe for a stranger's."),
     "card": (
         "blockexpand.cli.publishing:card",
@@ -75,7 +80,7 @@ VERBS = {
     "demo": ("blockexpand.cli.measuring:demo", "The whole story on the tiny base, in minutes."),
 }
 
-GROUPS = {"pack": "What was trained, as something to ship: extract, attach, detach, show."}
+GROUPS = {"pack": "What was trained, as something to ship: extract, attach, detach, scale, calibrate, show."}
 """Verbs of two words: what the first is about."""
 
 

@@ -47,6 +47,21 @@ def show(common: Common, value: Any, text: str | Callable[[], Any]) -> None:
         Console().print(text())
 
 
+def named_folders(pairs: list[str]) -> dict[str, str]:
+    """What `--data name=folder` says.
+
+    Raises:
+        UsageError: one is not of that form.
+    """
+    named = {}
+    for pair in pairs:
+        name, equals, folder = pair.partition("=")
+        if not equals or not name or not folder:
+            raise UsageError(f"--data {pair!r} is not name=folder; expected e.g. --data general=data/general")
+        named[name] = folder
+    return named
+
+
 def key_without_server(variable: str) -> UsageError:
     """The error for a key that nobody would be shown."""
     return UsageError(

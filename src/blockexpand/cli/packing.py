@@ -1,15 +1,18 @@
-"""The verbs of packs: extract, attach, detach, show. None of them imports torch."""
+"""The verbs of packs: extract, attach, detach, scale, calibrate, show. Only calibrate imports torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from blockexpand.cli.output import DEFAULTS, DONE, Shared, show
+from blockexpand.cli.output import DEFAULTS, DONE, Shared, named_folders, show
 from blockexpand.cli.publishing import card_of
 from blockexpand.errors import UsageError
+
+if TYPE_CHECKING:
+    from blockexpand.packs.calibration import Calibrated
 
 Encoding = Literal["plain", "delta", "int8"]
 Names = Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")]
@@ -128,6 +131,125 @@ def detach(source: Path, out: Path, *, pack: Names = None, common: Shared = DEFA
         text = f"{out}: the base, {files}; each of its {done.num_tensors} tensors {checked}"
     show(common, done, text)
     return DONE
+
+
+def scale(
+    pack: Path,
+    out: Path,
+    *,
+    by: float,
+    name: str | None = None,
+    overwrite: bool = False,
+    common: Shared = DEFAULTS,
+) -> int:
+    """Write a pack whose blocks write a multiple of what this one's write to the residual stream.
+
+    Parameters
+    ----------
+    pack
+        The pack's folder, plain, delta or int8; the new one is stored in the same way.
+    out
+        The folder to write.
+    by
+        The gain, 0.001 to 1000; 0.5 is the gentlest measured way to have two packs on at once.
+    name
+        What the new pack is called; as the pack is, if not given.
+    overwrite
+        Replace the folder, if blockexpand made it.
+    """
+    from blockexpand import packs, publishing
+
+    source = packs.read_pack(pack)
+    made = packs.scale_on_disk(source, out, by, name=name, overwrite=overwrite)
+    publishing.write_card(out, publishing.said_in(pack))
+    text = packs.describe(made)
+    if source.record.evaluation is not None and made.record.evaluation is None:
+        text += "\n  what was measured of the pack was left out: it is not true of these blocks; measure them with eval"
+    show(common, made.record, text)
+    return DONE
+
+
+def calibrate(
+    base: str,
+    packs_and_out: Annotated[list[Path], Parameter(negative="")],
+    *,
+    data: Annotated[list[str], Parameter(negative="")],
+    rows: int = 8,
+    steps: int = 16,
+    split: str = "validation",
+    test_split: str = "test",
+    test_rows: int = 64,
+    general_weight: float = 1.0,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    overwrite: bool = False,
+    common: Shared = DEFAULTS,
+) -> int:
+    """Find a gain for each of several packs, so that together they suit a little text; write the packs so scaled.
+
+    Parameters
+    ----------
+    base
+        The base: a folder, or a hub id like org/name.
+    packs_and_out
+        The packs' folders, in any order, and last the folder to write; each pack goes to a folder of its name there.
+    data
+        Prepared folders as name=folder; may be given several times. The text called general is what is to be kept.
+    rows
+        Rows of each text that gains are found on.
+    steps
+        Steps of the descent.
+    split
+        Which split those rows are from.
+    test_split
+        Which split the losses that are shown are of.
+    test_rows
+        Rows of each text there, at most.
+    general_weight
+        What the loss of general text counts; that of every other text counts 1.
+    dtype
+        What the weights are loaded as.
+    overwrite
+        Replace the folder, if blockexpand made it.
+    """
+    from blockexpand import packs, publishing
+    from blockexpand.packs.calibration import GainSettings
+
+    *chosen, out = packs_and_out
+    if not chosen:
+        raise UsageError(f"only {out} given after the base; expected one or more packs and the folder to write, last")
+    named, opened = named_folders(data), packs.in_order(chosen)
+    settings = GainSettings(
+        rows=rows,
+        steps=steps,
+        split=split,
+        test_split=test_split,
+        test_rows=test_rows,
+        general_weight=general_weight,
+        dtype=dtype,
+    )
+    from blockexpand.packs import calibrating
+
+    found = calibrating.calibrate(base, opened, named, out, settings, overwrite=overwrite)
+    for pack in opened:
+        publishing.write_card(out / pack.name, publishing.said_in(pack.folder))
+    show(common, found, _calibrated(found, out))
+    return DONE
+
+
+def _calibrated(found: Calibrated, out: Path) -> str:
+    from blockexpand.packs.calibration import GENERAL, table_of
+
+    how = found.settings
+    gains = ", ".join(f"{name} {gain:g}" for name, gain in found.gains.items())
+    lines = [
+        f"{out}: {', '.join(found.gains)}, scaled; gains: {gains}",
+        f"  found on {how.rows} rows of each text's {how.split} split; losses of at most {how.test_rows} of its "
+        f"{how.test_split} split, in nats per token:",
+        table_of(found),
+    ]
+    if GENERAL not in found.texts:
+        lines.append(f"  no text called {GENERAL} was given, so nobody looked at what is forgotten")
+    return "\n".join(lines)
 
 
 def show_pack(pack: Path, *, common: Shared = DEFAULTS) -> int:

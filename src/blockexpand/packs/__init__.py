@@ -1,12 +1,14 @@
-"""What was trained, as something to ship: take new blocks out, put them on their base, take them off again."""
+"""What was trained, as something to ship: take new blocks out, put them on their base, take them off, scale them."""
 
 from blockexpand.packs.attaching import attach_on_disk
 from blockexpand.packs.detaching import Detached, detach_on_disk
 from blockexpand.packs.encoding import PIECE_BYTES
 from blockexpand.packs.extracting import About, extract
+from blockexpand.packs.fitting import in_order
 from blockexpand.packs.loading import attach, detach, load_attached, load_with_packs
 from blockexpand.packs.reading import Pack, read_pack
-from blockexpand.packs.record import Card, Encoding, PackRecord
+from blockexpand.packs.record import Card, Encoding, PackRecord, Scaled
+from blockexpand.packs.scaling import scale_on_disk
 from blockexpand.packs.showing import describe
 
 __all__ = [
@@ -16,13 +18,16 @@ __all__ = [
     "Encoding",
     "Pack",
     "PackRecord",
+    "Scaled",
     "read_pack",
+    "in_order",
     "attach",
     "detach",
     "load_with_packs",
     "load_attached",
     "attach_on_disk",
     "detach_on_disk",
+    "scale_on_disk",
     "Detached",
     "describe",
     "PIECE_BYTES",

@@ -124,6 +124,7 @@ def described(pack: Pack, ids: dict[str, str]) -> AttachedPack:
     record = pack.record
     about: dict[str, Any] = to_plain(
         {"training": record.training, "evaluation": record.evaluation, "card": record.card}
+        | ({"scaled": record.scaled} if record.scaled else {})
     )
     return AttachedPack(name=record.name, fingerprint=record.fingerprint, plan=record.plan, blocks=ids, about=about)
 

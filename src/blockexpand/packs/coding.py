@@ -17,6 +17,7 @@ from blockexpand.checkpoint.digesting import new_hasher
 from blockexpand.checkpoint.header import ALIGNMENT_BYTES, open_to_read
 from blockexpand.errors import PackError
 from blockexpand.packs.encoding import (
+    PIECE_BYTES,
     SCALE,
     compressed,
     is_rounded,
@@ -33,6 +34,8 @@ from blockexpand.staging import PACK_NAME
 
 Start = Callable[[], Iterator[bytes]]
 """The bytes that a tensor started from, in pieces as its own."""
+Row = tuple[str, str, tuple[int, ...]]
+"""Of a header: name, dtype and shape."""
 
 _SMALL_BYTES = 256 << 20
 """A weights file below this is not padded to a page: packs are to be at most a thousandth larger than their blocks."""
@@ -78,16 +81,25 @@ def write_plain(checkpoint: Checkpoint, sources: Sequence[Source], folder: Path)
 
 
 def write_encoded(checkpoint: Checkpoint, sources: Sequence[Source], folder: Path, encoding: Encoding) -> None:
-    """The tensors compressed or rounded: their sizes are known only when they are written, so the header comes last."""
-    rows: list[tuple[str, str, tuple[int, ...]]] = []
-    data = folder / ".data"
-    with open(data, "xb") as stream:
+    """The tensors compressed or rounded."""
+    with weights_file(folder) as (stream, rows):
         for source in sources:
             rows += _encode(checkpoint, source, encoding, stream)
+
+
+@contextlib.contextmanager
+def weights_file(folder: Path) -> Generator[tuple[BinaryIO, list[Row]]]:
+    """A stream for the bytes of a weights file whose sizes are known only when they are written, and a list for the
+    rows of its header, which comes last.
+    """
+    rows: list[Row] = []
+    data = folder / ".data"
+    with open(data, "xb") as stream:
+        yield stream, rows
         total = stream.tell()
     with open(folder / WEIGHTS, "xb") as stream, open(data, "rb") as encoded:
         stream.write(build_header(rows, {"format": "pt"}, alignment=_alignment(total)))
-        while part := encoded.read(piece_bytes("plain", sources[0].tensor)):
+        while part := encoded.read(PIECE_BYTES):
             stream.write(part)
     data.unlink()
 
@@ -96,9 +108,7 @@ def _alignment(total: int) -> int:
     return ALIGNMENT_BYTES if total >= _SMALL_BYTES else 8
 
 
-def _encode(
-    checkpoint: Checkpoint, source: Source, encoding: Encoding, stream: BinaryIO
-) -> list[tuple[str, str, tuple[int, ...]]]:
+def _encode(checkpoint: Checkpoint, source: Source, encoding: Encoding, stream: BinaryIO) -> list[Row]:
     """Write one tensor's parts; their rows of the header."""
     tensor, size = source.tensor, piece_bytes(encoding, source.tensor)
     own = pieces(checkpoint.folder, source.entry, size)

@@ -127,7 +127,7 @@ def rounded(piece: bytes, tensor: BlockTensor) -> tuple[bytes, bytes]:
     """Whole rows as 8-bit numbers, and the rows' scales."""
     import numpy as np
 
-    rows = _floats(piece, tensor.dtype).reshape(-1, tensor.shape[-1])
+    rows = floats_of(piece, tensor.dtype).reshape(-1, tensor.shape[-1])
     scales = np.abs(rows).max(axis=1) / np.float32(_MOST)
     safe = np.where(scales > 0, scales, np.float32(1))
     return np.rint(rows / safe[:, None]).astype(np.int8).tobytes(), scales.astype("<f4").tobytes()
@@ -138,19 +138,23 @@ def unrounded(numbers: bytes, scales: bytes, tensor: BlockTensor) -> bytes:
     import numpy as np
 
     rows = np.frombuffer(numbers, np.int8).reshape(-1, tensor.shape[-1]).astype(np.float32)
-    return _bytes(rows * np.frombuffer(scales, "<f4")[:, None], tensor.dtype)
+    return bytes_of(rows * np.frombuffer(scales, "<f4")[:, None], tensor.dtype)
 
 
-def _floats(piece: bytes, dtype: str) -> Any:
+def floats_of(piece: bytes, dtype: str) -> Any:
+    """The numbers in some bytes, of F64 as float64, of narrower ones as float32."""
     import numpy as np
 
     if dtype == "BF16":
         # The upper half of a float32.
         return (np.frombuffer(piece, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if dtype == "F64":
+        return np.frombuffer(piece, "<f8")
     return np.frombuffer(piece, {"F16": "<f2", "F32": "<f4"}[dtype]).astype(np.float32)
 
 
-def _bytes(values: Any, dtype: str) -> bytes:
+def bytes_of(values: Any, dtype: str) -> bytes:
+    """The other way: each number rounded to the nearest one of its precision."""
     import numpy as np
 
     if dtype == "BF16":
@@ -161,7 +165,7 @@ def _bytes(values: Any, dtype: str) -> bytes:
             .astype("<u2")
             .tobytes()
         )
-    return values.astype({"F16": "<f2", "F32": "<f4"}[dtype]).tobytes()
+    return values.astype({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype]).tobytes()
 
 
 def packed_pieces(data: Iterator[bytes], name: str) -> Iterator[bytes]:

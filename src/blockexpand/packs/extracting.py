@@ -24,7 +24,7 @@ from blockexpand.errors import PackError, nearest
 from blockexpand.families import family_for
 from blockexpand.packs.coding import Source, raw_pieces, write_encoded, write_plain
 from blockexpand.packs.reading import WEIGHTS, Pack, read_pack
-from blockexpand.packs.record import Card, Encoding, PackRecord, dtypes_of, tensors_of
+from blockexpand.packs.record import Card, Encoding, PackRecord, Scaled, dtypes_of, tensors_of
 from blockexpand.packs.within import base_within, new_names, old_names
 from blockexpand.planning import AttachedPack, ExpansionRecord, Plan, read_expansion
 from blockexpand.records import from_plain, read_json, write_record
@@ -95,7 +95,10 @@ def extract(
         training=facts["training"],
         evaluation=_evaluation(about, facts),
         card=about.card if about else from_plain(Card, facts["card"]),
+        scaled=from_plain(Scaled, facts["scaled"], "scaled") if facts["scaled"] else None,
     )
+    if attached is not None and made.fingerprint != attached.fingerprint:
+        made = dataclasses.replace(made, scaled=None)  # they were trained since
     with staged_folder(target, overwrite) as staged:
         if encoding == "plain":
             write_plain(expanded, sources, staged)
@@ -167,13 +170,13 @@ def _name(about: About | None, attached: AttachedPack | None, out: Path) -> str:
 def _facts(record: ExpansionRecord, attached: AttachedPack | None, run: dict[str, Any] | None) -> dict[str, Any]:
     """What is known of how the blocks were trained and what was measured."""
     if attached is not None:
-        return {"training": None, "evaluation": None, "card": {}, **attached.about}
+        return {"training": None, "evaluation": None, "card": {}, "scaled": None, **attached.about}
     training = record.training
     measured = None
     if run is not None:
         training = {**(training or {}), "run": without_paths({k: v for k, v in run.items() if k != "machine"})}
         measured = {"run": {"base": run.get("base"), "best": run.get("best")}}
-    return {"training": training, "evaluation": measured, "card": {}}
+    return {"training": training, "evaluation": measured, "card": {}, "scaled": None}
 
 
 def _evaluation(about: About | None, facts: dict[str, Any]) -> dict[str, Any] | None:

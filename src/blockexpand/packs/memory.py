@@ -1,4 +1,4 @@
-"""Packs on a model in memory: put on, taken off, switched on and off while it runs.
+"""Packs on a model in memory: put on, taken off, switched on and off and scaled while it runs.
 
 In: a model that transformers loaded, and packs for it. Out: the same object with the packs' blocks, in the order of the
 stacking rule (fitting.py), each pack under its own name. Refused: what does not belong together, weights held as other
@@ -19,10 +19,12 @@ from blockexpand import live
 from blockexpand.errors import PackError, PlanError, nearest
 from blockexpand.families import Family, family_for
 from blockexpand.families.modules import config_entries, stack_of
-from blockexpand.live.state import is_expanded
+from blockexpand.live.state import expanded, is_expanded
 from blockexpand.packs.filling import Verify, check_numbers, filled_block
 from blockexpand.packs.fitting import in_order
+from blockexpand.packs.gains import Writer, gain_of, set_gain, writers_of
 from blockexpand.packs.reading import Pack
+from blockexpand.packs.scaling import check_gain, check_silent
 from blockexpand.planning import AttachedPack, Plan, combine_in_memory
 
 
@@ -110,7 +112,7 @@ def _wear(model: nn.Module, packs: Sequence[_Worn], off: Collection[str]) -> Non
         return
     new = {ids[own]: b for p, ids in zip(ordered, combined.ids, strict=True) for own, b in p.blocks.items()}
     live.insert_blocks(model, combined.plan, new)
-    live.guard(model)
+    live.guard(model, _gain_words)
     _WEARING[model] = _Wearing(packs=ordered, ids=combined.ids)
     disable(model, *off)
 
@@ -150,7 +152,7 @@ def adopt_attached(model: nn.Module, packs: Sequence[AttachedPack]) -> None:
         _Worn(name=pack.name, plan=pack.plan, blocks={own: blocks[held] for own, held in pack.blocks.items()})
         for pack in packs
     )
-    live.guard(model)
+    live.guard(model, _gain_words)
     _WEARING[model] = _Wearing(packs=worn, ids=tuple(pack.blocks for pack in packs))
 
 
@@ -207,6 +209,65 @@ def only(model: nn.Module, *names: str) -> Generator[nn.Module]:
         yield model
     finally:
         _set_enabled(model, before)
+
+
+def gains(model: nn.Module) -> dict[str, float]:
+    """By what each of the model's packs is scaled, by name: 1 as it was attached. Empty for a base."""
+    packs = _WEARING[model].packs if model in _WEARING else ()
+    return {pack.name: gain_of(next(iter(pack.blocks.values()))) for pack in packs}
+
+
+def scale(model: nn.Module, name: str, by: float) -> None:
+    """Let a pack's blocks write `by` times what they did when they were attached, until it is scaled again.
+
+    It always begins from the numbers that were attached: scaled twice is scaled as the second time, and by 1 they are
+    back, every bit. The writers' are kept meanwhile; what training does to them while they are scaled is lost.
+
+    Raises:
+        PackError: the model has no such pack, the gain is no scale, or it is of an ablation.
+    """
+    check_gain(by, f"the pack {name!r}")
+    for block, writers in writers_in(model, name):
+        set_gain(block, writers, by)
+
+
+@contextlib.contextmanager
+def scaled(model: nn.Module, by: Mapping[str, float]) -> Generator[nn.Module]:
+    """Inside this context these packs are scaled so; behind it they are as before.
+
+    Raises:
+        PackError: as `scale`, before anything has changed.
+    """
+    _worn(model, by)
+    for name, gain in by.items():
+        check_gain(gain, f"the pack {name!r}")
+    before = gains(model)
+    try:
+        for name, gain in by.items():
+            scale(model, name, gain)
+        yield model
+    finally:
+        for name in by:
+            scale(model, name, before[name])
+
+
+def writers_in(model: nn.Module, name: str) -> list[tuple[nn.Module, tuple[Writer, ...]]]:
+    """The blocks of a pack, each with what writes to the residual stream.
+
+    Raises:
+        PackError: the model has no such pack, or none of its tensors is known to be the last on its way.
+    """
+    pack = next(worn for worn in _worn(model, [name]).packs if worn.name == name)
+    check_silent(pack.plan, name)
+    donors, family = {block.id: block.donor for block in pack.plan.new_blocks}, expanded(model).family
+    return [
+        (module, writers_of(module, family, pack.plan.tensors_of(donors[own]))) for own, module in pack.blocks.items()
+    ]
+
+
+def _gain_words(model: nn.Module) -> str:
+    """What a KV cache depends on besides which packs are on."""
+    return ", ".join(f"{name} by {gain}" for name, gain in gains(model).items() if gain != 1)
 
 
 def blocks_of(model: nn.Module, names: Collection[str]) -> frozenset[str]:

@@ -21,6 +21,9 @@ matrix rounded to 8 bits a number, with loss."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"blake3:[0-9a-f]{64}")
+_FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
+LEAST_GAIN, MOST_GAIN = 0.001, 1000.0
+"""What lies beyond is a mistake rather than a scale: zero is the base, which needs no pack."""
 _LONGEST = 10_000
 """Characters of a card's text."""
 
@@ -46,6 +49,20 @@ class Card:
         for name in ("description", "licence", "base_model"):
             value = vars(self)[name]
             check(value is None or len(value) <= _LONGEST, name, f"{len(value or ''):,} characters", f"{_LONGEST:,}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaled:
+    """That a pack was made of another by a gain."""
+
+    of: str
+    """The fingerprint of the pack whose blocks were trained: of one that was scaled twice, the first."""
+    by: float
+    """What its blocks write, in units of what those write."""
+
+    def __post_init__(self) -> None:
+        check(_FINGERPRINT.fullmatch(self.of) is not None, "of", self.of, "sha256: and 64 hex digits")
+        check(LEAST_GAIN <= self.by <= MOST_GAIN, "by", self.by, f"{LEAST_GAIN:g} to {MOST_GAIN:,g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +94,8 @@ class PackRecord:
     """What was measured, as `eval` or the run wrote it."""
     card: Card = field(default=Card(), metadata=WRITTEN_WHEN_SET)
     """For the model card."""
+    scaled: Scaled | None = field(default=None, metadata=WRITTEN_WHEN_SET)
+    """From which pack it was scaled, and by what; null when its blocks are as they were trained."""
 
     def __post_init__(self) -> None:
         expected = "1 to 64 letters, digits, dots, dashes and underlines, a letter or digit first"

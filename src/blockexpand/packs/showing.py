@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from blockexpand.packs.encoding import is_rounded
 from blockexpand.packs.reading import Pack
-from blockexpand.packs.record import tensors_of
+from blockexpand.packs.record import Scaled, tensors_of
 
 _ENCODINGS = {
     "plain": "as they are",
@@ -26,12 +26,18 @@ def describe(pack: Pack) -> str:
         f"  stored: {', '.join(record.dtypes)}, {_ENCODINGS[record.encoding]}; {pack.num_bytes:,} bytes, "
         f"{ratio:.4f} of the {record.block_bytes:,} of its blocks",
         f"  trained: {_trained(pack)}",
+        *([f"  scaled: {scaled_words(record.scaled)}"] if record.scaled else []),
         f"  fingerprint: {record.fingerprint}",
         f"  licence (as its maker says): {card.licence or 'none stated'}",
     ]
     if card.description:
         lines.append(f"  {card.description}")
     return "\n".join(lines)
+
+
+def scaled_words(scaled: Scaled) -> str:
+    """What became of the pack that was trained."""
+    return f"what its blocks write is {scaled.by:g} times what those of the pack {scaled.of} write"
 
 
 def _trained(pack: Pack) -> str:

@@ -6,6 +6,7 @@ Refused: any other folder. No tensor is read, and neither torch nor transformers
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -139,7 +140,10 @@ def _format(folder: Path) -> str | None:
 
 def _of_pack(pack: Pack) -> Published:
     record = pack.record
-    run = (record.training or {}).get("run")
+    data = (record.training or {}).get("run")
+    run = read_run(data) if isinstance(data, dict) else None
+    if run is not None and record.scaled is not None:
+        run = dataclasses.replace(run, best=None)  # measured of the blocks before they were scaled
     return Published(
         kind="pack",
         folder=pack.folder,
@@ -147,7 +151,7 @@ def _of_pack(pack: Pack) -> Published:
         plan=record.plan,
         version=record.blockexpand_version,
         training=record.training,
-        run=read_run(run) if isinstance(run, dict) else None,
+        run=run,
         card=record.card,
         pack=pack,
     )

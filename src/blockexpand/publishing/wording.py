@@ -7,9 +7,10 @@ the records do not say; what was not measured is called so.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from blockexpand.families import known_families
-from blockexpand.packs.showing import num_rounded
+from blockexpand.packs.showing import num_rounded, scaled_words
 from blockexpand.publishing.figures import Figure, Results
 from blockexpand.publishing.statements import HUB_ID, Said
 from blockexpand.publishing.subject import Published, Run, hub_base
@@ -66,10 +67,19 @@ def _what(published: Published, said: Said) -> str:
         f"{plan.cost.parameters_new:,} new parameters. They are named after the block of the base that they stand on.",
         f"- **What trained**: {_trained(published)}",
     ]
+    if published.pack is not None and published.pack.record.scaled is not None:
+        lines.append(f"- **Scaled**: {scaled_words(published.pack.record.scaled)}; that one is what was trained.")
     if published.record and published.record.packs:
-        names = ", ".join(f"`{pack.name}`" for pack in published.record.packs)
+        names = ", ".join(f"`{pack.name}`{_scaled(pack.about)}" for pack in published.record.packs)
         lines.append(f"- **Packs** whose blocks these are: {names}.")
     return "## What it is\n\n" + "\n".join(lines)
+
+
+def _scaled(about: dict[str, Any]) -> str:
+    """Of a pack that is attached; its record may be a stranger's."""
+    scaled = about.get("scaled")
+    by = scaled.get("by") if isinstance(scaled, dict) else None
+    return f" (scaled by {by:g})" if isinstance(by, float) else ""
 
 
 def _trained(published: Published) -> str:
