@@ -236,11 +236,9 @@ def scaled(model: nn.Module, by: Mapping[str, float]) -> Generator[nn.Module]:
     """Inside this context these packs are scaled so; behind it they are as before.
 
     Raises:
-        PackError: as `scale`, before anything has changed.
+        PackError: as `scale`; then nothing has changed.
     """
     _worn(model, by)
-    for name, gain in by.items():
-        check_gain(gain, f"the pack {name!r}")
     before = gains(model)
     try:
         for name, gain in by.items():
