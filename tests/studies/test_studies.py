@@ -230,6 +230,13 @@ def test_questions_choose_among_the_packs_that_are_there(
     )
     data = DataSettings(domain=str(place.domain), general=str(place.general))
     told, chosen = run_sequence(recipe, place.base, data, tmp_path).chains
+    answers = method("answers", per_task=True)
+    run_sequence(dataclasses.replace(recipe, methods=(answers,)), place.base, data, tmp_path)
+    for task in (tmp_path / "tasks").iterdir():
+        trained = [
+            open_corpus(task / name).record.splits["train"].num_trained_tokens for name in ("train", "train-all")
+        ]
+        assert trained[0] < trained[1], "answers alone are learnt from another folder"
     assert chosen.runs == told.runs, "the packs are the same"
     assert not (tmp_path / "runs" / "chosen-seed0" / "1-sums").exists()
     folders = [tmp_path / "runs" / "told-seed0" / run / "pack" for run in ("1-sums", "2-code")]
