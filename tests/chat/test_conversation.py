@@ -15,6 +15,8 @@ from rich.console import Console
 
 from blockexpand.chat import Conversation, Sampling, Speaker, open_speaker, talk
 from blockexpand.chat.facts import gather_facts, read_record
+from blockexpand.chat.pieces import Pieces
+from blockexpand.chat.speaking import Who
 from blockexpand.chat.terminal import greet, typed
 from blockexpand.cli.main import run
 from blockexpand.errors import ChatError, CorpusError, PackError, RecordError
@@ -66,6 +68,24 @@ def test_leaving_an_answer_stops_it(speaker: Speaker) -> None:
     stopped.set()
     assert len("".join(speaker.answer(ASKED, long, stop=stopped)).split()) <= 1
     assert said(speaker)
+
+
+def test_after_leaving_no_token_is_made(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    take, left = Pieces._take, threading.Event()
+
+    def slowly(self: Pieces, token: int) -> None:
+        take(self, token)
+        if len(self.tokens) == 3:
+            assert left.wait(30)
+
+    leave = Pieces.leave
+    monkeypatch.setattr(Pieces, "_take", slowly)
+    monkeypatch.setattr(Pieces, "leave", lambda self: (leave(self), left.set()))
+    pieces = speaker.pieces(80)
+    answer = speaker.write(speaker.chat_prompt(ASKED), GREEDY, Who(), pieces)
+    next(answer)
+    answer.close()
+    assert (len(pieces.tokens), pieces.finish) == (3, None)
 
 
 def test_the_oldest_turns_go_when_the_context_is_short(speaker: Speaker) -> None:
