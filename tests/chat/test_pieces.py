@@ -81,6 +81,18 @@ def test_no_character_comes_in_halves() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["bytes", "fallback"])
+def test_bytes_that_are_no_text_do_not_hold_up_what_comes(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    half = tokenizer.encode("\N{GRINNING FACE}", add_special_tokens=False)[-1]
+    pieces = Pieces(tokenizer, (), 10**6)
+    for length in range(1, 40):
+        pieces(torch.tensor([[7, *[half] * length]]), None)
+    assert pieces._pieces.qsize() > 20
+    pieces.close()
+    assert "".join(pieces) == whole(tokenizer, [half] * 39)
+
+
 @given(data=st.data())
 @settings(max_examples=200, deadline=None)
 def test_it_ends_before_the_first_text_to_stop_at(data: Any) -> None:

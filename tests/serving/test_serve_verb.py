@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,49 +19,51 @@ from blockexpand.chat import Speaker
 from blockexpand.cli.main import run
 from blockexpand.endpoints import Endpoint
 from blockexpand.serving import Service, names_of
+from helpers import edit_config
+from lm_helpers import make_lm
+from packs_ground import make_pack, make_trained
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A base whose answers have no end for a long while, and a pack."""
+    base = edit_config(make_lm(tmp_path_factory.mktemp("verb") / "long"), max_position_embeddings=16384)
+    trained = make_trained(base, base.parent / "t", 0, by=0.3, after=(1,))
+    return [str(base), "--pack", str(make_pack(trained, base.parent / "code.pack", "code").folder)]
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
-def test_a_process_serves_until_it_is_told_to_end(tiny: Path, packs: list[Path], by: signal.Signals) -> None:
+def test_a_process_serves_until_it_is_told_to_end(long: list[str], by: signal.Signals) -> None:
     """Ended in the middle of an answer, it is gone at once, and nothing has gone wrong."""
-    command = [
-        sys.executable,
-        "-m",
-        "blockexpand",
-        "serve",
-        str(tiny),
-        "--pack",
-        str(packs[0]),
-        "--pack",
-        str(packs[1]),
-    ]
-    environment = os.environ | {"OURS": "sk-ours", "OMP_NUM_THREADS": "1"}
+    options = ["--route", "auto", "--port", "0", "--key-variable", "OURS", "--json"]
     child = subprocess.Popen(
-        [*command, "--route", "auto", "--port", "0", "--key-variable", "OURS", "--json"],
+        [sys.executable, "-m", "blockexpand", "serve", *long, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=os.environ | {"OURS": "sk-ours", "OMP_NUM_THREADS": "1"},
     )
     assert child.stdout is not None
     try:
         told = json.loads("".join(iter(lambda: child.stdout.readline(), "}\n")) + "}")  # ty: ignore[unresolved-attribute]
-        assert told["models"] == ["tiny", "base", "a", "b", "all", "auto"]
-        endpoint = Endpoint(told["url"], "tiny", key="sk-ours", retries=0)
+        assert told["models"] == ["long", "base", "code", "all", "auto"]
+        endpoint = Endpoint(told["url"], "long", key="sk-ours", retries=0)
         endpoint.check()
-        messages = [{"role": "user", "content": "the cat"}]
-        assert endpoint.chat(messages, 4).completion_tokens == 4
-        answers: list[Any] = []
-        asking = threading.Thread(target=lambda: answers.extend(endpoint.chat(messages, 100) for _ in range(1000)))
-        asking.start()
-        while not answers:
-            time.sleep(0.01)
+        asked = {"model": "base", "messages": [{"role": "user", "content": "the cat"}], "temperature": 0}
+        assert endpoint.chat(asked["messages"], 4).completion_tokens == 4
+        endpoint.close()
+        connection = http.client.HTTPConnection("127.0.0.1", int(told["url"].split(":")[2].split("/")[0]), timeout=120)
+        headers = {"Content-Type": "application/json", "Authorization": "Bearer sk-ours"}
+        connection.request("POST", "/v1/chat/completions", json.dumps(asked | {"stream": True}), headers)
+        response = connection.getresponse()
+        assert response.read(1) == b"d"
         child.send_signal(by)
+        rest = response.read().decode()
         _, error = child.communicate(timeout=60)
-        asking.join(60)
         assert child.returncode == 0
         assert not any(word in error for word in ("Traceback", "blockexpand:", "ERROR")), error
-        assert answers[-1].error is not None
+        assert "the answer was stopped before its end, as the server ends" in rest
+        assert "[DONE]" not in rest
     finally:
         child.kill()
 

@@ -11,12 +11,15 @@ from typing import Any
 import openai
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from blockexpand.chat import Speaker, open_speaker
 from blockexpand.live import bypass
+from blockexpand.packs import attach_on_disk
 from blockexpand.packs.memory import enabled, only
 from blockexpand.packs.routing import route
 from chat_ground import SAID
+from helpers import load
 from serving_ground import Served, served
 
 WORDS = {"tiny": ("a", "b"), "base": (), "a": ("a",), "b": ("b",), "all": ("a", "b")}
@@ -76,6 +79,22 @@ def test_token_for_token(server: Served, speaker: Speaker) -> None:
         assert speaker.tokenizer.convert_tokens_to_ids(tokens) == expected
         assert data["choices"][0]["text"] == " " + speaker.tokenizer.decode(expected)
         assert enabled(speaker.model) == packs
+
+
+def test_the_attached_folder_says_the_same(server: Served, tiny: Path, packs: list[Path], tmp_path: Path) -> None:
+    """As transformers alone loads what `pack attach` wrote; and served itself, it has the same names."""
+    folder = tmp_path / "attached"
+    attach_on_disk(tiny, packs, folder)
+    plain: Any = load(folder, torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("the cat sat", return_tensors="pt")["input_ids"]
+    expected = plain.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=0)[0, ids.shape[1] :].tolist()
+    asked = {"model": "all", "max_tokens": 20, "logprobs": 0}
+    with served(open_speaker(folder, plain=True)) as attached:
+        assert list(WORDS)[1:] == [entry["id"] for entry in attached.ask("/v1/models").data["data"]][1:-1]
+        said = [one.complete("the cat sat", **asked).data["choices"][0] for one in (server, attached)]
+    assert said[0] == said[1]
+    assert tokenizer.convert_tokens_to_ids(said[0]["logprobs"]["tokens"]) == expected
 
 
 @pytest.mark.parametrize("name", ["tiny", "base"])

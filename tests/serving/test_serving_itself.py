@@ -115,6 +115,23 @@ def test_first_come_first_served(speaker: Speaker, tmp_path: Path, held: Callabl
     assert num_under_way(server) == 0
 
 
+def test_those_who_wait_hold_nobody_up(speaker: Speaker, held: Callable[[], None]) -> None:
+    """More of them than there are threads; what needs no turn is still answered, also where it needs the tokenizer."""
+    with served(speaker) as server:
+        found: list[int] = []
+        ask = lambda: found.append(server.chat("cat", model="a", max_tokens=1).status)  # noqa: E731
+        threads = [threading.Thread(target=ask) for _ in range(45)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: num_under_way(server) == 45)
+        assert server.chat("cat " * 300, model="a").error["code"] == "context_length_exceeded"
+        assert found == []
+        held()
+        for thread in threads:
+            thread.join(60)
+        assert found == [200] * 45
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_who_leaves_stops_the_model(
     server: Served, speaker: Speaker, monkeypatch: pytest.MonkeyPatch, stream: bool

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _HALF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+_LONGEST_WAIT_TOKENS = 16
+"""For the rest of a character: four bytes at most, and tokens without text may stand before them."""
 _BEFORE_TOKENS = 8
-"""Of the text before: as many as one character may have."""
+"""Of the text before; more than a character may have."""
 
 
 class Pieces:
@@ -52,6 +54,8 @@ class Pieces:
         self._read_tokens = list(before[-_BEFORE_TOKENS:])
         """With those of the answer after them."""
         self._begin, self._read = 0, len(self._read_tokens)
+        self._given = len(self._decoded(0))
+        """Characters of the text from `_begin` on that were said."""
         self._held, self._is_cut, self._is_left = "", False, False
 
     def __iter__(self) -> Iterator[str]:
@@ -74,7 +78,7 @@ class Pieces:
     def close(self) -> None:
         """No token comes any more; what is held back goes out."""
         if not self._is_cut:
-            self._say(self._decoded(self._begin)[len(self._decoded(self._begin, self._read)) :], is_last=True)
+            self._say(self._decoded(self._begin)[self._given :], is_last=True)
         self._pieces.put(None)
 
     def _take(self, token: int) -> None:
@@ -83,16 +87,27 @@ class Pieces:
             return
         self.tokens.append(token)
         self._read_tokens.append(token)
-        before, text = self._decoded(self._begin, self._read), self._decoded(self._begin)
-        if len(text) > len(before) and not text.endswith(_HALF_A_CHARACTER):
-            self._begin, self._read = self._read, len(self._read_tokens)
-            self._say(text[len(before) :])
+        self._hand_on(self._decoded(self._begin))
         if self.finish is None and len(self.tokens) >= self.most_tokens:
             self.finish = "length"
 
-    def _decoded(self, begin: int, end: int | None = None) -> str:
-        """The text of some tokens. Spaces stay as they are: to tidy them, one would have to know what comes next."""
-        ids = self._read_tokens[begin:end]
+    def _hand_on(self, text: str) -> None:
+        """Say what is new in the text from `_begin` on, and will stay as it is."""
+        is_whole = not text.endswith(_HALF_A_CHARACTER)
+        if not is_whole:
+            if len(self._read_tokens) - self._read < _LONGEST_WAIT_TOKENS:
+                return
+            text = text[:-1]  # what is so long no character will be none; but the last byte may begin one
+        if len(text) > self._given:
+            said, self._given = text[self._given :], len(text)
+            if is_whole:
+                self._begin, self._read = self._read, len(self._read_tokens)
+                self._given = len(self._decoded(self._begin))
+            self._say(said)
+
+    def _decoded(self, begin: int) -> str:
+        """The text of the tokens from one on. Spaces stay as they are: to tidy them one would have to know the next."""
+        ids = self._read_tokens[begin:]
         return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _say(self, text: str, *, is_last: bool = False) -> None:
