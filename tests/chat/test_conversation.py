@@ -85,7 +85,8 @@ def test_after_leaving_no_token_is_made(speaker: Speaker, monkeypatch: pytest.Mo
     answer = speaker.write(speaker.chat_prompt(ASKED), GREEDY, Who(), pieces)
     next(answer)
     answer.close()
-    assert (len(pieces.tokens), pieces.finish) == (3, None)
+    assert len(pieces.tokens) <= 3, "it may be left before the third"
+    assert pieces.finish is None
 
 
 def test_the_oldest_turns_go_when_the_context_is_short(speaker: Speaker) -> None:
