@@ -10,14 +10,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from blockexpand import live
 from blockexpand.checkpoint import digest_tensors, open_checkpoint
 from blockexpand.cli.main import run
 from blockexpand.expansion import expand, verify
+from blockexpand.families import family_for
 from blockexpand.packs import About, Card, attach_on_disk, describe, detach_on_disk, extract, read_pack
 from blockexpand.planning import plan, read_expansion
 from blockexpand.records import write_record
 from blockexpand.staging import RECORD_NAME
+from blockexpand.training.export import export_model
 from helpers import MakeBase, edit_json, tree
 from packs_ground import PLACES, PackGround, make_pack, make_trained
 
@@ -186,6 +190,33 @@ def test_what_a_pack_says_of_itself(ground: PackGround, tmp_path: Path):
     # And it all survives being attached and taken out again.
     attach_on_disk(ground.base, [pack], tmp_path / "attached")
     assert extract(tmp_path / "attached", tmp_path / "again").record == record
+
+
+def test_what_was_measured_is_left_out_once_an_attached_pack_was_trained_on(ground: PackGround, tmp_path: Path):
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"domain": 1.5}))
+    first = extract(ground.trained["code"], tmp_path / "code", About(name="code", evaluation=results))
+    attach_on_disk(ground.base, [first], tmp_path / "on")
+    assert extract(tmp_path / "on", tmp_path / "same").record.evaluation == {"results": {"domain": 1.5}}
+    trained = live.load(tmp_path / "on", dtype=torch.float32)[0]
+    with torch.no_grad():
+        for _, parameter in live.freeze(trained):
+            parameter.mul_(1.5)
+    base = open_checkpoint(ground.base)
+    tensors = live.tensors_on_disk(trained, family_for(base.config, base.source, base.tensors))
+    export_model(tmp_path / "on", tmp_path / "run" / "model", tensors, {"arm": "blocks"})
+    (tmp_path / "run" / RECORD_NAME).write_text(
+        json.dumps({"format": "blockexpand.run", "best": {"domain": 1.0}, "base": {"domain": 2.0}})
+    )
+    later = extract(tmp_path / "run" / "model", tmp_path / "later").record
+    assert (later.evaluation, later.training) == (None, first.record.training)
+    of_run = extract(tmp_path / "run", tmp_path / "of-run").record
+    assert of_run.evaluation == {"run": {"base": {"domain": 2.0}, "best": {"domain": 1.0}}}
+    assert of_run.training is not None
+    assert of_run.training["run"]["best"] == {"domain": 1.0}
+    results.write_text(json.dumps({"domain": 0.5}))
+    measured = extract(tmp_path / "run" / "model", tmp_path / "measured", About(evaluation=results)).record
+    assert measured.evaluation == {"results": {"domain": 0.5}}
 
 
 def test_the_verbs(ground: PackGround, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -18,6 +18,14 @@ Encoding = Literal["plain", "delta", "int8"]
 Names = Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")]
 
 
+def _packs_and_out(paths: list[Path]) -> tuple[list[Path], Path]:
+    """The packs, and last the folder to write."""
+    *chosen, out = paths
+    if not chosen:
+        raise UsageError(f"only {out} given after the base; expected one or more packs and the folder to write, last")
+    return chosen, out
+
+
 def extract(
     source: Path,
     out: Path,
@@ -97,9 +105,7 @@ def attach(
     """
     from blockexpand import packs, publishing
 
-    *chosen, out = packs_and_out
-    if not chosen:
-        raise UsageError(f"only {out} given after the base; expected one or more packs and the folder to write, last")
+    chosen, out = _packs_and_out(packs_and_out)
     record = packs.attach_on_disk(base, chosen, out, overwrite=overwrite)
     publishing.write_card(out)
     blocks = ", ".join(f"{block.id} at {block.position}" for block in record.plan.new_blocks)
@@ -214,9 +220,7 @@ def calibrate(
     from blockexpand import packs, publishing
     from blockexpand.packs.calibration import GainSettings
 
-    *chosen, out = packs_and_out
-    if not chosen:
-        raise UsageError(f"only {out} given after the base; expected one or more packs and the folder to write, last")
+    chosen, out = _packs_and_out(packs_and_out)
     named, opened = named_folders(data), packs.in_order(chosen)
     settings = GainSettings(
         rows=rows,

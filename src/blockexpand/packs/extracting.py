@@ -97,8 +97,9 @@ def extract(
         card=about.card if about else from_plain(Card, facts["card"]),
         scaled=from_plain(Scaled, facts["scaled"], "scaled") if facts["scaled"] else None,
     )
-    if attached is not None and made.fingerprint != attached.fingerprint:
-        made = dataclasses.replace(made, scaled=None)  # they were trained since
+    if attached is not None and made.fingerprint != attached.fingerprint:  # they were trained since
+        later = _facts(dataclasses.replace(record, training=made.training), None, run)
+        made = dataclasses.replace(made, scaled=None, training=later["training"], evaluation=_evaluation(about, later))
     with staged_folder(target, overwrite) as staged:
         if encoding == "plain":
             write_plain(expanded, sources, staged)
