@@ -159,6 +159,13 @@ def test_a_cache_of_other_blocks_is_refused(ground: PackGround):
         model(TOKENS[:, 20:], past_key_values=start.past_key_values, use_cache=True)
 
 
+def test_watching_over_caches_asks_for_nothing_deprecated(ground: PackGround, monkeypatch: pytest.MonkeyPatch):
+    said: list[str] = []
+    monkeypatch.setattr("transformers.utils.generic.logger.warning_once", said.append)
+    attach(load(ground.base), [ground.packs["code"]]).generate(TOKENS[:, :12], max_new_tokens=3, do_sample=False)
+    assert said == []
+
+
 def test_switching_in_the_middle_of_generating_is_refused_and_beginning_again_is_not(ground: PackGround):
     """A streamer that switches after three tokens: the cache is of another model from there on."""
     model = attach(load(ground.base), [ground.packs["code"]])

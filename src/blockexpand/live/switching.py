@@ -163,6 +163,8 @@ def _refuse_other_cache(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> 
 
 def _note_cache(model: nn.Module, args: Any, output: Any) -> None:
     del args
-    cache = output.get("past_key_values") if isinstance(output, dict) else None
+    # By the name that is there: transformers 5.24 calls it `cache`, and says of the older name that it is deprecated.
+    named = (output[name] for name in ("cache", "past_key_values") if isinstance(output, dict) and name in output)
+    cache = next(named, None)
     if cache is not None and not isinstance(cache, tuple | list):
         _FILLED[cache] = _state(model)
