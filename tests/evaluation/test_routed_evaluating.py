@@ -195,16 +195,18 @@ def test_a_document_of_which_nothing_is_trained_counts_for_nothing(
     assert figures.num_short == 1, "the one that ended within its prompt"
 
 
-def test_of_a_long_question_its_end_is_scored(model: Any, ground: Ground) -> None:
+def test_of_a_long_question_its_end_is_scored() -> None:
     """As many tokens as the rule reads, before the first that is trained: 4 losses of 5 tokens here, the fifth to the
     eighth; a is likelier before them, b in them."""
-    tally = routes_module._Tally(router_of(model, ground, dataclasses.replace(RULE, prompt_tokens=5)))
+    tally = routes_module._Tally(dataclasses.replace(RULE, prompt_tokens=5), SETS)
     trained_L = np.arange(12) >= 8
     before_L, within_L = np.arange(12) < 4, (np.arange(12) >= 4) & ~trained_L
     losses = {(): np.full(12, 2.0), ("a",): 2.0 - 99.0 * before_L, ("b",): 2.0 - 1.0 * within_L}
     tally.add(routes_module._Piece(document=0, trained_L=trained_L, losses=losses))
-    assert tally.figures().chosen == {"b": 1}
-    assert tally.figures().num_tokens == 4
+    found = tally.found()
+    assert found.figures.chosen == {"b": 1}
+    assert found.figures.num_tokens == 4
+    assert found.names_M == (("b",),)
 
 
 def test_a_router_reads_the_end_of_a_text_and_each_text_once(
