@@ -178,9 +178,29 @@ def test_an_upload_that_is_broken_off_leaves_no_card(story: Story, hub: Hub, tmp
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "blockexpand: interrupted" in err
     assert there(hub) == {}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_fails_while_an_upload_is_torn_down_is_the_interrupt(
+    wrapped: bool, story: Story, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(*_: object, **__: object) -> None:
+        try:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise OSError("the socket is closed")  # as the closing of a connection may
+        except OSError as error:
+            if wrapped:
+                raise RuntimeError("Error while uploading") from error
+            raise
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", torn)
+    with pytest.raises(KeyboardInterrupt):
+        push(story.pack, Destination(repo="me/code"), lambda: KEY)
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,8 @@ def _errors_in_words(destination: Destination, at: _Stage) -> Generator[None]:
     try:
         yield
     except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError, RuntimeError) as error:
+        if (interrupt := _interrupt_behind(error)) is not None:
+            raise interrupt from None
         # huggingface_hub wraps what went wrong with one file.
         inner = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         response: Any = vars(inner).get("response")
@@ -253,6 +255,14 @@ def _errors_in_words(destination: Destination, at: _Stage) -> Generator[None]:
         reason = _refused(destination.repo, status, told) if status else _failed(destination.repo, inner, told)
         left = at.left(destination.repo, answered=status is not None)
         raise PublishError(f"{reason}. {left}") from error
+
+
+def _interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """The Ctrl-C that an error came of: what a connection fails at while it is being torn down is no answer."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, KeyboardInterrupt):
+        found = found.__cause__ or found.__context__
+    return found
 
 
 def _refused(repo: str, status: int, told: str) -> str:
