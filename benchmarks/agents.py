@@ -36,7 +36,7 @@ from blockexpand.agents import (
     replay,
     run_agent,
 )
-from blockexpand.endpoints import Answer, Message, Request
+from blockexpand.evaluation import Answer, Message, Request
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,9 +20,8 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from zoo import ZOO, Case, write  # noqa: E402
 
-from blockexpand.expansion import expand, verify  # noqa: E402
+from blockexpand.expansion import Plan, Proof, expand, plan, verify  # noqa: E402  # noqa: E402
 from blockexpand.families import Family, known_families, refused_model_types  # noqa: E402
-from blockexpand.planning import Plan, Proof, plan  # noqa: E402
 
 RULES = {
     "copy-from-donor": "list, donor's item",

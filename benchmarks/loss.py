@@ -2,7 +2,7 @@
 
 Compared, forward and backward to the hidden states, the head frozen as it is while new blocks train:
 
-- chunked: `blockexpand.numerics.loss.linear_losses`, which training uses;
+- chunked: `blockexpand.live.loss.linear_losses`, which training uses;
 - full logits: `cross_entropy((hidden @ head.T).float(), targets)`, what transformers' models compute;
 - torch linear_cross_entropy: `torch.nn.functional.linear_cross_entropy` as it comes, and with its chunking options;
   both only where torch has them (2.13).
@@ -54,8 +54,8 @@ def _losses() -> dict[str, Loss]:
     import torch
     from torch.nn import functional
 
-    from blockexpand.numerics.head import Head
-    from blockexpand.numerics.loss import linear_losses
+    from blockexpand.live.head import Head
+    from blockexpand.live.loss import linear_losses
 
     def chunked(hidden_RD: Tensor, head_VD: Tensor, targets_R: Tensor) -> Tensor:
         weight_R = torch.full((len(targets_R),), 1.0 / len(targets_R))

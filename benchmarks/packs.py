@@ -28,11 +28,10 @@ from blockexpand.corpus.sources import CodeSource
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import load_demo
 from blockexpand.evaluation.losses import document_losses
-from blockexpand.expansion import expand
+from blockexpand.expansion import expand, plan
 from blockexpand.packs import About, extract, load_with_packs, read_pack
 from blockexpand.packs.calibrating import best_of, find_gains, passes
 from blockexpand.packs.memory import only, scaled
-from blockexpand.planning import plan
 from blockexpand.progress import progress_on_stderr
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training import train

@@ -78,9 +78,8 @@ def make(folder: str, shape: str) -> None:
 
 def pack(base: str, folder: str, blocks: int) -> None:
     """Expand, and take the blocks out."""
-    from blockexpand.expansion import expand
+    from blockexpand.expansion import expand, plan
     from blockexpand.packs import About, extract
-    from blockexpand.planning import plan
 
     out = Path(folder)
     expanded = out.with_suffix(".expanded")

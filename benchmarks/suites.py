@@ -22,8 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blockexpand.endpoints import Answer
-from blockexpand.evaluation import Candidate, Options, Start, evaluate_suites, load_suites
+from blockexpand.evaluation import Answer, Candidate, Options, Start, evaluate_suites, load_suites
 from blockexpand.evaluation.harness import build_work, require_harness
 from blockexpand.progress import progress_in
 from excerpts import lines, make_data

@@ -12,8 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from blockexpand.corpus import PrepareRecipe, SplitRecipe, prepare
 from blockexpand.corpus.sources import ChatSource, JsonSource
 from blockexpand.demonstration.tokenizer import save_tokenizer, train_tokenizer
-from blockexpand.expansion import expand
-from blockexpand.planning import plan
+from blockexpand.expansion import expand, plan
 
 ROW_TOKENS = 32
 _NOUNS = ["cat", "dog", "bird", "fish", "tree", "stone", "river", "cloud", "house", "road"]

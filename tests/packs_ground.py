@@ -10,10 +10,9 @@ import torch
 
 from blockexpand import live
 from blockexpand.checkpoint import open_checkpoint
-from blockexpand.expansion import expand
+from blockexpand.expansion import expand, plan
 from blockexpand.families import family_for
 from blockexpand.packs import About, Pack, extract
-from blockexpand.planning import plan
 from blockexpand.training.export import export_model
 
 PLACES = {"code": (1, 3), "math": (-1, 1, 1, 2), "law": (3,)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from blockexpand.agents.tasks import Task
 from blockexpand.agents.tools import Ran
-from blockexpand.endpoints import Answer, Message, Request
+from blockexpand.evaluation import Answer, Message, Request
 
 Script = Callable[[Sequence[Message]], str | Answer]
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import uvicorn
 
-from blockexpand.chat import Speaker
-from blockexpand.chat.listening import UnderWay, listen
-from blockexpand.serving import Service, build_service
+from blockexpand.serving import Service, Speaker, build_service
+from blockexpand.serving.listening import UnderWay, listen
 
 
 @dataclasses.dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from blockexpand.planning import Plan, read_expansion
+from blockexpand.expansion import Plan, read_expansion
 
 PROMPTS = ("The little dog went to", "One day a girl named Ann found", "The king was very")
 AFTER = (1, 4, 7)

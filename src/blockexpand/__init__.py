@@ -1,7 +1,7 @@
 """blockexpand: teach a language model a domain without losing the rest.
 
 Every name below is a function or value of one room, imported when it is first used, so that
-`import blockexpand` costs nothing. Rooms are nouns (`blockexpand.planning`), functions are verbs
+`import blockexpand` costs nothing. Rooms are nouns (`blockexpand.expansion`), functions are verbs
 (`blockexpand.plan`), so that neither ever shadows the other.
 """
 
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
     from blockexpand.demonstration import demo
     from blockexpand.errors import BlockexpandError
     from blockexpand.evaluation import evaluate, evaluate_suites
-    from blockexpand.expansion import expand, verify
+    from blockexpand.expansion import Plan, expand, read_plan, verify
     from blockexpand.guidance import Calibration, plan
     from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
     from blockexpand.packs import attach as attach_packs
     from blockexpand.packs import detach as detach_packs
     from blockexpand.packs import extract as extract_pack
     from blockexpand.packs import load_with_packs, read_pack
-    from blockexpand.planning import Plan, read_plan
     from blockexpand.publishing import push, write_card
     from blockexpand.reporting import report
     from blockexpand.studies import study
@@ -36,7 +35,7 @@ _ROOMS = {
     "BlockExpansionCallback": "training",
     "BlockexpandError": "errors",
     "Calibration": "guidance",
-    "Plan": "planning",
+    "Plan": "expansion",
     "adopt": "live",
     "attach_packs": "packs:attach",
     "bypass": "live",
@@ -57,7 +56,7 @@ _ROOMS = {
     "prepare": "corpus",
     "push": "publishing",
     "read_pack": "packs",
-    "read_plan": "planning",
+    "read_plan": "expansion",
     "report": "reporting",
     "sft": "training",
     "study": "studies",

@@ -17,8 +17,8 @@ from scipy.stats import binomtest
 from blockexpand.agents import Cast, make_puzzles, read_agent, replay, run_agent
 from blockexpand.agents.records import AgentSettings, Opposite, rates_of, wilson
 from blockexpand.agents.tasks import Task
-from blockexpand.endpoints import Answer, Message
 from blockexpand.errors import AgentError, Interrupted, StagingError
+from blockexpand.evaluation import Answer, Message
 from players import PlainTools, Script, Scripted, solver
 
 SETTINGS = AgentSettings(speaker=Opposite(model="m"), budgets=(1, 2, 3))

@@ -15,8 +15,8 @@ from blockexpand.agents.records import AgentSettings, Opposite, read_agent
 from blockexpand.agents.running import Cast, run_agent
 from blockexpand.agents.tasks import Task
 from blockexpand.agents.tools import CALL_SECONDS, Ran
-from blockexpand.endpoints import Answer, Message
 from blockexpand.errors import AgentError, RecordError
+from blockexpand.evaluation import Answer, Message
 from players import PlainTools, Script, Scripted, lines
 
 TASK = Task(set="math", id="1", prompt="What is 6 times 7?", scoring="text", reference="42")

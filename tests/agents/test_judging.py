@@ -12,8 +12,8 @@ import pytest
 from blockexpand.agents import JudgeRecord, JudgeSettings, Opposite, Question, Sides, judge_pair, load_questions
 from blockexpand.agents.conversations import load_answers
 from blockexpand.agents.judging import Judgement, verdict_of
-from blockexpand.endpoints import Answer, Message
 from blockexpand.errors import AgentError, BlockexpandError, Interrupted
+from blockexpand.evaluation import Answer, Message
 from players import Script, Scripted, lines
 
 QUESTIONS = [

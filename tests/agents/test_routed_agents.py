@@ -16,8 +16,8 @@ from blockexpand.agents.records import AgentSettings, Opposite
 from blockexpand.agents.tasks import Task
 from blockexpand.cli.main import run
 from blockexpand.digests import digest_file
-from blockexpand.endpoints import Message
 from blockexpand.errors import AgentError, Interrupted, PackError
+from blockexpand.evaluation import Message
 from blockexpand.evaluation.routes import Router
 from blockexpand.packs import attach
 from blockexpand.packs.memory import enabled, only

@@ -29,8 +29,8 @@ from blockexpand.agents import (
     replay,
     run_agent,
 )
-from blockexpand.endpoints import Endpoint, Request
 from blockexpand.errors import EndpointError
+from blockexpand.evaluation import Endpoint, Request
 from helpers import edit_config
 from lm_helpers import make_lm
 from players import PlainTools

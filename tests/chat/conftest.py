@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from blockexpand.chat import Speaker, open_speaker
+from blockexpand.serving import Speaker, open_speaker
 from chat_ground import write_expanded
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from blockexpand.chat import Page, Sampling, Speaker, build_page, open_speaker, serve_page
 from blockexpand.errors import ChatError
+from blockexpand.serving import Page, Sampling, Speaker, build_page, open_speaker, serve_page
 from browser import browser, find_chromium
 
 GREEDY = Sampling(temperature=0, max_tokens=8)

@@ -13,14 +13,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from blockexpand.chat import Conversation, Sampling, Speaker, open_speaker, talk
-from blockexpand.chat.facts import gather_facts, read_record
-from blockexpand.chat.pieces import Pieces
-from blockexpand.chat.speaking import Who
-from blockexpand.chat.terminal import greet, typed
 from blockexpand.cli.main import run
 from blockexpand.errors import ChatError, CorpusError, PackError, RecordError
 from blockexpand.live import bypass
+from blockexpand.serving import Conversation, Sampling, Speaker, open_speaker, talk
+from blockexpand.serving.facts import gather_facts, read_record
+from blockexpand.serving.pieces import Pieces
+from blockexpand.serving.speaking import Who
+from blockexpand.serving.terminal import greet, typed
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
 ASKED = [{"role": "user", "content": "the cat sat"}]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from blockexpand.chat.pieces import Pieces
 from blockexpand.demonstration.paths import BASE
+from blockexpand.serving.pieces import Pieces
 from helpers import make_tokenizer
 
 

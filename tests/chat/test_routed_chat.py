@@ -15,12 +15,12 @@ from rich.console import Console
 from test_chat_page import Server, wait
 from tokenizers.processors import TemplateProcessing
 
-from blockexpand.chat import Conversation, Page, Sampling, Speaker, build_page, open_speaker, talk
 from blockexpand.cli.main import run
 from blockexpand.errors import ChatError
 from blockexpand.packs import routing
 from blockexpand.packs.memory import enabled, only
 from blockexpand.packs.routing import Route, Rule
+from blockexpand.serving import Conversation, Page, Sampling, Speaker, build_page, open_speaker, talk
 from browser import browser, find_chromium
 from chat_ground import SAID, write_packs
 
@@ -163,7 +163,7 @@ def test_the_verb_opens_a_page_that_routes(
     expanded: Path, packs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     served: list[bool] = []
-    monkeypatch.setattr("blockexpand.chat.serve_page", lambda _, page: served.append(page.routes))
+    monkeypatch.setattr("blockexpand.serving.serve_page", lambda _, page: served.append(page.routes))
     arguments = ["chat", str(expanded.parents[1] / "base"), "--pack", str(packs[0]), "--web"]
     assert run([*arguments, "--route", "auto"]) == run(arguments) == 0
     assert served == [True, False]

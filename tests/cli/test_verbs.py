@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from blockexpand.cli.main import run
-from blockexpand.expansion import verify
-from blockexpand.planning import read_plan
+from blockexpand.expansion import read_plan, verify
 from blockexpand.records import to_plain
 from lm_helpers import make_chats, make_lm, sentences
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from documented import ROOT, blocks_of, commands_of
 
-from blockexpand.chat import open_speaker
 from blockexpand.cli.main import run
 from blockexpand.sandbox import describe
+from blockexpand.serving import open_speaker
 from helpers import edit_config
 from lm_helpers import make_lm
 from packs_ground import make_pack, make_trained

@@ -15,11 +15,11 @@ import torch
 from blockexpand.cli.main import run
 from blockexpand.corpus import open_corpus
 from blockexpand.corpus.tokens import load_tokenizer
-from blockexpand.endpoints import Endpoint
 from blockexpand.errors import EvaluationError
 from blockexpand.evaluation import (
     AnswerTask,
     Candidate,
+    Endpoint,
     EvaluationRecord,
     HeldOutWork,
     Options,
@@ -35,7 +35,7 @@ from blockexpand.evaluation import routes as routes_module
 from blockexpand.evaluation.answers import answer
 from blockexpand.evaluation.losses import document_losses
 from blockexpand.evaluation.routes import Router, count_of, routed_losses
-from blockexpand.numerics.forward import RowBatch, cross_entropies
+from blockexpand.live.forward import RowBatch, cross_entropies
 from blockexpand.packs import attach, load_with_packs
 from blockexpand.packs.memory import enabled, only
 from blockexpand.packs.routing import Names, Rule, name_of, route

@@ -13,9 +13,8 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from blockexpand.checkpoint import copying, digest_tensors, open_checkpoint
 from blockexpand.errors import ExpansionError, StagingError
-from blockexpand.expansion import expand, expanding, verify
+from blockexpand.expansion import Check, ExpansionRecord, Plan, Proof, expand, expanding, plan, read_expansion, verify
 from blockexpand.families import known_families
-from blockexpand.planning import Check, ExpansionRecord, Plan, Proof, plan, read_expansion
 from blockexpand.progress import progress_on_stderr
 from helpers import CHAT_TEMPLATE, MakeBase, edit_config, load, tree
 

@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from blockexpand.errors import LiveError, PlanError, RecordError
-from blockexpand.expansion import expand, verify
+from blockexpand.expansion import draw, expand, plan, read_plan, verify
 from blockexpand.live import bypass, expand_live, writers
-from blockexpand.planning import draw, plan, read_plan
 from helpers import MakeBase, edit_json, load, tree
 
 TOKENS = torch.arange(5, 25)[None]

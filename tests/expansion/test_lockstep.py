@@ -10,11 +10,10 @@ from torch import Tensor
 
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import ExpansionError
-from blockexpand.expansion import expand, lockstep, measuring, proof, verify
+from blockexpand.expansion import expand, lockstep, measuring, plan, proof, verify
 from blockexpand.expansion.lockstep import BlockByBlock, block_bytes, tensor_bytes
 from blockexpand.expansion.measuring import sequences
 from blockexpand.families import family_for
-from blockexpand.planning import plan
 from helpers import MakeBase
 
 

@@ -13,10 +13,9 @@ import torch
 
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import CheckpointError, ExpansionError, LiveError, PlanError
-from blockexpand.expansion import expand, measuring, verify
+from blockexpand.expansion import Proof, expand, measuring, plan, read_expansion, verify
 from blockexpand.expansion.measuring import Measured, answers, compare, kl_nats, measure, sequences
 from blockexpand.live import expand_live
-from blockexpand.planning import Proof, plan, read_expansion
 from helpers import MakeBase, edit_config, edit_json, load, tiny_model
 
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}

@@ -17,14 +17,13 @@ import torch
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.cli.main import run
 from blockexpand.errors import ExpansionError, FamilyError, PlanError
-from blockexpand.expansion import expand, expanding, verify
+from blockexpand.expansion import Check, draw, expand, expanding, plan, read_plan, verify
 from blockexpand.families import Family, family_for
 from blockexpand.families.discovering import describing, finding, naming, silencing
 from blockexpand.families.discovering.__main__ import main as command
 from blockexpand.families.discovering.stating import as_toml
 from blockexpand.families.modules import load_model
 from blockexpand.live import bypass, expand_live, freeze, load, tensors_on_disk
-from blockexpand.planning import Check, draw, plan, read_plan
 from blockexpand.records import from_plain
 
 made_up.register()

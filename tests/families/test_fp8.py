@@ -12,9 +12,8 @@ from zoo import ZOO, write
 
 from blockexpand.checkpoint import digest_tensors, open_checkpoint
 from blockexpand.errors import CheckpointError, PackError, PlanError
-from blockexpand.expansion import expand, verify
+from blockexpand.expansion import expand, plan, survey, verify
 from blockexpand.packs import extract, scale_on_disk
-from blockexpand.planning import plan, survey
 from helpers import edit_config
 
 LARGEST = 448.0

@@ -15,10 +15,10 @@ from zoo import ZOO, build
 from blockexpand.errors import TrainingError
 from blockexpand.families import known_families
 from blockexpand.families.family import HeadFacts
-from blockexpand.numerics import loss as lean
-from blockexpand.numerics.forward import RowBatch, check_head, cross_entropies, hidden_states
-from blockexpand.numerics.head import Head, head_of
-from blockexpand.numerics.loss import Reference, linear_losses
+from blockexpand.live import loss as lean
+from blockexpand.live.forward import RowBatch, check_head, cross_entropies, hidden_states
+from blockexpand.live.head import Head, head_of
+from blockexpand.live.loss import Reference, linear_losses
 
 # What each family's entry is set to, so that it matters on random weights.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -134,6 +134,6 @@ def test_an_entry_that_the_family_file_does_not_name_is_found_out(monkeypatch: p
     """The guard: take the fact away, and the model's own logits refuse the head."""
     model, rows = model_of("cohere"), batch()
     without = dataclasses.replace(known_families()["cohere"], head=HeadFacts())
-    monkeypatch.setattr("blockexpand.numerics.parts.known_families", lambda: {"cohere": without})
+    monkeypatch.setattr("blockexpand.live.parts.known_families", lambda: {"cohere": without})
     with pytest.raises(TrainingError, match=r"logits of CohereForCausalLM are not what its head gives: .*[0-9]\.[0-9]"):
         check_head(model, rows)

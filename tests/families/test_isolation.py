@@ -11,11 +11,11 @@ from zoo import ZOO, Case, build
 
 from blockexpand.errors import TrainingError
 from blockexpand.families import known_families
-from blockexpand.numerics import blocked, isolation
-from blockexpand.numerics.attention import prefer_blocked, set_attention
-from blockexpand.numerics.forward import RowBatch, check_head, hidden_states
-from blockexpand.numerics.head import head_of
-from blockexpand.numerics.isolation import check_isolation, isolates, leak, packed_states, states_apart
+from blockexpand.live import blocked, isolation
+from blockexpand.live.attention import prefer_blocked, set_attention
+from blockexpand.live.forward import RowBatch, check_head, hidden_states
+from blockexpand.live.head import head_of
+from blockexpand.live.isolation import check_isolation, isolates, leak, packed_states, states_apart
 
 CPU = torch.device("cpu")
 A, B, C = 17, 20, 11

@@ -15,8 +15,8 @@ import fuzz_seeds
 
 from blockexpand.checkpoint import TensorEntry, open_checkpoint
 from blockexpand.errors import CheckpointError, FamilyError, PlanError
+from blockexpand.expansion import survey
 from blockexpand.families import family_for, known_families
-from blockexpand.planning import survey
 
 LLAMA = known_families()["llama"]
 

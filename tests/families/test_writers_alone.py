@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from zoo import ZOO, Case, write
 
+from blockexpand.expansion import plan
 from blockexpand.families import known_families
 from blockexpand.families.modules import load_model
 from blockexpand.live import expand_live
 from blockexpand.live.state import expanded
-from blockexpand.planning import plan
 
 ON_DISK_ONLY = ("llama4",)
 """Not built in memory (test_zoo.py); its text stack is llama4_text's."""

@@ -12,11 +12,10 @@ from zoo import ZOO, Case, write
 
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import LiveError
-from blockexpand.expansion import expand, verify
+from blockexpand.expansion import Plan, expand, plan, survey, verify
 from blockexpand.families import family_for, known_families, refused_model_types
 from blockexpand.families.modules import load_model
 from blockexpand.live import bypass, detach, expand_live, freeze, load, tensors_on_disk, writers
-from blockexpand.planning import Plan, plan, survey
 
 PRE_NORM_DRIFT = 1e-5
 DRIFT = {"mamba": 1e-3}

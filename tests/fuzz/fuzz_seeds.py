@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from blockexpand.checkpoint import Checkpoint, TensorEntry, num_bytes
+from blockexpand.expansion import plan
 from blockexpand.families import (
     Between,
     CopyFromDonor,
@@ -25,7 +26,6 @@ from blockexpand.families import (
     known_families,
     with_entries,
 )
-from blockexpand.planning import plan
 from blockexpand.records import dump_json, with_format
 
 DEPTH = 4

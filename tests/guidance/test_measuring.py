@@ -17,11 +17,11 @@ from blockexpand import Calibration, plan
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.corpus.tokens import load_tokenizer
 from blockexpand.errors import BlockexpandError, CorpusError, GuidanceError, RecordError
+from blockexpand.expansion import plan as plan_by_scores
+from blockexpand.expansion import read_plan
 from blockexpand.families.modules import load_model
 from blockexpand.guidance.measuring import Sums, measure
 from blockexpand.guidance.reading import PIECE_CHARS, Row, rows
-from blockexpand.planning import plan as plan_by_scores
-from blockexpand.planning import read_plan
 from lm_helpers import make_corpus, make_lm, sentences
 
 

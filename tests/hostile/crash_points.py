@@ -30,9 +30,8 @@ import fuzz_seeds
 from blockexpand.checkpoint import working
 from blockexpand.checkpoint.header import build_header
 from blockexpand.errors import BlockexpandError
-from blockexpand.expansion import expand
+from blockexpand.expansion import Plan, expand, plan
 from blockexpand.families import known_families
-from blockexpand.planning import Plan, plan
 
 
 def make_base(folder: Path) -> Path:

@@ -150,7 +150,7 @@ import os, sys
 from blockexpand import staging
 from blockexpand.errors import StagingError
 from blockexpand.expansion import expand
-from blockexpand.planning import plan
+from blockexpand.expansion import plan
 flush = staging._flush_tree
 def wait_and_flush(folder):
     print("ready", flush=True)

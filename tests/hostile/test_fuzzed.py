@@ -19,10 +19,10 @@ from fuzz_mutations import mutate
 from fuzz_targets import TARGETS
 
 from blockexpand.errors import BlockexpandError, CheckpointError, FamilyError, PlanError, RecordError
+from blockexpand.expansion import plan, read_plan
+from blockexpand.expansion.placing import Insertion
+from blockexpand.expansion.plans import number
 from blockexpand.families import family_for, known_families
-from blockexpand.planning import plan, read_plan
-from blockexpand.planning.placing import Insertion
-from blockexpand.planning.plans import number
 from blockexpand.records import from_plain, parse_json
 
 LLAMA = known_families()["llama"]

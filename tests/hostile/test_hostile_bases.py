@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import BlockexpandError
-from blockexpand.expansion import expand
-from blockexpand.planning import Plan, plan, read_plan
+from blockexpand.expansion import Plan, expand, plan, read_plan
 from helpers import MakeBase, edit_config, edit_json
 
 INDEX = "model.safetensors.index.json"

@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from blockexpand.errors import ExpansionError, StagingError
-from blockexpand.expansion import expand
-from blockexpand.planning import plan
+from blockexpand.expansion import expand, plan
 from helpers import MakeBase, tree
 
 Usage = namedtuple("Usage", "total used free")
@@ -109,7 +108,7 @@ ON_A_TINY_DISK = """
     from pathlib import Path
     from blockexpand.errors import StagingError
     from blockexpand.expansion import expand
-    from blockexpand.planning import plan
+    from blockexpand.expansion import plan
     base, disk, pretend = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "pretend"
     if pretend:
         Usage = collections.namedtuple("Usage", "total used free")
@@ -177,7 +176,7 @@ KILLED = """
         return real(*args)
     os.copy_file_range = slow
     from blockexpand.expansion import expand
-    from blockexpand.planning import plan
+    from blockexpand.expansion import plan
     expand(sys.argv[1], sys.argv[2], plan(sys.argv[1], 2))
 """
 

@@ -23,8 +23,7 @@ from crash_points import make_base, tree
 
 from blockexpand.checkpoint import open_checkpoint, read_header
 from blockexpand.errors import BlockexpandError, CheckpointError, RecordError
-from blockexpand.expansion import expand
-from blockexpand.planning import plan, read_plan
+from blockexpand.expansion import expand, plan, read_plan
 from blockexpand.records import MAX_ITEMS, MAX_TEXT_BYTES, parse_json
 
 INDEX = "model.safetensors.index.json"
@@ -36,7 +35,7 @@ WITH_LITTLE_MEMORY = """
     from pathlib import Path
     from blockexpand.checkpoint import open_checkpoint, read_header
     from blockexpand.errors import BlockexpandError
-    from blockexpand.planning import read_plan
+    from blockexpand.expansion import read_plan
     read = {"header": read_header, "folder": open_checkpoint, "plan": read_plan}[sys.argv[1]]
     try:
         read(Path(sys.argv[2]))
@@ -209,7 +208,7 @@ ON_A_READ_ONLY_BASE = """
     import sys
     from blockexpand.errors import StagingError
     from blockexpand.expansion import expand
-    from blockexpand.planning import plan
+    from blockexpand.expansion import plan
     base, out = sys.argv[1:]
     expand(base, out, plan(base, 2))
     try:

@@ -183,7 +183,7 @@ def _child(work: Callable[[], object], pipe: int) -> None:
         work()
     except BlockexpandError as error:
         code, words = 2, str(error)
-    except BaseException:  # noqa: BLE001 (the child's end, whatever it was, is what the parent asks about)
+    except BaseException:
         code, words = 1, traceback.format_exc()
     os.write(pipe, words.encode()[-60_000:])
     os._exit(code)

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from blockexpand import live
 from blockexpand.errors import LiveError
-from blockexpand.expansion import expand
-from blockexpand.planning import Plan, plan
+from blockexpand.expansion import Plan, expand, plan
 from helpers import MakeBase, load
 
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}

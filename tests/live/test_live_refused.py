@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from blockexpand import live
 from blockexpand.errors import FamilyError, LiveError, PlanError
-from blockexpand.expansion import expand
-from blockexpand.planning import plan
+from blockexpand.expansion import expand, plan
 from helpers import MakeBase, edit_config, load, tiny_model
 
 

@@ -18,14 +18,13 @@ from blockexpand.cli.main import run
 from blockexpand.corpus import open_corpus
 from blockexpand.errors import BlockexpandError, CorpusError, ExpansionError, PackError, RecordError, StagingError
 from blockexpand.evaluation.losses import document_losses
-from blockexpand.expansion import expand
+from blockexpand.expansion import expand, plan
 from blockexpand.families import family_for
-from blockexpand.numerics.forward import RowBatch
+from blockexpand.live.forward import RowBatch
 from blockexpand.packs import calibrating, load_with_packs, read_pack, scale_on_disk
 from blockexpand.packs.calibrating import BOUNDS, _descend, _Point, best_of, calibrate, find_gains, losses_of, passes
 from blockexpand.packs.calibration import Calibrated, GainSettings
 from blockexpand.packs.memory import gains, only, scaled
-from blockexpand.planning import plan
 from blockexpand.records import read_record
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training.export import export_model

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from blockexpand.errors import PackError, RecordError
-from blockexpand.numerics.forward import RowBatch, cross_entropies
+from blockexpand.live.forward import RowBatch, cross_entropies
 from blockexpand.packs import attach, load_with_packs
 from blockexpand.packs.memory import disable, enabled, only
 from blockexpand.packs.routing import Rule, candidates_of, choose, cost_of, losses_by_set, name_of, route, routed

@@ -19,7 +19,7 @@ from blockexpand import live
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.cli.main import run
 from blockexpand.errors import BlockexpandError, LiveError, PackError, RecordError
-from blockexpand.expansion import expand
+from blockexpand.expansion import SILENT, expand, plan, read_expansion
 from blockexpand.families import family_for, known_families
 from blockexpand.packs import (
     About,
@@ -36,7 +36,6 @@ from blockexpand.packs import (
 from blockexpand.packs.gains import Writer, set_gain
 from blockexpand.packs.memory import attached, disable, gains, scale, scaled
 from blockexpand.packs.scaling import _times
-from blockexpand.planning import SILENT, plan, read_expansion
 from blockexpand.publishing import Said, write_card
 from blockexpand.records import to_plain, write_record
 from blockexpand.staging import RECORD_NAME

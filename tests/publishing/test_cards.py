@@ -12,9 +12,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from blockexpand.cli.main import run
-from blockexpand.expansion import expand
+from blockexpand.expansion import CARD, BlockScore, CardMark, Guidance, expand, plan, read_mark, signed
 from blockexpand.packs import attach_on_disk, detach_on_disk, extract
-from blockexpand.planning import CARD, BlockScore, CardMark, Guidance, plan, read_mark, signed
 from blockexpand.publishing import Records, read_published, write_card
 from blockexpand.publishing.figures import base_digest
 from helpers import MakeBase, edit_json, tree
@@ -253,7 +252,7 @@ def test_a_pack_s_results_are_those_of_its_folder_or_of_the_base_with_it(story: 
 def test_the_base_inside_has_the_base_s_fingerprint(story: Story, own_base: MakeBase, tmp_path: Path) -> None:
     from blockexpand.checkpoint import open_checkpoint
     from blockexpand.evaluation.evaluating import model_digest
-    from blockexpand.planning import read_expansion
+    from blockexpand.expansion import read_expansion
 
     assert base_digest(open_checkpoint(story.model), read_expansion(story.model)) == model_digest(story.base)
     base = own_base("llama", sharded=True)

@@ -15,8 +15,8 @@ from report_examples import write_evaluation
 from blockexpand.agents import Cast, Manner, make_puzzles, read_agent, run_agent
 from blockexpand.agents.records import AgentSettings, Opposite
 from blockexpand.agents.tasks import Task
-from blockexpand.endpoints import Answer, Message
 from blockexpand.errors import ReportError
+from blockexpand.evaluation import Answer, Message
 from blockexpand.reporting import report
 from blockexpand.reporting.sources import gather
 from helpers import edit_json, tree

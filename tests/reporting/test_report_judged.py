@@ -11,8 +11,8 @@ import pytest
 from page_reader import PageReader
 
 from blockexpand.agents import JudgeSettings, Opposite, Question, Sides, judge_pair, read_judge
-from blockexpand.endpoints import Answer, Message
 from blockexpand.errors import AgentError, ReportError
+from blockexpand.evaluation import Answer, Message
 from blockexpand.reporting import report
 from blockexpand.reporting.sources import gather
 from browser import browser, find_chromium

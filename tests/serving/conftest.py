@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from blockexpand.chat import Speaker, open_speaker
 from blockexpand.packs import routing
 from blockexpand.packs.routing import Rule
+from blockexpand.serving import Speaker, open_speaker
 from chat_ground import write_expanded, write_packs
 from serving_ground import Served, served
 

@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 
 from blockexpand import serving
-from blockexpand.chat import Speaker
 from blockexpand.cli.main import run
-from blockexpand.endpoints import Endpoint
-from blockexpand.serving import Service, names_of
+from blockexpand.evaluation import Endpoint
+from blockexpand.serving import Service, Speaker, names_of
 from helpers import edit_config
 from lm_helpers import make_lm
 from packs_ground import make_pack, make_trained

@@ -13,11 +13,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from blockexpand.chat import Speaker, open_speaker
 from blockexpand.live import bypass
 from blockexpand.packs import attach_on_disk
 from blockexpand.packs.memory import enabled, only
 from blockexpand.packs.routing import route
+from blockexpand.serving import Speaker, open_speaker
 from chat_ground import SAID
 from helpers import load
 from serving_ground import Served, served

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from blockexpand.chat import Speaker, open_speaker
 from blockexpand.errors import ChatError, ServingError
 from blockexpand.packs import About, extract
-from blockexpand.serving import Service, build_service, names_of
+from blockexpand.serving import Service, Speaker, build_service, names_of, open_speaker
 from serving_ground import Served, served
 
 USER = {"role": "user", "content": "x"}

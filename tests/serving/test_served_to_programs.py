@@ -17,12 +17,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from blockexpand.agents import read_agent
-from blockexpand.chat import Speaker, open_speaker
 from blockexpand.cli.main import run
-from blockexpand.endpoints import Endpoint
+from blockexpand.evaluation import Endpoint
 from blockexpand.evaluation.outcomes import read_samples
 from blockexpand.packs.memory import only
 from blockexpand.sandbox import describe
+from blockexpand.serving import Speaker, open_speaker
 from blockexpand.serving.likelihoods import text_of
 from chat_ground import SAID
 from helpers import edit_config

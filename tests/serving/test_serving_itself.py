@@ -14,10 +14,9 @@ from typing import Any
 import openai
 import pytest
 
-from blockexpand.chat import Speaker
-from blockexpand.chat.pieces import Pieces
 from blockexpand.errors import ChatError
-from blockexpand.serving import Service, serve
+from blockexpand.serving import Service, Speaker, serve
+from blockexpand.serving.pieces import Pieces
 from serving_ground import Served, served
 
 ASKED = {"model": "base", "messages": [{"role": "user", "content": "the cat sat"}], "temperature": 0, "max_tokens": 100}

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from blockexpand import live
 from blockexpand.expansion import verify
-from blockexpand.numerics.forward import hidden_states
-from blockexpand.numerics.head import head_of
-from blockexpand.numerics.isolation import isolates
-from blockexpand.numerics.loss import linear_losses
-from blockexpand.numerics.parts import blocks_of
+from blockexpand.live.forward import hidden_states
+from blockexpand.live.head import head_of
+from blockexpand.live.isolation import isolates
+from blockexpand.live.loss import linear_losses
+from blockexpand.live.parts import blocks_of
 from blockexpand.training import train
 from blockexpand.training.arms.blocks import Blocks
 from blockexpand.training.arms.lora import Lora

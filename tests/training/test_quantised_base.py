@@ -20,7 +20,7 @@ from blockexpand import live
 from blockexpand.errors import RecordError, TrainingError
 from blockexpand.expansion import verify
 from blockexpand.families.modules import load_model
-from blockexpand.numerics.parts import blocks_of
+from blockexpand.live.parts import blocks_of
 from blockexpand.training import train
 from blockexpand.training.arms import quantised
 from blockexpand.training.arms.blocks import Blocks

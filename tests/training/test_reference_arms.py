@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from blockexpand.errors import RecordError, TrainingError
-from blockexpand.expansion import expand
+from blockexpand.expansion import Insertion, expand, plan
 from blockexpand.families import known_families
-from blockexpand.numerics.generation import generate
-from blockexpand.planning import Insertion, plan
+from blockexpand.live.generation import generate
 from blockexpand.training import forecast, load_shipped, shipped_folder, train
 from blockexpand.training.arms.build import arm_of
 from blockexpand.training.arms.moe import down_projection

@@ -14,8 +14,7 @@ import torch
 
 from blockexpand.checkpoint import digest_tensors, open_checkpoint
 from blockexpand.errors import TrainingError
-from blockexpand.expansion import verify
-from blockexpand.planning import read_expansion
+from blockexpand.expansion import read_expansion, verify
 from blockexpand.records import read_json, read_record
 from blockexpand.training import Interrupted, RunRecord, sft, train
 from blockexpand.training import running as running_module
@@ -102,7 +101,7 @@ def test_compiled_blocks_give_the_same_course(ground: Ground, tmp_path: Path) ->
 
 
 def test_nothing_below_the_first_new_block_is_differentiated(ground: Ground, tmp_path: Path) -> None:
-    from blockexpand.numerics.forward import hidden_states
+    from blockexpand.live.forward import hidden_states
     from blockexpand.training.arms.blocks import Blocks
     from blockexpand.training.data import open_data
 

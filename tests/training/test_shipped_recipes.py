@@ -16,8 +16,8 @@ from blockexpand.comparison import load_recipe
 from blockexpand.corpus import PrepareRecipe, SplitRecipe, prepare
 from blockexpand.corpus import load_recipe as load_corpus_recipe
 from blockexpand.corpus.sources import JsonSource
+from blockexpand.expansion import ExpansionRecord, plan
 from blockexpand.families import with_entries
-from blockexpand.planning import ExpansionRecord, plan
 from blockexpand.records import write_record
 from blockexpand.training import forecast
 from blockexpand.training.running import load_settings

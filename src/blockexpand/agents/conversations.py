@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from blockexpand.agents.speakers import Speaker
-from blockexpand.endpoints import Message, Request
 from blockexpand.errors import AgentError, RecordError
+from blockexpand.evaluation import Message, Request
 from blockexpand.progress import bar
 from blockexpand.records import check, from_plain, parse_json, read_text
 

@@ -18,7 +18,7 @@ from blockexpand.agents.scoring import is_right
 from blockexpand.agents.tasks import Task
 from blockexpand.agents.tools import Ran, Shell, Tools
 from blockexpand.digests import digest_json
-from blockexpand.endpoints import Answer, Message
+from blockexpand.evaluation import Answer, Message
 from blockexpand.records import WRITTEN_WHEN_SET, check
 
 MOST_PROPOSALS = 2  # MINT, mint/configs/config_variables.py

@@ -21,8 +21,8 @@ from blockexpand.agents.conversations import Answered, Question, converse, load_
 from blockexpand.agents.records import SETTINGS_NAME, Journal, Opposite, read_lines, wilson, write_lines
 from blockexpand.agents.speakers import Speaker
 from blockexpand.digests import digest_json
-from blockexpand.endpoints import Answer, Request
 from blockexpand.errors import AgentError, Interrupted
+from blockexpand.evaluation import Answer, Request
 from blockexpand.progress import bar
 from blockexpand.records import check, read_record, to_plain, write_record
 from blockexpand.staging import RECORD_NAME, check_output

@@ -56,8 +56,8 @@ from blockexpand.agents.records import (
 from blockexpand.agents.speakers import Speaker
 from blockexpand.agents.tasks import Task
 from blockexpand.agents.tools import Shell, Tools
-from blockexpand.endpoints import Answer, Request
 from blockexpand.errors import AgentError, Interrupted
+from blockexpand.evaluation import Answer, Request
 from blockexpand.packs.rule import Names, name_of
 from blockexpand.progress import Bar, bar
 from blockexpand.records import read_record, write_record

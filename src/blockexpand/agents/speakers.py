@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from blockexpand.endpoints import Answer, Endpoint, Request, ask_all
-from blockexpand.endpoints.asking import cut_at
 from blockexpand.errors import AgentError
+from blockexpand.evaluation import Answer, Endpoint, Request, ask_all
+from blockexpand.evaluation.asking import cut_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +85,7 @@ class LoadedSpeaker:
 
     def _context(self) -> int:
         """Tokens that the model was made for; state-space models have no limit of their own."""
-        from blockexpand.numerics.generation import context_of
+        from blockexpand.live.generation import context_of
 
         return context_of(self.model) or 1_000_000
 
@@ -131,7 +131,7 @@ class LoadedSpeaker:
     def _ends(self) -> list[int]:
         """The tokens that end a turn."""
         from blockexpand.corpus.tokens import ends_of
-        from blockexpand.numerics.generation import ending_tokens
+        from blockexpand.live.generation import ending_tokens
 
         return ending_tokens(self.model, ends_of(self.tokenizer).eos)
 

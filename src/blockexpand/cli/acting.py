@@ -189,7 +189,7 @@ def speaker_of(model: str, server: Server) -> tuple[Speaker, Opposite]:
             f"--route auto needs the model itself, and {server.endpoint} is an address; expected a folder; leave it out"
         )
     from blockexpand.cli.main import secret
-    from blockexpand.endpoints import Endpoint
+    from blockexpand.evaluation import Endpoint
 
     key = secret(server.key_variable) if server.key_variable is not None else None
     behind = Endpoint(server.endpoint, model, key=key, timeout_seconds=server.timeout)

@@ -86,8 +86,8 @@ def chat(
 
     from rich.console import Console
 
-    from blockexpand import chat as chatting
-    from blockexpand.chat.terminal import greet, typed
+    from blockexpand import serving as chatting
+    from blockexpand.serving.terminal import greet, typed
 
     sampling = chatting.Sampling(
         max_tokens=answers.max_tokens, temperature=answers.temperature, top_p=answers.top_p, seed=answers.seed

@@ -139,8 +139,7 @@ class _Measured:
         return [name for one in self.suites.suite or [] for name in one.split(",") if name]
 
     def candidate(self, model: str) -> Candidate:
-        from blockexpand.endpoints import Endpoint
-        from blockexpand.evaluation import Candidate
+        from blockexpand.evaluation import Candidate, Endpoint
         from blockexpand.packs.rule import Rule
 
         given = self.suites

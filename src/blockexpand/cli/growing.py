@@ -11,8 +11,8 @@ from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
 from blockexpand.errors import UsageError
 
 if TYPE_CHECKING:
+    from blockexpand.expansion import Plan, Proof
     from blockexpand.guidance import Calibration
-    from blockexpand.planning import Plan, Proof
 
 Placement = Literal["interleaved", "prefix", "suffix", "guided"]
 Measure = Literal["kl", "loss", "cosine"]
@@ -81,7 +81,7 @@ def plan(
     all_blocks
         Draw every block, also of deep models.
     """
-    from blockexpand import guidance, planning
+    from blockexpand import expansion, guidance
 
     given = {"max_tokens": calibration_tokens, "measure": measure, "device": device}
     calibration = _calibration(text, {name: value for name, value in given.items() if value is not None})
@@ -93,7 +93,7 @@ def plan(
     _draw_scores(made, figure, out)
     if out is not None:
         made.save(out)
-    show(common, made, lambda: planning.draw_rich(made, show_all=all_blocks))
+    show(common, made, lambda: expansion.draw_rich(made, show_all=all_blocks))
     return DONE
 
 
@@ -175,7 +175,7 @@ def expand(
 
 
 def _plan_from_options(base: str, options: tuple[int | None, Placement, int, str | None], init: Init) -> Plan:
-    from blockexpand import planning
+    from blockexpand import expansion
 
     blocks, placement, per_group, after = options
     if placement == "guided":
@@ -185,7 +185,7 @@ def _plan_from_options(base: str, options: tuple[int | None, Placement, int, str
             "then give --plan plan.json"
         )
     where = _positions(after)
-    return planning.plan(base, blocks, placement=placement, after=where, per_group=per_group, init=init)
+    return expansion.plan(base, blocks, placement=placement, after=where, per_group=per_group, init=init)
 
 
 def _list(made: Plan) -> str:

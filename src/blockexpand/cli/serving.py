@@ -62,17 +62,17 @@ def serve(
     log
         A file to append questions and answers to; without it nothing is kept.
     """
-    from blockexpand import chat, serving
-    from blockexpand.chat.conversation import keep
-    from blockexpand.chat.listening import require
+    from blockexpand import serving
     from blockexpand.cli.main import secret
+    from blockexpand.serving.conversation import keep
+    from blockexpand.serving.listening import require
 
     require("serve")
     key = secret(address.key_variable) if address.key_variable is not None else None
     service = serving.Service(host=address.host, port=address.port, name=name, routes=route == "auto", key=key, log=log)
     if log is not None:
         keep(log, None)  # before a model is loaded
-    speaker = chat.open_speaker(model, pack or (), dtype=dtype, device=device, plain=True)
+    speaker = serving.open_speaker(model, pack or (), dtype=dtype, device=device, plain=True)
     if service.is_open:
         print(
             f"blockexpand: anyone who reaches {service.host}:{service.port} may use the model; --key-variable NAME "

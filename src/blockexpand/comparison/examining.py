@@ -22,10 +22,10 @@ from blockexpand.corpus.dataset import Corpus, TokenRows, batches, open_corpus
 from blockexpand.corpus.tokens import ends_of, load_tokenizer
 from blockexpand.errors import ComparisonError
 from blockexpand.evaluation import ratio_difference
-from blockexpand.numerics.forward import RowBatch, cross_entropies
-from blockexpand.numerics.generation import generate
-from blockexpand.numerics.parts import blocks_of
-from blockexpand.planning import NewBlock, read_expansion
+from blockexpand.expansion import NewBlock, read_expansion
+from blockexpand.live.forward import RowBatch, cross_entropies
+from blockexpand.live.generation import generate
+from blockexpand.live.parts import blocks_of
 from blockexpand.records import read_record, write_record
 from blockexpand.training import RunRecord, load_shipped
 from blockexpand.training.arms.trainee import load_model

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from blockexpand import planning
+from blockexpand import expansion
 from blockexpand.comparison.caching import alone
 from blockexpand.comparison.recipe import CompareRecipe, PlanRecipe
-from blockexpand.expansion import expand
+from blockexpand.expansion import Insertion, Plan, expand
 from blockexpand.guidance import Calibration
 from blockexpand.guidance import plan as make_plan
-from blockexpand.planning import Insertion, Plan
 from blockexpand.staging import RECORD_NAME
 
 
@@ -41,7 +40,7 @@ def planned(recipe: CompareRecipe, wish: PlanRecipe) -> Plan:
     if wish.repeat is not None:
         first, end = wish.repeat
         copies = [Insertion(after=end - 1, donor=donor) for donor in range(first, end)]
-        return planning.plan(recipe.base, after=copies, init=wish.init)
+        return expansion.plan(recipe.base, after=copies, init=wish.init)
     calibration = None
     if wish.placement == "guided":
         texts = wish.texts or (recipe.data.general or "",)

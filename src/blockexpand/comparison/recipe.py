@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from blockexpand.errors import ComparisonError
-from blockexpand.planning import Init, Measure
+from blockexpand.expansion import Init, Measure
 from blockexpand.records import WRITTEN_WHEN_SET, check
 from blockexpand.training.settings import (
     ArmSettings,

@@ -19,8 +19,7 @@ from blockexpand import __version__
 from blockexpand.demonstration.paths import BASE, RECIPE
 from blockexpand.digests import digest_file
 from blockexpand.errors import DemonstrationError
-from blockexpand.expansion import expand
-from blockexpand.planning import draw, plan
+from blockexpand.expansion import draw, expand, plan
 from blockexpand.progress import say
 from blockexpand.records import read_json, read_yaml, write_json
 from blockexpand.staging import RECORD_NAME

@@ -1,6 +1,7 @@
 """What a model can do: held-out losses, suites of benchmarks, paired differences and a verdict."""
 
 from blockexpand.evaluation.answers import AnswerTask, Scores, load_tasks
+from blockexpand.evaluation.asking import Answer, Endpoint, Message, Request, ask_all
 from blockexpand.evaluation.entries import Chosen, Suite, known_suites, load_suites, read_suite
 from blockexpand.evaluation.evaluating import (
     Evaluation,
@@ -20,6 +21,11 @@ from blockexpand.evaluation.paired import Interval, mean_difference, ratio_diffe
 from blockexpand.evaluation.verdict import Difference, Verdict, compare_records, judge
 
 __all__ = [
+    "Answer",
+    "Endpoint",
+    "Message",
+    "Request",
+    "ask_all",
     "AnswerTask",
     "Candidate",
     "Chosen",

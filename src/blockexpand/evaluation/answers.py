@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from blockexpand.corpus.tokens import ends_of
 from blockexpand.errors import EvaluationError, RecordError
 from blockexpand.evaluation.routes import Router
-from blockexpand.numerics.generation import generate
+from blockexpand.live.generation import generate
 from blockexpand.packs.memory import only
 from blockexpand.packs.rule import Names, name_of
 from blockexpand.progress import bar

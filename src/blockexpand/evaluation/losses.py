@@ -15,7 +15,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from blockexpand.corpus.dataset import TokenRows, batches
-from blockexpand.numerics.forward import RowBatch, cross_entropies
+from blockexpand.live.forward import RowBatch, cross_entropies
 from blockexpand.progress import bar
 
 # M = documents, N = rows of a batch, T = tokens of a row, R = positions that count.

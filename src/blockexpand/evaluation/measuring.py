@@ -24,16 +24,16 @@ from blockexpand.evaluation.journal import journal_of
 from blockexpand.evaluation.outcomes import SuiteResults, TaskScore, write_samples
 from blockexpand.evaluation.routes import Router, Routing, count_of
 from blockexpand.evaluation.running import run_task
+from blockexpand.expansion import read_expansion
 from blockexpand.families.modules import load_model
 from blockexpand.packs.rule import Rule
-from blockexpand.planning import read_expansion
 from blockexpand.records import to_plain, write_record
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from blockexpand.endpoints import Endpoint
+    from blockexpand.evaluation.asking import Endpoint
     from blockexpand.evaluation.models import EndpointLM, LoadedLM
 
 _SEED = 0

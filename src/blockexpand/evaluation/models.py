@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from blockexpand.endpoints import Endpoint
+    from blockexpand.evaluation.asking import Endpoint
     from blockexpand.evaluation.harness import Options
     from blockexpand.evaluation.routes import Router
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from blockexpand.corpus.dataset import TokenRows, batches
 from blockexpand.evaluation.losses import DocumentLosses
-from blockexpand.numerics.forward import RowBatch
+from blockexpand.live.forward import RowBatch
 from blockexpand.packs.routing import candidates_of, choose, cost_of, losses_by_set, route
 from blockexpand.packs.rule import Names, Rule, name_of
 from blockexpand.progress import bar

@@ -33,9 +33,12 @@ from blockexpand.checkpoint import (
 )
 from blockexpand.digests import digest_json
 from blockexpand.errors import ExpansionError
+from blockexpand.expansion.plans import Plan, read_plan
 from blockexpand.expansion.proof import prove_checkpoints
+from blockexpand.expansion.record import ExpansionRecord, Proof
+from blockexpand.expansion.rewriting import rewrite
+from blockexpand.expansion.survey import started, survey
 from blockexpand.families import Family, family_for, with_entries
-from blockexpand.planning import ExpansionRecord, Plan, Proof, read_plan, rewrite, started, survey
 from blockexpand.progress import say
 from blockexpand.records import write_record
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder

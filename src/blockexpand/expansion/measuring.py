@@ -21,9 +21,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from blockexpand.checkpoint import Checkpoint
 from blockexpand.expansion.lockstep import BlockByBlock, block_bytes, tensor_bytes
+from blockexpand.expansion.plans import Plan
+from blockexpand.expansion.record import Check
+from blockexpand.expansion.rewriting import base_entries
 from blockexpand.families import Family, family_for
 from blockexpand.families.modules import config_entries, load_model, parameters_of, put_stack, set_config, stack_of
-from blockexpand.planning import Check, Plan, base_entries
 
 SEED = 20240104
 """Any fixed number gives the same sequences everywhere; this one is the day the paper appeared."""

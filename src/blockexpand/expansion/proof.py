@@ -36,8 +36,9 @@ from blockexpand.checkpoint import (
 )
 from blockexpand.digests import digest_json
 from blockexpand.errors import ExpansionError
+from blockexpand.expansion.plans import SILENT, Plan
+from blockexpand.expansion.record import Check, Proof
 from blockexpand.families import Family, family_for, with_entries
-from blockexpand.planning import SILENT, Check, Plan, Proof
 from blockexpand.records import with_format
 
 _SPARE = 0.8

@@ -11,7 +11,7 @@ from pathlib import Path
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.expansion.expanding import check_fit
 from blockexpand.expansion.proof import memory_bytes, prove_checkpoints
-from blockexpand.planning import Proof, read_expansion
+from blockexpand.expansion.record import Proof, read_expansion
 
 
 def verify(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from blockexpand.planning import Measure
+from blockexpand.expansion import Measure
 from blockexpand.records import check
 
 DEFAULT_TOKENS = 16_384

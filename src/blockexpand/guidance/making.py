@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from blockexpand import planning
+from blockexpand import expansion
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.errors import GuidanceError
+from blockexpand.expansion import BlockScore, Guidance, Init, Insertion, Plan
 from blockexpand.guidance.calibration import Calibration
-from blockexpand.planning import BlockScore, Guidance, Init, Insertion, Plan
 
 
 class Others(TypedDict, total=False):
@@ -59,7 +59,7 @@ def plan(
                 f"text to measure on ({', '.join(map(str, calibration.texts))}) with placement {placement!r}; expected "
                 "it only with 'guided'; leave one out"
             )
-        return planning.plan(base, blocks, placement=placement, **others)
+        return expansion.plan(base, blocks, placement=placement, **others)
     if calibration is None:
         raise GuidanceError(
             "placement 'guided' without text to measure the base on; expected general text, like what the base knows; "
@@ -67,14 +67,14 @@ def plan(
         )
     checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base)
     # The whole request is checked before the long work: with scores that are all alike, it fails where it would fail.
-    planning.plan(checkpoint, blocks, placement=_unmeasured(checkpoint, calibration), **others)
+    expansion.plan(checkpoint, blocks, placement=_unmeasured(checkpoint, calibration), **others)
     from blockexpand.guidance.measuring import measure
 
-    return planning.plan(checkpoint, blocks, placement=measure(checkpoint, calibration), **others)
+    return expansion.plan(checkpoint, blocks, placement=measure(checkpoint, calibration), **others)
 
 
 def _unmeasured(checkpoint: Checkpoint, calibration: Calibration) -> Guidance:
-    depth = planning.survey(checkpoint).depth
+    depth = expansion.survey(checkpoint).depth
     return Guidance(
         measure=calibration.measure,
         scores=(BlockScore(kl=0.0, loss_rise=0.0, cosine=0.0),) * depth,

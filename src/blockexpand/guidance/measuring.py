@@ -24,13 +24,13 @@ from transformers import PreTrainedModel
 
 from blockexpand.checkpoint import Checkpoint
 from blockexpand.errors import GuidanceError
+from blockexpand.expansion import BlockScore, Guidance
 from blockexpand.families import family_for
 from blockexpand.families.modules import load_model, stack_of
 from blockexpand.guidance.calibration import ROW_TOKENS, Calibration
 from blockexpand.guidance.reading import Row, rows
 from blockexpand.guidance.skipping import Passes
-from blockexpand.numerics.generation import CONTEXT_KEYS
-from blockexpand.planning import BlockScore, Guidance
+from blockexpand.live.generation import CONTEXT_KEYS
 from blockexpand.progress import bar
 
 # B = rows of a pass, T = tokens of a row, R = positions that count, C = positions of one chunk, D = hidden size,

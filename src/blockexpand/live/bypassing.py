@@ -14,10 +14,10 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from blockexpand.errors import LiveError
+from blockexpand.expansion import base_entries
 from blockexpand.families.modules import config_entries, put_stack, set_config
 from blockexpand.live.state import Expanded, expanded, forget
 from blockexpand.live.switching import put_blocks, switch, switched_off
-from blockexpand.planning import base_entries
 
 _DEPTH: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 """How many bypasses each model is in; only the outermost changes anything."""

@@ -15,10 +15,10 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from blockexpand.errors import LiveError, nearest
+from blockexpand.expansion import base_entries, stack_entries
 from blockexpand.families import prefixed, with_entries
 from blockexpand.families.modules import config_entries, put_stack, set_config, stack_of
 from blockexpand.live.state import Expanded, expanded
-from blockexpand.planning import base_entries, stack_entries
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from blockexpand.checkpoint import (
     write_weights,
 )
 from blockexpand.errors import ExpansionError, PackError
+from blockexpand.expansion import AttachedPack, Combined, ExpansionRecord, combine
 from blockexpand.expansion.expanding import check_apart, check_fit
 from blockexpand.expansion.expanding import tensors_of as planned_tensors
 from blockexpand.families import Family, family_for, with_entries
@@ -36,7 +37,6 @@ from blockexpand.packs.coding import changed, decoded, starts_of
 from blockexpand.packs.fitting import check_base, check_digests, in_order
 from blockexpand.packs.reading import Pack
 from blockexpand.packs.record import tensors_of
-from blockexpand.planning import AttachedPack, Combined, ExpansionRecord, combine
 from blockexpand.records import to_plain, write_record
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 

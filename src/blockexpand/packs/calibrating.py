@@ -27,9 +27,9 @@ from blockexpand.corpus.dataset import TokenRows, batches
 from blockexpand.corpus.tokens import tokenizer_digest
 from blockexpand.errors import PackError
 from blockexpand.expansion.expanding import check_apart
-from blockexpand.numerics.forward import RowBatch, check_head, cross_entropies, hidden_states
-from blockexpand.numerics.head import head_of
-from blockexpand.numerics.loss import linear_losses
+from blockexpand.live.forward import RowBatch, check_head, cross_entropies, hidden_states
+from blockexpand.live.head import head_of
+from blockexpand.live.loss import linear_losses
 from blockexpand.packs.calibration import (
     BASE,
     CALIBRATED,

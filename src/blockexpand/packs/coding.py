@@ -16,6 +16,7 @@ from blockexpand.checkpoint import Checkpoint, Place, TensorEntry, build_header,
 from blockexpand.checkpoint.digesting import new_hasher
 from blockexpand.checkpoint.header import ALIGNMENT_BYTES, open_to_read
 from blockexpand.errors import PackError
+from blockexpand.expansion import BlockTensor
 from blockexpand.packs.encoding import (
     PIECE_BYTES,
     SCALE,
@@ -29,7 +30,6 @@ from blockexpand.packs.encoding import (
 )
 from blockexpand.packs.reading import WEIGHTS, Pack
 from blockexpand.packs.record import Encoding, tensors_of
-from blockexpand.planning import BlockTensor
 from blockexpand.staging import PACK_NAME
 
 Start = Callable[[], Iterator[bytes]]

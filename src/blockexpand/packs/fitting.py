@@ -16,8 +16,8 @@ from pathlib import Path
 from blockexpand.checkpoint import Checkpoint
 from blockexpand.digests import digest_json
 from blockexpand.errors import PackError, PlanError
+from blockexpand.expansion import Survey, survey
 from blockexpand.packs.reading import Pack, read_pack
-from blockexpand.planning import Survey, survey
 from blockexpand.staging import RECORD_NAME
 
 

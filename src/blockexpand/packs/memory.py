@@ -17,6 +17,7 @@ from torch import nn
 
 from blockexpand import live
 from blockexpand.errors import PackError, PlanError, nearest
+from blockexpand.expansion import AttachedPack, Plan, combine_in_memory
 from blockexpand.families import Family, family_for
 from blockexpand.families.modules import config_entries, stack_of
 from blockexpand.live.state import expanded, is_expanded
@@ -25,7 +26,6 @@ from blockexpand.packs.fitting import in_order
 from blockexpand.packs.gains import Writer, gain_of, set_gain, writers_of
 from blockexpand.packs.reading import Pack
 from blockexpand.packs.scaling import check_gain, check_silent
-from blockexpand.planning import AttachedPack, Plan, combine_in_memory
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from blockexpand.digests import digest_json
-from blockexpand.planning import BlockTensor, NewBlock, Plan
+from blockexpand.expansion import BlockTensor, NewBlock, Plan
 from blockexpand.records import WRITTEN_WHEN_SET, check
 
 Encoding = Literal["plain", "delta", "int8"]

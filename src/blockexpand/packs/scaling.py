@@ -24,6 +24,7 @@ from blockexpand import __version__
 from blockexpand.checkpoint import num_bytes
 from blockexpand.checkpoint.digesting import count_not_finite, new_hasher
 from blockexpand.errors import PackError
+from blockexpand.expansion import SILENT, BlockTensor, Plan
 from blockexpand.packs.coding import Row, changed, decoded, pieces, weights_file
 from blockexpand.packs.encoding import (
     PIECE_BYTES,
@@ -37,7 +38,6 @@ from blockexpand.packs.encoding import (
 )
 from blockexpand.packs.reading import Pack, read_pack
 from blockexpand.packs.record import LEAST_GAIN, MOST_GAIN, PackRecord, Scaled, tensors_of
-from blockexpand.planning import SILENT, BlockTensor, Plan
 from blockexpand.progress import bar
 from blockexpand.records import write_record
 from blockexpand.staging import PACK_NAME, check_output, staged_folder

@@ -15,8 +15,8 @@ from typing import Any
 from blockexpand.checkpoint import CONFIG, Checkpoint, FileText
 from blockexpand.digests import digest_json
 from blockexpand.errors import PackError, RecordError
+from blockexpand.expansion import ExpansionRecord, Plan
 from blockexpand.families import Family, entry, family_for, with_entries
-from blockexpand.planning import ExpansionRecord, Plan
 from blockexpand.records import parse_json
 
 _MOST_CHANGES = 8

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from blockexpand.errors import PublishError, RecordError
+from blockexpand.expansion import CARD, CardMark, is_untouched, read_mark, signed
 from blockexpand.families import known_families
-from blockexpand.planning import CARD, CardMark, is_untouched, read_mark, signed
 from blockexpand.publishing.figures import Figure, Records, Results, read_results
 from blockexpand.publishing.statements import HUB_ID, LANGUAGE, LICENCE, Said, gather
 from blockexpand.publishing.subject import Published, read_published

@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar
 
 from blockexpand.digests import digest_json
 from blockexpand.errors import PublishError
+from blockexpand.expansion import ExpansionRecord, Plan, identity_of, read_expansion
 from blockexpand.packs import Card, Pack, read_pack
-from blockexpand.planning import ExpansionRecord, Plan, identity_of, read_expansion
 from blockexpand.records import read_json
 from blockexpand.staging import PACK_NAME, RECORD_NAME
 

@@ -10,7 +10,7 @@ import functools
 import textwrap
 from typing import TYPE_CHECKING
 
-from blockexpand.planning import MEASURE_WORDS, Plan
+from blockexpand.expansion import MEASURE_WORDS, Plan
 from blockexpand.reporting.plotting import (
     GRID,
     INK,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from blockexpand.corpus import CorpusRecord
 from blockexpand.evaluation import Evaluation
-from blockexpand.planning import Proof
+from blockexpand.expansion import Proof
 from blockexpand.reporting.sources import Found, Run, Source
 from blockexpand.reporting.stages import Stages
 from blockexpand.reporting.tables import Column, Table, Value

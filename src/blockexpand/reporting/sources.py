@@ -24,7 +24,7 @@ from blockexpand.corpus import CorpusRecord, open_corpus
 from blockexpand.digests import digest_file
 from blockexpand.errors import BlockexpandError, ReportError, nearest
 from blockexpand.evaluation import Evaluation, EvaluationRecord, read_evaluation
-from blockexpand.planning import ExpansionRecord, Proof, read_expansion
+from blockexpand.expansion import ExpansionRecord, Proof, read_expansion
 from blockexpand.records import read_json, read_record
 from blockexpand.reporting.sequences import SEQUENCE_NAME, SequenceRecord, read_sequence
 from blockexpand.reporting.stages import STAGES_NAME, Stages, read_stages

@@ -14,11 +14,10 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from blockexpand.chat import Speaker
-from blockexpand.chat.pieces import Pieces
-from blockexpand.chat.speaking import Prompt, Who
 from blockexpand.errors import ServingError, nearest
+from blockexpand.serving.pieces import Pieces
 from blockexpand.serving.reading import Asked
+from blockexpand.serving.speaking import Prompt, Speaker, Who
 
 if TYPE_CHECKING:
     from blockexpand.packs.routing import Route

@@ -11,9 +11,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from blockexpand.chat import Sampling
-from blockexpand.chat.speaking import Message
 from blockexpand.errors import ChatError, ServingError, nearest
+from blockexpand.serving.sampling import Sampling
+from blockexpand.serving.speaking import Message
 
 _COMPLETION_TOKENS = 16
 """Of a completion that does not say; OpenAI's reference of completions has it so."""

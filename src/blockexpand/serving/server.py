@@ -18,13 +18,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockexpand.chat import Speaker
-from blockexpand.chat.conversation import keep
-from blockexpand.chat.listening import LOOPBACK, UnderWay, guarded, in_thread, listen, read_json, require, run, stream
 from blockexpand.errors import BlockexpandError, ChatError, ServingError
 from blockexpand.serving.answering import Choice, Chosen, Event, Piece, answer, choice_of, names_of, prepare
+from blockexpand.serving.conversation import keep
+from blockexpand.serving.listening import (
+    LOOPBACK,
+    UnderWay,
+    guarded,
+    in_thread,
+    listen,
+    read_json,
+    require,
+    run,
+    stream,
+)
 from blockexpand.serving.reading import Asked, read_chat, read_text
 from blockexpand.serving.replies import Shape, error_entry, model_entry, sse, usage_of
+from blockexpand.serving.speaking import Speaker
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

@@ -110,7 +110,7 @@ def _on_base(recipe: StudyRecipe, one: BaseRecipe, root: Path, folder: Path, wor
 def _block_size(base: Path) -> int:
     """The parameters of one block."""
     from blockexpand.checkpoint import open_checkpoint
-    from blockexpand.planning import survey
+    from blockexpand.expansion import survey
 
     facts = survey(open_checkpoint(base))
     sizes = [t.shape for t in facts.tensors_of(0) if t.parameter]

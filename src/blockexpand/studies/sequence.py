@@ -21,9 +21,8 @@ from blockexpand.corpus.sources import ChatSource
 from blockexpand.corpus.tokens import tokenizer_digest
 from blockexpand.digests import digest_json
 from blockexpand.evaluation import AnswerTask
-from blockexpand.expansion import expand
+from blockexpand.expansion import expand, plan
 from blockexpand.packs import About, Pack, extract, load_with_packs, read_pack
-from blockexpand.planning import plan
 from blockexpand.progress import say
 from blockexpand.records import read_record
 from blockexpand.staging import PACK_NAME, RECORD_NAME

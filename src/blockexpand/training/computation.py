@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from blockexpand.numerics.parts import blocks_of
+from blockexpand.live.parts import blocks_of
 from blockexpand.training.settings import Recompute
 
 

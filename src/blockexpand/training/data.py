@@ -16,7 +16,7 @@ import torch
 from blockexpand.corpus.dataset import Corpus, TokenRows, open_corpus
 from blockexpand.corpus.tokens import tokenizer_digest
 from blockexpand.errors import TrainingError
-from blockexpand.numerics.forward import RowBatch
+from blockexpand.live.forward import RowBatch
 from blockexpand.training.dealing import attention_cost, deal
 from blockexpand.training.settings import REPLAY, SELF, TrainSettings
 from blockexpand.training.world import World

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from blockexpand.checkpoint import CONFIG, Checkpoint, copy_files, open_checkpoint, other_files
 from blockexpand.errors import TrainingError
-from blockexpand.planning import ExpansionRecord, read_expansion, without_card
+from blockexpand.expansion import ExpansionRecord, read_expansion, without_card
 from blockexpand.records import read_json, write_record
 from blockexpand.staging import RECORD_NAME, staged_folder
 

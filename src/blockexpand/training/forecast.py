@@ -14,8 +14,8 @@ from typing import Any, cast
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.corpus import open_corpus
 from blockexpand.errors import TrainingError
-from blockexpand.numerics.loss import CHUNK_POSITIONS
-from blockexpand.planning import SILENT, BlockTensor, Survey, backward_flops, forward_flops, read_expansion, survey
+from blockexpand.expansion import SILENT, BlockTensor, Survey, backward_flops, forward_flops, read_expansion, survey
+from blockexpand.live.loss import CHUNK_POSITIONS
 from blockexpand.records import check
 from blockexpand.training.fitting import needs_of
 from blockexpand.training.settings import (

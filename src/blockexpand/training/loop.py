@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from blockexpand.errors import TrainingError
-from blockexpand.numerics.attention import prefer_blocked
-from blockexpand.numerics.forward import check_head, cross_entropies, hidden_states
-from blockexpand.numerics.head import head_of
-from blockexpand.numerics.isolation import check_isolation
-from blockexpand.numerics.loss import Reference, linear_losses
+from blockexpand.live.attention import prefer_blocked
+from blockexpand.live.forward import check_head, cross_entropies, hidden_states
+from blockexpand.live.head import head_of
+from blockexpand.live.isolation import check_isolation
+from blockexpand.live.loss import Reference, linear_losses
 from blockexpand.progress import Bar
 from blockexpand.training.arms.trainee import Trainee
 from blockexpand.training.checkpoints import (

@@ -26,7 +26,7 @@ from blockexpand import __version__
 from blockexpand.corpus import open_corpus
 from blockexpand.digests import digest_json
 from blockexpand.errors import Interrupted, Preempted, RecordError, TrainingError
-from blockexpand.numerics.attention import set_attention
+from blockexpand.live.attention import set_attention
 from blockexpand.progress import bar, progress_in, progress_mode
 from blockexpand.records import (
     apply_overrides,

@@ -20,7 +20,7 @@ from blockexpand.corpus.tokens import Encoded, Ends, ends_of, load_tokenizer, to
 from blockexpand.corpus.writing import Shape, write_documents
 from blockexpand.digests import digest_json
 from blockexpand.errors import TrainingError
-from blockexpand.numerics.generation import generate
+from blockexpand.live.generation import generate
 from blockexpand.progress import bar
 from blockexpand.records import write_record
 from blockexpand.staging import RECORD_NAME, staged_folder

@@ -12,7 +12,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from blockexpand.planning import Plan, plan  # noqa: E402
+from blockexpand.expansion import Plan, plan  # noqa: E402
 from helpers import KNOWN_SHAPES, shape_only  # noqa: E402
 
 REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -1,1 +1,0 @@
-"""The arithmetic that training and measuring share: batches, forward passes, the memory-lean loss."""

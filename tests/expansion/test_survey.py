@@ -1,0 +1,203 @@
+"""Config and weights looked at together: what is a model, and what is not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockexpand.checkpoint import Checkpoint, TensorEntry, open_checkpoint
+from blockexpand.errors import PlanError
+from blockexpand.expansion import survey
+from helpers import MakeBase
+
+UP2 = "model.layers.2.mlp.up_proj.weight"
+Tensors = dict[str, TensorEntry]
+
+
+def changed(base: Path, change: Callable[[Tensors], object], **config: Any) -> Checkpoint:
+    """The checkpoint as it would look with other tensors or another config."""
+    checkpoint = open_checkpoint(base)
+    tensors = dict(checkpoint.tensors)
+    change(tensors)
+    return dataclasses.replace(checkpoint, source="my/base", tensors=tensors, config=checkpoint.config | config)
+
+
+def nothing(tensors: Tensors) -> None:
+    """Change no tensor."""
+
+
+def test_a_survey_of_a_tiny_model(tiny_base: MakeBase):
+    facts = survey(open_checkpoint(tiny_base("llama", attention_bias=True)))
+    assert (facts.family.name, facts.depth, facts.tied) == ("llama", 4, ())
+    assert set(facts.outer) == {"lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"}
+    starts = {t.tail: t.starts for t in facts.block}
+    zero = {tail for tail, start in starts.items() if start == "zero"}
+    assert zero == {"self_attn.o_proj.weight", "self_attn.o_proj.bias", "mlp.down_proj.weight"}
+    assert len(starts) == 13
+    shapes = {t.tail: t.shape for t in facts.block}
+    assert shapes["self_attn.k_proj.weight"] == (16, 32)
+    assert all(t.dtype == "BF16" and t.parameter for t in facts.block)
+
+
+def test_the_layout_digest_is_of_names_shapes_and_dtypes_alone(tiny_base: MakeBase):
+    single = survey(open_checkpoint(tiny_base("llama"))).layout_digest
+    assert survey(open_checkpoint(tiny_base("llama", sharded=True))).layout_digest == single
+    assert survey(open_checkpoint(tiny_base("llama", seed=1))).layout_digest == single
+    assert survey(open_checkpoint(tiny_base("llama", blocks=3))).layout_digest != single
+    assert survey(open_checkpoint(tiny_base("mistral"))).layout_digest == single
+
+
+def test_rotary_buffers_of_old_checkpoints_are_no_parameters(tiny_base: MakeBase):
+    def add(tensors: Tensors) -> None:
+        for i in range(4):
+            tensors[f"model.layers.{i}.self_attn.rotary_emb.inv_freq"] = TensorEntry(
+                file="model.safetensors", dtype="F32", shape=(4,), start=0, end=16
+            )
+
+    facts = survey(changed(tiny_base("llama"), add))
+    buffer = next(t for t in facts.block if t.tail.endswith("inv_freq"))
+    assert (buffer.parameter, buffer.starts) == (False, "donor")
+
+
+def test_a_tied_model_may_leave_its_head_out_or_store_it(tiny_base: MakeBase):
+    base = tiny_base("qwen2", tie_word_embeddings=True)
+    assert "lm_head.weight" not in survey(open_checkpoint(base)).outer
+
+    def store(tensors: Tensors) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+
+    stored = survey(changed(base, store))
+    assert "lm_head.weight" in stored.outer
+    assert stored.tied == ("lm_head.weight",)
+
+
+def rename(old: str, new: str) -> Callable[[Tensors], object]:
+    return lambda tensors: tensors.update({new: tensors.pop(old)})
+
+
+def reshape(name: str, **entry: Any) -> Callable[[Tensors], object]:
+    return lambda tensors: tensors.update({name: dataclasses.replace(tensors[name], **entry)})
+
+
+def all_blocks(tail: str, **entry: Any) -> Callable[[Tensors], object]:
+    def change(tensors: Tensors) -> None:
+        for i in range(4):
+            name = f"model.layers.{i}.{tail}"
+            tensors[name] = dataclasses.replace(tensors[name], **entry)
+
+    return change
+
+
+def drop_block(index: int) -> Callable[[Tensors], object]:
+    def change(tensors: Tensors) -> None:
+        for name in [n for n in tensors if n.startswith(f"model.layers.{index}.")]:
+            del tensors[name]
+
+    return change
+
+
+def duplicate_block(new: int) -> Callable[[Tensors], object]:
+    def change(tensors: Tensors) -> None:
+        for name in [n for n in tensors if n.startswith("model.layers.3.")]:
+            tensors[name.replace(".3.", f".{new}.", 1)] = tensors[name]
+
+    return change
+
+
+def add(*names: str) -> Callable[[Tensors], object]:
+    return lambda tensors: tensors.update(dict.fromkeys(names, tensors[UP2]))
+
+
+def drop(name: str) -> Callable[[Tensors], object]:
+    return lambda tensors: tensors.pop(name)
+
+
+BUFFERS = [f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(4)]
+WRONG: list[tuple[str, Callable[[Tensors], object], dict[str, Any], list[str]]] = [
+    (
+        "deeper config",
+        nothing,
+        {"num_hidden_layers": 6},
+        ["num_hidden_layers 6", "hold 4 blocks", "blocks 4, 5 are missing", "0 to 5"],
+    ),
+    (
+        "shallower config",
+        nothing,
+        {"num_hidden_layers": 2},
+        ["num_hidden_layers 2", "blocks 2, 3 are too many"],
+    ),
+    ("a gap", drop_block(1), {}, ["num_hidden_layers 4", "hold 3 blocks", "blocks 1 are missing"]),
+    (
+        "a hole and a surplus",
+        lambda t: (duplicate_block(12)(t), drop_block(1)(t)),
+        {},
+        ["blocks 1 are missing and blocks 12 are too many"],
+    ),
+    (
+        "outer unknown",
+        rename("model.norm.weight", "model.normm.weight"),
+        {},
+        ["'model.normm.weight'", "'model.norm.weight'"],
+    ),
+    ("head missing", drop("lm_head.weight"), {}, ["'lm_head.weight' is missing"]),
+    ("classifier", add("score.weight"), {}, ["'score.weight'"]),
+    (
+        "tail unknown",
+        add("model.layers.2.mlp.gate.weight"),
+        {},
+        ["'model.layers.2.mlp.gate.weight'", "mlp.gate_proj.weight"],
+    ),
+    (
+        "bias switched off",
+        add("model.layers.0.self_attn.q_proj.bias"),
+        {},
+        ["'model.layers.0.self_attn.q_proj.bias'", "attention_bias is off"],
+    ),
+    (
+        "bias missing",
+        nothing,
+        {"attention_bias": True},
+        ["'model.layers.0.self_attn.q_proj.bias' is missing"],
+    ),
+    ("tail missing", drop(UP2), {}, [f"'{UP2}' is missing"]),
+    (
+        "other shape",
+        reshape(UP2, shape=(32, 48)),
+        {},
+        [f"'{UP2}' is BF16 [32, 48], and BF16 [48, 32] in block 0"],
+    ),
+    ("other dtype", reshape(UP2, dtype="F32"), {}, [f"'{UP2}' is F32 [48, 32], and BF16"]),
+    (
+        "whole numbers",
+        all_blocks("mlp.up_proj.weight", dtype="I8"),
+        {},
+        ["stored as I8", "BF16, F16, F32, F64", "quantise the result"],
+    ),
+    ("fp8", all_blocks("mlp.up_proj.weight", dtype="F8_E4M3"), {}, ["stored as F8_E4M3"]),
+    ("buffer in one block", add(BUFFERS[2]), {}, ["block 2 has", "inv_freq", "block 0 has no such"]),
+    ("buffer missing in one", add(*BUFFERS[:3]), {}, ["block 3 lacks 'self_attn.rotary_emb.inv_freq'"]),
+]
+
+
+@pytest.mark.parametrize(("change", "config", "words"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
+def test_weights_that_are_not_the_configs_model_are_refused_by_name(
+    tiny_base: MakeBase, change: Callable[[Tensors], object], config: dict[str, Any], words: list[str]
+):
+    with pytest.raises(PlanError) as raised:
+        survey(changed(tiny_base("llama"), change, **config))
+    assert "\n" not in str(raised.value)
+    assert str(raised.value).startswith("my/base: ")
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_names_are_not_matched_by_substring(tiny_base: MakeBase):
+    """Block 1 of eleven is not blocks 10 and 11."""
+    facts = survey(open_checkpoint(tiny_base("llama", blocks=12)))
+    assert facts.depth == 12
+    with pytest.raises(PlanError, match="blocks 1 are missing"):
+        survey(changed(tiny_base("llama", blocks=12), drop_block(1)))
