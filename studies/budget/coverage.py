@@ -1,4 +1,4 @@
-"""How often each upper bound covers: simulated documents whose losses rise by heavy-tailed amounts, 10 to 10,000 of them.
+"""How often each upper bound covers: simulated documents, heavy-tailed in how their losses rise, 10 to 10,000 of them.
 
     python studies/budget/coverage.py OUT.json [POOL.json ...]
 
@@ -112,6 +112,7 @@ def bounds(base: np.ndarray, difference: np.ndarray, rng: np.random.Generator) -
 
 
 def main() -> None:
+    """Simulate, print and write the table."""
     out, *pools = sys.argv[1:]
     populations = POPULATIONS | {f"real: {Path(p).stem}": _pool(p) for p in pools}
     table = []
