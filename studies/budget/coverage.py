@@ -77,17 +77,13 @@ def bounds(base: np.ndarray, difference: np.ndarray, rng: np.random.Generator) -
     spread = (left.max(1) - left.min(1)) / base.mean(1)
     found["bernstein"] = rise + error * np.sqrt(2 * log) + 7 * spread * log / (3 * (n - 1))
     # Hall's (1992) cubic transformation of t, which takes the skewness out.
-    skew = stats.skew(left, axis=1)
-    q = stats.t.ppf(LEVEL, n - 1)
-    g = skew
-    inner = 1 + g * (q / np.sqrt(n) + 0 - g / (6 * n))
-    found["hall"] = (
-        rise + error * np.sqrt(n) * 3 / np.where(g == 0, 1, g) * (np.cbrt(inner) - 1) if (g != 0).all() else found["t"]
-    )
+    skew, q = stats.skew(left, axis=1), stats.t.ppf(LEVEL, n - 1)
+    cube = np.cbrt(1 + skew * (-q / np.sqrt(n) - skew / (6 * n)))
+    found["Hall"] = rise - error * np.sqrt(n) * 3 / skew * (cube - 1)
     # Johnson's (1978): the mean moved by the third moment.
     third = (left**3).mean(1) / base.mean(1) ** 3
     var = error**2 * n
-    found["johnson"] = rise + third / (6 * var * n) + third / (3 * var**2) * (q * error) ** 2 + q * error
+    found["Johnson"] = rise + third / (6 * var * n) + third / (3 * var**2) * (q * error) ** 2 + q * error
     weights = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(np.float32)  # [resamples, documents]
     s_x, s_b = weights @ difference.T.astype(np.float32), weights @ base.T.astype(np.float32)
     again = s_x / s_b - rise  # [resamples, samples]
@@ -100,6 +96,10 @@ def bounds(base: np.ndarray, difference: np.ndarray, rng: np.random.Generator) -
         t_again = np.where(error_again > 0, again / error_again, 0.0)
     found["bootstrap t"] = rise - np.quantile(t_again, 1 - LEVEL, axis=0) * error
     found["larger of t and bootstrap t"] = np.maximum(found["t"], found["bootstrap t"])
+    found["t at 97.5 %"] = rise + stats.t.ppf((1 + LEVEL) / 2, n - 1) * error
+    found["bootstrap t at 97.5 %"] = rise - np.quantile(t_again, (1 - LEVEL) / 2, axis=0) * error
+    most = np.maximum(found["t at 97.5 %"], found["bootstrap t at 97.5 %"])
+    found["larger at 97.5 %"] = most
     below = np.clip((again < 0).mean(0), 1e-3, 1 - 1e-3)
     z_0 = special.ndtri(below)
     acceleration = (left**3).sum(1) / (6 * ((left**2).sum(1)) ** 1.5)
