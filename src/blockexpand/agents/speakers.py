@@ -186,7 +186,7 @@ def load_speaker(folder: str | Path, packs: Sequence[str | Path] = (), *, switch
 
     import torch
 
-    from blockexpand.corpus.tokens import load_tokenizer
+    from blockexpand.corpus.tokenizer import load_tokenizer
     from blockexpand.families.modules import load_model
 
     tokenizer = load_tokenizer(folder)
