@@ -13,20 +13,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.nn.functional as functional
 from scipy.stats import t as student
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROW, ROWS, GENERAL_ROWS = 128, 8, 2  # tokens a row; rows a step, domain and general
-RATE, KL_WEIGHT = 1e-3, 8.0
-BUDGET, LEVEL = 0.01, 0.95
+RATE, KL_WEIGHT, BUDGET, LEVEL = 1e-3, 8.0, 0.01, 0.95
 
 
 def expand(model, num_new):
-    """Put `num_new` copies of blocks between the old ones (LLaMA Pro, section 3.2). Gives back old, new and all blocks.
+    """Put `num_new` copies of blocks between the old ones (LLaMA Pro, section 3.2): the old, the new and all blocks.
 
-    Each copy stands on its donor, the last block of its group, and begins as an exact identity: the two matrices that
-    write to the residual stream are zero, all else is the donor's, so that gradients reach it.
+    Each stands on its donor, the last block of its group, and begins as an exact identity: what writes to the residual
+    stream is zero, all else is the donor's, so that gradients reach it.
     """
     old = list(model.model.layers)
     assert len(old) % num_new == 0, f"{len(old)} blocks cannot be divided into {num_new} equal groups"
@@ -39,16 +38,14 @@ def expand(model, num_new):
                 torch.nn.init.zeros_(writer)
             stack.append(new[-1])
     model.requires_grad_(False)  # everything the model had is frozen: embeddings, norms, head and old blocks
-    for block in new:
-        block.requires_grad_(True)
+    torch.nn.ModuleList(new).requires_grad_(True)
     put(model, stack)
     return old, new, stack
 
 
 def writers(block):
     """The tensors of a block whose product is added to the residual stream."""
-    modules = (block.self_attn.o_proj, block.mlp.down_proj)
-    return [tensor for module in modules for tensor in (module.weight, module.bias) if tensor is not None]
+    return [tensor for part in (block.self_attn.o_proj, block.mlp.down_proj) for tensor in part.parameters()]
 
 
 def put(model, blocks):
@@ -63,10 +60,8 @@ def put(model, blocks):
 def bypass(model, old, stack):
     """Inside, the model is the base again, to the bit: the base needs no second copy."""
     put(model, old)
-    try:
-        yield
-    finally:
-        put(model, stack)
+    yield
+    put(model, stack)
 
 
 def log_probabilities(model, rows):
@@ -107,12 +102,11 @@ def bound_of_rise(before, after):
 def scale_to_budget(model, new, documents, before):
     """Let the new blocks write s times what they write: the largest s, walked up from 0, whose bound is in the budget.
 
-    Fixed-sequence testing: each s is tested only if all before it passed, so the level needs no correction.
+    Each s is tested only if all before it passed, so the level needs no correction (fixed-sequence testing).
     """
-    tensors = [tensor for block in new for tensor in writers(block)]
+    tensors, shipped = [tensor for block in new for tensor in writers(block)], (0.0, 0.0, 0.0)
     trained = [tensor.clone() for tensor in tensors]
-    shipped = (0.0, 0.0, 0.0)
-    for s in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+    for s in (0.25, 0.5, 0.75, 1.0):
         torch._foreach_copy_(tensors, [tensor * s for tensor in trained])
         rise, bound = bound_of_rise(before, document_losses(model, documents))
         if bound > BUDGET:
@@ -134,7 +128,6 @@ def main(folder, domain_file, general_file, out, steps=60):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     old, new, stack = expand(model, max(n for n in range(1, 9) if len(model.model.layers) % n == 0))
-
     domain, general = (documents(tokenizer, name) for name in (domain_file, general_file))
     held_out, general = general[::2], general[1::2]  # tested by, and trained on
     rows = [torch.cat(found, dim=1)[0].unfold(0, ROW, ROW) for found in (domain, general)]
@@ -143,9 +136,9 @@ def main(folder, domain_file, general_file, out, steps=60):
     for step in range(steps):
         drawn = (rows[0][torch.randint(len(rows[0]), (ROWS,))], rows[1][torch.randint(len(rows[1]), (GENERAL_ROWS,))])
         total, loss, kl = step_loss(model, old, stack, *drawn)
-        optimizer.zero_grad()
         total.backward()
         optimizer.step()
+        optimizer.zero_grad()
         print(f"step {step + 1} of {steps}: domain loss {loss.item():.3f}, KL to the base {kl.item():.4f}")
     s, rise, bound = scale_to_budget(model, new, held_out, before)
     print(f"s = {s}: general loss {rise:+.2%}, at most {bound:+.2%} ({LEVEL:.0%} confidence)")
