@@ -49,7 +49,7 @@ def test_a_shell_takes_its_script(shell: str, tmp_path: Path, capsys: pytest.Cap
         (("pack", ""), {"extract", "attach", "detach", "show"}, {"plan"}),
         (("plan", "--pl"), {"--placement"}, {"--blocks"}),
         (("plan", "--placement", ""), {"interleaved", "prefix", "suffix", "guided"}, set()),
-        (("pack", "extract", "a", "b", "--enc"), {"--encoding"}, {"--name"}),
+        (("pack", "extract", "a", "b", "--lic"), {"--licence"}, {"--name"}),
         (("completion", ""), set(SHELLS), set()),
     ],
 )

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Group, Parameter
 
 from blockexpand.cli.output import DEFAULTS, DONE, Shared, show
-from blockexpand.staging import RECORD_NAME
 from blockexpand.units import format_bytes
 
 if TYPE_CHECKING:
@@ -55,7 +54,6 @@ def train(recipe: Path, /, *settings: str, resume: bool = False, dry: Asked = RE
     if dry.dry_run:
         return _forecast(chosen, dry, common)
     record = training.train(chosen, resume)
-    _write_card(record)
     show(common, record, _outcome(record))
     return DONE
 
@@ -78,19 +76,8 @@ def sft(recipe: Path, /, *settings: str, resume: bool = False, dry: Asked = REAL
     if dry.dry_run:
         return _forecast(chosen, dry, common)
     record = training.sft(chosen, resume)
-    _write_card(record)
     show(common, record, _outcome(record))
     return DONE
-
-
-def _write_card(record: RunRecord) -> None:
-    """The card of the model that the run gave, with what was stated for the one that it began with."""
-    from blockexpand import publishing
-    from blockexpand.cli.main import process_rank
-
-    model = Path(record.settings.out) / "model"
-    if process_rank() == 0 and (model / RECORD_NAME).is_file():
-        publishing.write_card(model, publishing.said_in(record.settings.model))
 
 
 def _forecast(settings: TrainSettings, dry: DryRun, common: Shared) -> int:

@@ -1,6 +1,5 @@
 """A plan and a base checkpoint become a deeper checkpoint, and the proof that it is the same model."""
 
-from blockexpand.expansion.cards import CARD, CardMark, identity_of, is_untouched, read_mark, signed, without_card
 from blockexpand.expansion.combining import Combined, combine, combine_in_memory
 from blockexpand.expansion.costing import Cost, backward_flops, forward_flops
 from blockexpand.expansion.drawing import draw, draw_rich
@@ -46,13 +45,6 @@ __all__ = [
     "read_expansion",
     "Proof",
     "Check",
-    "CARD",
-    "CardMark",
-    "identity_of",
-    "is_untouched",
-    "read_mark",
-    "signed",
-    "without_card",
     "Survey",
     "survey",
     "layout_digest",

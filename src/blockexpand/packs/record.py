@@ -9,15 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from blockexpand.digests import digest_json
 from blockexpand.expansion import BlockTensor, NewBlock, Plan
 from blockexpand.records import WRITTEN_WHEN_SET, check
-
-Encoding = Literal["plain", "delta", "int8"]
-"""How blocks are stored: as they are; compressed as the difference to what they started from, without loss; or each
-matrix rounded to 8 bits a number, with loss."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"blake3:[0-9a-f]{64}")
@@ -36,6 +32,10 @@ class Card:
     """What the blocks were trained for."""
     licence: str | None = None
     """The licence of the blocks, as the hub spells it (`apache-2.0`)."""
+    licence_name: str | None = None
+    """The name of a licence that the hub does not list; then `licence` is `other`."""
+    licence_link: str | None = None
+    """Where that licence can be read: an address, or a file of the folder."""
     base_model: str | None = None
     """The base's name on the hub."""
     languages: tuple[str, ...] = ()
@@ -46,8 +46,8 @@ class Card:
     """Further words to find it by."""
 
     def __post_init__(self) -> None:
-        for name in ("description", "licence", "base_model"):
-            value = vars(self)[name]
+        texts = {"description": self.description, "licence": self.licence, "base_model": self.base_model}
+        for name, value in texts.items():
             check(value is None or len(value) <= _LONGEST, name, f"{len(value or ''):,} characters", f"{_LONGEST:,}")
 
 
@@ -82,10 +82,8 @@ class PackRecord:
     """The precisions of its tensors, as safetensors spells them."""
     plan: Plan
     """Where its blocks go in the base alone."""
-    encoding: Encoding
-    """How they are stored."""
     block_digests: dict[str, str]
-    """The BLAKE3 of each tensor's bytes, decoded, by block id and tail."""
+    """The BLAKE3 of each tensor's bytes, by block id and tail."""
     base_digests: dict[str, str]
     """The BLAKE3 of each tensor of the base, by its name there."""
     training: dict[str, Any] | None = None
@@ -107,22 +105,15 @@ class PackRecord:
         held = sorted(self.block_digests)
         odd = next((name for name in (*held, *names) if (name in held) != (name in names)), None)
         check(held == names, "block_digests", odd, "one for each tensor of the plan's new blocks")
-        for kind in ("block_digests", "base_digests"):
-            for name, digest in vars(self)[kind].items():
+        for kind, digests in (("block_digests", self.block_digests), ("base_digests", self.base_digests)):
+            for name, digest in digests.items():
                 check(_DIGEST.fullmatch(digest) is not None, f"{kind}.{name}", digest, "blake3: and 64 hex digits")
 
     @property
     def fingerprint(self) -> str:
-        """The digest of the blocks, where they go, and the base they are for; the same however they are stored."""
+        """The digest of the blocks, where they go, and the base they are for."""
         blocks = [[block.id, block.donor, block.after] for block in self.plan.new_blocks]
         return digest_json({"base": self.base_digests, "tensors": self.block_digests, "blocks": blocks})
-
-    @property
-    def block_bytes(self) -> int:
-        """The bytes of the blocks, decoded."""
-        from blockexpand.checkpoint import num_bytes
-
-        return sum(num_bytes(tensor.dtype, tensor.shape) for _, _, tensor in tensors_of(self.plan))
 
 
 def tensors_of(plan: Plan) -> Iterator[tuple[str, NewBlock, BlockTensor]]:
