@@ -22,6 +22,7 @@ from blockexpand import __version__
 from blockexpand.cli.output import DEFAULTS, DONE, Shared, show
 from blockexpand.errors import SandboxError
 from blockexpand.records import WRITTEN_WHEN_SET
+from blockexpand.units import format_bytes
 
 _LIBRARIES = (
     # package, what for, the line that installs it
@@ -176,12 +177,11 @@ def describe_diagnosis(found: Diagnosis) -> str:
     lines = [
         f"blockexpand {found.blockexpand_version}, Python {found.python}, torch {found.torch or 'missing'}, "
         f"transformers {found.transformers or 'missing'}",
-        f"{found.system}: {found.num_cores} cores, {_gigabytes(found.memory_bytes)} of memory "
-        f"({_gigabytes(found.available_bytes)} free), {_gigabytes(found.disk_free_bytes)} of disk free here",
+        f"{found.system}: {found.num_cores} cores, {_bytes(found.memory_bytes)} of memory "
+        f"({_bytes(found.available_bytes)} free), {_bytes(found.disk_free_bytes)} of disk free here",
     ]
     lines += [
-        f"  device    {one.name}, {_gigabytes(one.memory_bytes)} ({_gigabytes(one.free_bytes)} free)"
-        for one in found.devices
+        f"  device    {one.name}, {_bytes(one.memory_bytes)} ({_bytes(one.free_bytes)} free)" for one in found.devices
     ]
     if not found.devices:
         lines.append(f"  device    {found.device_problem or 'none that torch sees; everything runs on the CPU'}")
@@ -202,5 +202,5 @@ def describe_diagnosis(found: Diagnosis) -> str:
     return "\n".join(lines)
 
 
-def _gigabytes(num_bytes: int | None) -> str:
-    return "unknown" if num_bytes is None else f"{num_bytes / 1e9:.0f} GB"
+def _bytes(number: int | None) -> str:
+    return "unknown" if number is None else format_bytes(number)

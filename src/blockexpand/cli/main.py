@@ -26,7 +26,7 @@ VERBS = {
     "plan": ("blockexpand.cli.growing:plan", "Decide where new blocks go, and show what that costs."),
     "expand": ("blockexpand.cli.growing:expand", "Write the deeper checkpoint."),
     "verify": ("blockexpand.cli.growing:verify", "Prove that the deeper checkpoint is the base."),
-    "prepare": ("blockexpand.cli.preparing:prepare", "Make packed token data from text, code or chats."),
+    "prepare": ("blockexpand.cli.prepare:prepare", "Make packed token data from text, code or chats."),
     "train": (
         "blockexpand.cli.learning:train",
         "Post-pretrain the new blocks, or any other arm, by a recipe.",
