@@ -1,4 +1,4 @@
-"""examples/method.py: the method in one file gives what the library gives, to the bit where it is the same arithmetic."""
+"""examples/method.py: the method in one file gives what the library gives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def method() -> ModuleType:
     spec = importlib.util.spec_from_file_location("method", ROOT / "examples" / "method.py")
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -29,7 +30,8 @@ def method() -> ModuleType:
 def test_it_fits_on_three_pages_and_imports_nothing_of_ours() -> None:
     text = (ROOT / "examples" / "method.py").read_text()
     assert len(text.splitlines()) <= 150
-    assert "import blockexpand" not in text and "from blockexpand" not in text
+    assert "import blockexpand" not in text
+    assert "from blockexpand" not in text
 
 
 def test_the_same_model_the_same_step(method: ModuleType, tiny_base: MakeBase, tmp_path: Path) -> None:
