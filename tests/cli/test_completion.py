@@ -48,7 +48,7 @@ def test_a_shell_takes_its_script(shell: str, tmp_path: Path, capsys: pytest.Cap
         (("ev",), {"eval"}, {"expand"}),
         (("pack", ""), {"extract", "attach", "detach", "show"}, {"plan"}),
         (("plan", "--pl"), {"--placement"}, {"--blocks"}),
-        (("plan", "--placement", ""), {"interleaved", "prefix", "suffix", "guided"}, set()),
+        (("plan", "--placement", ""), {"interleaved", "prefix", "suffix"}, set()),
         (("pack", "extract", "a", "b", "--enc"), {"--encoding"}, {"--name"}),
         (("completion", ""), set(SHELLS), set()),
     ],
