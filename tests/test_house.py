@@ -34,7 +34,6 @@ ROWS: list[set[str]] = [
     {"reporting"},
     {"serving"},
     {"publishing"},
-    {"assistance"},
     {"demonstration"},
     {"studies"},
     {"cli"},

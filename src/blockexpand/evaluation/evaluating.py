@@ -28,8 +28,8 @@ from blockexpand.evaluation.outcomes import SuiteResults
 from blockexpand.evaluation.paired import Interval, mean_difference, ratio_difference
 from blockexpand.evaluation.routes import RoutedLoss, Router, Routing, count_of, routed_losses
 from blockexpand.families.modules import load_model
-from blockexpand.packs.rule import Rule
 from blockexpand.records import WRITTEN_WHEN_SET, read_json, read_record, to_plain, write_record
+from blockexpand.records.pack import Rule
 from blockexpand.staging import RECORD_NAME, staged_folder
 
 _ROWS_PER_PASS = 16
