@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from tokenizers import Tokenizer
 
+from blockexpand.checkpoint import tokenizer_file
 from blockexpand.corpus.documents import Document
 from blockexpand.digests import digest_file
 from blockexpand.errors import CorpusError
@@ -59,10 +60,10 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The fast tokenizer of a model folder; nothing is fetched and no code of the folder runs.
 
     Raises:
-        CorpusError: none is there, or it cannot be read.
+        CheckpointError: there is no such model, or it has no fast tokenizer.
+        CorpusError: it cannot be read.
     """
-    if not (Path(folder) / "tokenizer.json").is_file():
-        raise CorpusError(f"{folder} has no tokenizer.json; give the folder of a model with a fast tokenizer")
+    folder = tokenizer_file(folder).parent
     from transformers import AutoTokenizer  # seconds: not for the processes that tokenise plain text
 
     try:
@@ -74,7 +75,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
 def tokenizer_digest(folder: str | Path) -> str:
     """What a dataset and a model compare to know that they speak the same tokens."""
-    return digest_file(Path(folder) / "tokenizer.json")
+    return digest_file(tokenizer_file(folder))
 
 
 class PlainEncoder:
