@@ -17,6 +17,7 @@ SOURCE = ROOT / "src" / "blockexpand"
 ROWS: list[set[str]] = [
     {"errors"},
     {"staging"},
+    {"units"},
     {"records"},
     {"digests", "progress"},
     {"families"},
@@ -34,7 +35,6 @@ ROWS: list[set[str]] = [
     {"reporting"},
     {"serving"},
     {"publishing"},
-    {"assistance"},
     {"demonstration"},
     {"studies"},
     {"cli"},

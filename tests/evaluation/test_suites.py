@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - its common name
 
-from blockexpand.corpus.tokens import load_tokenizer
+from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.errors import EvaluationError, RecordError
 from blockexpand.evaluation import (
     Candidate,

@@ -72,11 +72,10 @@ def tokenizer_file(source: str | Path) -> Path:
     if path.is_file():
         return path
     others = [name for name in ("tokenizer.model", "spiece.model", "vocab.json") if (folder / name).is_file()]
-    advice = (
-        f"make it of {others[0]}: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-        if others
-        else "copy the tokenizer's files of its base there"
+    convert = (
+        f"from transformers import AutoTokenizer; AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')"
     )
+    advice = f'convert {others[0]} once: python -c "{convert}"' if others else "copy its base's tokenizer files there"
     raise CheckpointError(f"{folder} has no tokenizer.json; expected a model with a fast tokenizer; {advice}")
 
 

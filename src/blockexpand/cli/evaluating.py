@@ -141,7 +141,7 @@ class _Measured:
     def candidate(self, model: str) -> Candidate:
         from blockexpand.checkpoint import locate_model
         from blockexpand.evaluation import Candidate, Endpoint
-        from blockexpand.packs.rule import Rule
+        from blockexpand.records.pack import Rule
 
         given = self.suites
         if not self.names and given.endpoint:

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from blockexpand import __version__
 from blockexpand.checkpoint import locate_model, open_checkpoint
-from blockexpand.corpus.dataset import Corpus, open_corpus
-from blockexpand.corpus.tokens import load_tokenizer, tokenizer_digest
+from blockexpand.corpus.rows import Corpus, open_corpus
+from blockexpand.corpus.tokenizer import load_tokenizer, tokenizer_digest
 from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import EvaluationError
 from blockexpand.evaluation.answers import Answered, AnswerTask, Scores, answer, score
@@ -28,8 +28,8 @@ from blockexpand.evaluation.outcomes import SuiteResults
 from blockexpand.evaluation.paired import Interval, mean_difference, ratio_difference
 from blockexpand.evaluation.routes import RoutedLoss, Router, Routing, count_of, routed_losses
 from blockexpand.families.modules import load_model
-from blockexpand.packs.rule import Rule
 from blockexpand.records import WRITTEN_WHEN_SET, read_json, read_record, to_plain, write_record
+from blockexpand.records.pack import Rule
 from blockexpand.staging import RECORD_NAME, staged_folder
 
 _ROWS_PER_PASS = 16

@@ -14,7 +14,7 @@ import math
 import numpy as np
 from transformers import PreTrainedModel
 
-from blockexpand.corpus.dataset import TokenRows, batches
+from blockexpand.corpus.rows import TokenRows, batches
 from blockexpand.live.forward import RowBatch, cross_entropies
 from blockexpand.progress import bar
 

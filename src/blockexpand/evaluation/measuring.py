@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from blockexpand import __version__
-from blockexpand.corpus.tokens import load_tokenizer
+from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import EvaluationError
 from blockexpand.evaluation.entries import Chosen, FileTask
@@ -26,8 +26,8 @@ from blockexpand.evaluation.routes import Router, Routing, count_of
 from blockexpand.evaluation.running import run_task
 from blockexpand.expansion import read_expansion
 from blockexpand.families.modules import load_model
-from blockexpand.packs.rule import Rule
 from blockexpand.records import to_plain, write_record
+from blockexpand.records.pack import Rule
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 
 if TYPE_CHECKING:
