@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from blockexpand.demonstration import demo
     from blockexpand.errors import BlockexpandError
     from blockexpand.evaluation import evaluate, evaluate_suites
-    from blockexpand.expansion import Plan, expand, read_plan, verify
-    from blockexpand.guidance import Calibration, plan
+    from blockexpand.expansion import Plan, expand, plan, read_plan, verify
     from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
     from blockexpand.packs import attach as attach_packs
     from blockexpand.packs import detach as detach_packs
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 _ROOMS = {
     "BlockExpansionCallback": "training",
     "BlockexpandError": "errors",
-    "Calibration": "guidance",
     "Plan": "expansion",
     "adopt": "live",
     "attach_packs": "packs:attach",
@@ -52,7 +50,7 @@ _ROOMS = {
     "load": "live",
     "load_with_packs": "packs",
     "new_blocks": "live",
-    "plan": "guidance",
+    "plan": "expansion",
     "prepare": "corpus",
     "push": "publishing",
     "read_pack": "packs",
@@ -68,7 +66,6 @@ _ROOMS = {
 __all__ = [
     # grow
     "plan",
-    "Calibration",
     "read_plan",
     "Plan",
     "expand",
