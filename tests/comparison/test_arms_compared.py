@@ -15,7 +15,7 @@ from blockexpand.comparison.examining import Watched, token_shift
 from blockexpand.comparison.growing import grown
 from blockexpand.errors import ComparisonError, RecordError
 from blockexpand.evaluation import ratio_difference, read_evaluation, seeded_ratio_difference
-from blockexpand.expansion import read_expansion
+from blockexpand.records.expansion import read_expansion
 from blockexpand.training.arms.trainee import load_model
 from blockexpand.training.settings import BlocksArm, FullArm, MoeArm, ParallelArm, UpscaledArm
 from comparison_ground import Place

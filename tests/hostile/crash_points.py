@@ -30,8 +30,9 @@ import fuzz_seeds
 from blockexpand.checkpoint import working
 from blockexpand.checkpoint.header import build_header
 from blockexpand.errors import BlockexpandError
-from blockexpand.expansion import Plan, expand, plan
+from blockexpand.expansion import expand, plan
 from blockexpand.families import known_families
+from blockexpand.records.plan import Plan
 
 
 def make_base(folder: Path) -> Path:

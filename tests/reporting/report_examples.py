@@ -29,11 +29,10 @@ from blockexpand.comparison import (
 )
 from blockexpand.comparison.results import Contrast, Summary, pareto
 from blockexpand.evaluation import EvaluationRecord, HeldOut, Interval, Scores
-from blockexpand.expansion import BaseFacts, BlockTensor, Check, Cost, ExpansionRecord, Placement, Plan, Proof
-from blockexpand.expansion.placing import Insertion
-from blockexpand.expansion.plans import number
 from blockexpand.records import write_record
 from blockexpand.records.corpus import CorpusRecord, SplitCounts
+from blockexpand.records.expansion import Check, ExpansionRecord, Proof
+from blockexpand.records.plan import BaseFacts, BlockTensor, Cost, Insertion, Placement, Plan, number
 from blockexpand.reporting import Stage, Stages
 from blockexpand.training import RunRecord, TrainSettings
 from blockexpand.training.retention import Measurement

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from blockexpand.errors import RecordError, TrainingError
-from blockexpand.expansion import Insertion, expand, plan
+from blockexpand.expansion import expand, plan
 from blockexpand.families import known_families
 from blockexpand.live.generation import generate
+from blockexpand.records.plan import Insertion
 from blockexpand.training import forecast, load_shipped, shipped_folder, train
 from blockexpand.training.arms.build import arm_of
 from blockexpand.training.arms.moe import down_projection

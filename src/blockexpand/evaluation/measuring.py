@@ -24,9 +24,9 @@ from blockexpand.evaluation.journal import journal_of
 from blockexpand.evaluation.outcomes import SuiteResults, TaskScore, write_samples
 from blockexpand.evaluation.routes import Router, Routing, count_of
 from blockexpand.evaluation.running import run_task
-from blockexpand.expansion import read_expansion
 from blockexpand.families.modules import load_model
 from blockexpand.records import to_plain, write_record
+from blockexpand.records.expansion import read_expansion
 from blockexpand.records.pack import Rule
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from blockexpand.families.configs import entry
+from blockexpand.families.entries import entry
 from blockexpand.live.parts import served_family
 
 # C = positions of one chunk, D = hidden size, V = vocabulary.

@@ -24,9 +24,9 @@ from blockexpand.corpus import open_corpus
 from blockexpand.digests import digest_file
 from blockexpand.errors import BlockexpandError, ReportError, nearest
 from blockexpand.evaluation import Evaluation, EvaluationRecord, read_evaluation
-from blockexpand.expansion import ExpansionRecord, Proof, read_expansion
 from blockexpand.records import read_json, read_record
 from blockexpand.records.corpus import CorpusRecord
+from blockexpand.records.expansion import ExpansionRecord, Proof, read_expansion
 from blockexpand.reporting.sequences import SEQUENCE_NAME, SequenceRecord, read_sequence
 from blockexpand.reporting.stages import STAGES_NAME, Stages, read_stages
 from blockexpand.staging import RECORD_NAME

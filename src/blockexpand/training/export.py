@@ -18,8 +18,9 @@ from torch import Tensor
 
 from blockexpand.checkpoint import CONFIG, Checkpoint, copy_files, open_checkpoint, other_files
 from blockexpand.errors import TrainingError
-from blockexpand.expansion import ExpansionRecord, read_expansion, without_card
+from blockexpand.expansion import without_card
 from blockexpand.records import read_json, write_record
+from blockexpand.records.expansion import ExpansionRecord, read_expansion
 from blockexpand.staging import RECORD_NAME, staged_folder
 from blockexpand.units import FLOATS, torch_dtype
 

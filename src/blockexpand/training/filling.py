@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.errors import TrainingError
 from blockexpand.families import Family, family_for
-from blockexpand.families.blocks import NUMBER
+from blockexpand.families.family import NUMBER
 from blockexpand.training.sharding import Piece, piece_of
 from blockexpand.units import FLOATS
 

@@ -16,8 +16,8 @@ import torch
 
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import TrainingError
-from blockexpand.expansion import read_expansion
 from blockexpand.families import family_for
+from blockexpand.records.expansion import read_expansion
 from blockexpand.training.settings import BlocksArm, FullArm, OldBlocksArm, TrainSettings, UpscaledArm
 from blockexpand.training.world import World
 from blockexpand.units import format_bytes

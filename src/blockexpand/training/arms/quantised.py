@@ -18,9 +18,9 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from blockexpand import live
 from blockexpand.errors import TrainingError
-from blockexpand.expansion import read_expansion
 from blockexpand.families import known_families
 from blockexpand.families.modules import load_model, stack_of
+from blockexpand.records.expansion import read_expansion
 
 Quantised = Literal["int8", "nf4"]
 _PACKED = frozenset({"Int8Params", "Params4bit"})
