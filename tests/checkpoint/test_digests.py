@@ -11,7 +11,7 @@ import torch
 from blake3 import blake3
 from safetensors.torch import load_file, save_file
 
-from blockexpand.checkpoint import digest_tensors, open_checkpoint, passes, refuse_not_finite
+from blockexpand.checkpoint import digest_tensors, open_checkpoint, refuse_not_finite, streams
 from blockexpand.errors import CheckpointError
 from helpers import MakeBase
 
@@ -26,7 +26,7 @@ def hashed(tensor: torch.Tensor) -> str:
 def test_a_tensors_digest_is_the_blake3_of_its_bytes(
     tiny_base: MakeBase, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(passes, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(streams, "_CHUNK_BYTES", chunk_bytes)
     folder = tiny_base("llama", sharded=True)
     found = digest_tensors(open_checkpoint(folder))
     tensors = {k: v for path in folder.glob("*.safetensors") for k, v in load_file(path).items()}
@@ -86,7 +86,7 @@ def test_whole_numbers_are_never_taken_for_nan(tmp_path: Path, own_base: MakeBas
 
 @pytest.mark.parametrize("where", [0, 70, 4095, None])
 def test_zero_means_every_byte(tmp_path: Path, own_base: MakeBase, where: int | None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(passes, "_CHUNK_BYTES", 1024)
+    monkeypatch.setattr(streams, "_CHUNK_BYTES", 1024)
     values = torch.zeros(4096, dtype=torch.uint8)
     if where is not None:
         values[where] = 1

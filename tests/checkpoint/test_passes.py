@@ -14,15 +14,14 @@ from blockexpand.checkpoint import (
     Checkpoint,
     OutputTensor,
     compare_tensors,
-    copying,
     digest_tensors,
     lay_out,
-    moving,
     open_checkpoint,
+    passes,
     renamed,
-    working,
+    streams,
     write_weights,
-    writing,
+    writer,
     zeros,
 )
 from blockexpand.checkpoint.header import ALIGNMENT_BYTES, TensorEntry
@@ -81,7 +80,7 @@ def test_every_large_copy_of_a_7b_keeps_its_offset_modulo_64_kib():
     assert [file.name[:11] for file in files] == [f"model-{i:05d}" for i in (1, 2, 3, 4)]
     aligned = 0
     for file in files:
-        position = writing._data_residue(file)
+        position = writer._data_residue(file)
         for tensor in file.tensors:
             if tensor.source is not None and (tensor.num_bytes > ALIGNMENT_BYTES or not tensor.name.startswith("new")):
                 assert (position - tensor.source.start) % ALIGNMENT_BYTES == 0, tensor.name
@@ -104,10 +103,10 @@ def test_what_is_copied_is_hashed(larger: Path, tmp_path: Path):
 
 def test_threads_write_the_same_bytes(larger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write(larger, tmp_path / "alone")
-    monkeypatch.setattr(working, "_ALONE_BYTES", 0)
-    monkeypatch.setattr(working, "_RUN_BYTES", 1 << 18)
-    monkeypatch.setattr(working, "WINDOW_BYTES", 1 << 16)
-    monkeypatch.setattr(copying, "WINDOW_BYTES", 1 << 16)
+    monkeypatch.setattr(streams, "_ALONE_BYTES", 0)
+    monkeypatch.setattr(streams, "_RUN_BYTES", 1 << 18)
+    monkeypatch.setattr(streams, "WINDOW_BYTES", 1 << 16)
+    monkeypatch.setattr(passes, "WINDOW_BYTES", 1 << 16)
     base, _, digests = write(larger, tmp_path / "threads", digest=True)
     assert len(runs_of(base.tensors.values())) > len(base.shards)
     for path in (tmp_path / "alone").iterdir():
@@ -116,13 +115,13 @@ def test_threads_write_the_same_bytes(larger: Path, tmp_path: Path, monkeypatch:
 
 
 def test_an_error_in_one_thread_stops_the_others(larger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(working, "_ALONE_BYTES", 0)
+    monkeypatch.setattr(streams, "_ALONE_BYTES", 0)
     base = open_checkpoint(larger)
     last = larger / base.shards[-1]
     os.truncate(last, last.stat().st_size - 100)
     (tmp_path / "out").mkdir()
     files = lay_out(base, {name: name for name in base.tensors}, [])
-    with pytest.raises(CheckpointError, match=r"ended at byte [\d,]+ while it was copied"):
+    with pytest.raises(CheckpointError, match=r"ended at byte [\d,]+ while it was read"):
         write_weights(base, files, tmp_path / "out")
 
 
@@ -141,7 +140,7 @@ def test_work_ends_early_when_it_is_told_to():
 
     with pytest.raises(ValueError, match="first"):
         in_threads(work, range(50), 1 << 40)
-    assert len(seen) <= working.NUM_THREADS
+    assert len(seen) <= streams.NUM_THREADS
 
 
 @given(st.integers(0, 1 << 26), st.integers(0, 1 << 26))
@@ -164,7 +163,7 @@ def test_runs_hold_every_tensor_once_and_one_file_each(items: list[tuple[str, in
     assert sorted((e for run in runs for e in run), key=key) == sorted(entries, key=key)
     for run in runs:
         assert len({e.file for e in run}) == 1
-        assert len(run) == 1 or run[-1].end - run[0].start <= working._RUN_BYTES
+        assert len(run) == 1 or run[-1].end - run[0].start <= streams._RUN_BYTES
 
 
 @pytest.mark.parametrize("where", [0, 77_777, -1])
@@ -197,5 +196,5 @@ def test_comparing_counts_what_is_not_a_number(larger: Path):
 def test_new_bytes_are_still_there_after_their_writing_began(tmp_path: Path):
     with open(tmp_path / "file", "w+b", buffering=0) as stream:
         stream.write(b"x" * 100_000)
-        moving.start_writing(stream.fileno(), 0, 100_000)
+        streams.start_writing(stream.fileno(), 0, 100_000)
     assert (tmp_path / "file").read_bytes() == b"x" * 100_000
