@@ -27,7 +27,7 @@ from blockexpand.corpus import open_corpus, prepare
 from blockexpand.corpus.sources import CodeSource
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import load_demo
-from blockexpand.evaluation.losses import document_losses
+from blockexpand.evaluation.held_out import document_losses
 from blockexpand.expansion import expand, plan
 from blockexpand.packs import About, extract, load_with_packs, read_pack
 from blockexpand.packs.calibrating import best_of, find_gains, passes

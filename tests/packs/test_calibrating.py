@@ -17,7 +17,7 @@ from blockexpand.checkpoint import open_checkpoint
 from blockexpand.cli.main import run
 from blockexpand.corpus import open_corpus
 from blockexpand.errors import BlockexpandError, CorpusError, ExpansionError, PackError, RecordError, StagingError
-from blockexpand.evaluation.losses import document_losses
+from blockexpand.evaluation.held_out import document_losses
 from blockexpand.expansion import expand, plan
 from blockexpand.families import family_for
 from blockexpand.live.forward import RowBatch

@@ -30,11 +30,12 @@ from blockexpand.comparison import (
 from blockexpand.comparison.results import Contrast, Summary, pareto
 from blockexpand.corpus import CorpusRecord
 from blockexpand.corpus.dataset import SplitCounts
-from blockexpand.evaluation import EvaluationRecord, HeldOut, Interval, Scores
 from blockexpand.expansion import BaseFacts, BlockTensor, Check, Cost, ExpansionRecord, Placement, Plan, Proof
 from blockexpand.expansion.placing import Insertion
 from blockexpand.expansion.plans import number
 from blockexpand.records import write_record
+from blockexpand.records.evaluation import EvaluationRecord, HeldOut, Scores
+from blockexpand.records.intervals import Interval
 from blockexpand.reporting import Stage, Stages
 from blockexpand.training import RunRecord, TrainSettings
 from blockexpand.training.retention import Measurement

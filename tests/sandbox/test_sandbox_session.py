@@ -178,9 +178,9 @@ def test_a_wall_that_fails_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_unknown_processors_have_no_filter() -> None:
-    from blockexpand.sandbox.inside import filtering
+    from blockexpand.sandbox.inside import syscalls
 
-    assert len(filtering.build("aarch64")) % 8 == 0
+    assert len(syscalls.build("aarch64")) % 8 == 0
     with pytest.raises(KeyError, match="riscv64"):
-        filtering.build("riscv64")
+        syscalls.build("riscv64")
     assert walls.counts_processes(5)

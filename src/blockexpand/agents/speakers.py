@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from blockexpand.errors import AgentError
-from blockexpand.evaluation import Answer, Endpoint, Request, ask_all
-from blockexpand.evaluation.asking import cut_at
+from blockexpand.evaluation.endpoint import Answer, Endpoint, Request, ask_all, cut_at
 
 if TYPE_CHECKING:
     from torch import Tensor

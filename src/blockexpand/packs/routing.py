@@ -25,7 +25,7 @@ from blockexpand.live.forward import RowBatch, cross_entropies
 from blockexpand.live.isolation import isolates
 from blockexpand.live.state import expanded
 from blockexpand.packs.memory import attached, blocks_of, only
-from blockexpand.packs.rule import Names, Rule, name_of
+from blockexpand.records.routing import Names, Rule, name_of
 
 __all__ = [
     "Names",

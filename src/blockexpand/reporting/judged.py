@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from blockexpand.agents import JudgeRun
-from blockexpand.agents.conversations import Answered, Question
-from blockexpand.agents.judging import Judgement, Outcome, Tally, outcome_of, tally
+from blockexpand.records.evaluation import Answered
+from blockexpand.records.judge import Judgement, JudgeRun, PairOutcome, Question, Tally, outcome_of, tally
 from blockexpand.reporting import formats
 from blockexpand.reporting.methods import MARKERS, NUM_COLOURS
 from blockexpand.reporting.plotting import (
@@ -56,7 +55,7 @@ class Conversation:
     """One question, both sides, both looks."""
 
     heading: str
-    outcome: Outcome
+    outcome: PairOutcome
     """For the first model."""
     turns: tuple[tuple[str, str, str], ...]
     """What was asked, what the first model answered, what the second did."""

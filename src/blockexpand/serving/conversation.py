@@ -163,7 +163,7 @@ def keep(log: Path, entry: Mapping[str, Any] | None) -> None:
 
 def describe_route(route: Route) -> str:
     """The packs that were chosen, and each candidate's nats per token of what was said."""
-    from blockexpand.packs.rule import name_of
+    from blockexpand.records.routing import name_of
 
     chosen = name_of(route.names)
     if not route.nats:

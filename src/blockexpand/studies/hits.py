@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from blockexpand.corpus.dataset import TokenRows, batches
-from blockexpand.evaluation.losses import by_document
+from blockexpand.evaluation.held_out import by_document
 from blockexpand.live.forward import RowBatch, hidden_states
 from blockexpand.live.head import head_of
 

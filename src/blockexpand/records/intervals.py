@@ -7,6 +7,7 @@ of the same kind. BCa bootstrap of scipy (Efron 1987), 95 %, a fixed seed: the s
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -98,3 +99,21 @@ def _bootstrap(data: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray
     )
     low, high = result.confidence_interval
     return Interval(difference=point, low=float(low), high=float(high))
+
+
+_Z = 1.959963984540054
+"""The 97.5 % quantile of the normal distribution."""
+
+
+def wilson(successes: float, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share (Wilson 1927); all of [0, 1] where nothing was tried.
+
+    Half successes (ties) may be counted: they vary less than whole ones, so the interval is then wider than it need be.
+    """
+    if not trials:
+        return 0.0, 1.0
+    share, spread = successes / trials, _Z * _Z / trials
+    middle = (share + spread / 2) / (1 + spread)
+    half = _Z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
+    # At 0 and at 1 the ends are exact; rounding would leave 1e-17.
+    return 0.0 if successes == 0 else middle - half, 1.0 if successes == trials else middle + half

@@ -1,4 +1,4 @@
-"""The verbs that let a model act and speak: agent, judge."""
+"""The verb agent: a model solves tasks in several turns, with Python as its tool."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from blockexpand.errors import UsageError
 from blockexpand.staging import PACK_NAME
 
 if TYPE_CHECKING:
-    from blockexpand.agents import AgentRecord, JudgeRecord, Opposite, Speaker, Task
+    from blockexpand.agents import Speaker
     from blockexpand.evaluation.routes import Router
+    from blockexpand.records.agents import AgentRecord, Opposite, Task
 
 _DEFAULT_PUZZLES = 40
 
@@ -71,7 +72,7 @@ class Way:
 
 @Parameter(name="*", negative="")
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class TaskChoice:
     """Which tasks."""
 
     tasks: list[str] | None = None
@@ -85,14 +86,14 @@ class Chosen:
     """Take the first so many tasks of each file."""
 
 
-_TASKS, _SERVER, _ADVICE, _WAY = Chosen(), Server(), Advice(), Way()
+_TASKS, _SERVER, _ADVICE, _WAY = TaskChoice(), Server(), Advice(), Way()
 
 
 def agent(
     model: str | None = None,
     *,
     out: Path | None = None,
-    chosen: Annotated[Chosen, Parameter(name="*")] = _TASKS,
+    chosen: Annotated[TaskChoice, Parameter(name="*")] = _TASKS,
     server: Annotated[Server, Parameter(name="*")] = _SERVER,
     advice: Annotated[Advice, Parameter(name="*")] = _ADVICE,
     way: Annotated[Way, Parameter(name="*")] = _WAY,
@@ -143,7 +144,7 @@ def agent(
     return DONE
 
 
-def _tasks(chosen: Chosen) -> list[Task]:
+def _tasks(chosen: TaskChoice) -> list[Task]:
     from blockexpand import agents
 
     default = 0 if chosen.tasks else _DEFAULT_PUZZLES
@@ -172,11 +173,11 @@ def speaker_of(model: str, server: Server) -> tuple[Speaker, Opposite]:
         if server.key_variable is not None:
             raise key_without_server(server.key_variable)
         from blockexpand.evaluation.evaluating import model_digest
-        from blockexpand.packs.rule import Rule
+        from blockexpand.records.routing import Rule
 
         auto = server.route == "auto"
         if auto:
-            from blockexpand.evaluation import Candidate
+            from blockexpand.evaluation.measurement import Candidate
 
             Candidate(model=model, packs=tuple(map(str, server.pack or ())), rule=Rule()).check_route()
         speaker = agents.load_speaker(model, server.pack or (), switched=auto)
@@ -189,7 +190,7 @@ def speaker_of(model: str, server: Server) -> tuple[Speaker, Opposite]:
             f"--route auto needs the model itself, and {server.endpoint} is an address; expected a folder; leave it out"
         )
     from blockexpand.cli.main import secret
-    from blockexpand.evaluation import Endpoint
+    from blockexpand.evaluation.endpoint import Endpoint
 
     key = secret(server.key_variable) if server.key_variable is not None else None
     behind = Endpoint(server.endpoint, model, key=key, timeout_seconds=server.timeout)
@@ -204,7 +205,7 @@ def _router(speaker: Speaker, server: Server) -> Router | None:
     if server.route == "always" or not isinstance(speaker, agents.LoadedSpeaker):
         return None
     from blockexpand.evaluation.routes import Router
-    from blockexpand.packs.rule import Rule
+    from blockexpand.records.routing import Rule
 
     return Router(speaker.model, speaker.tokenizer, Rule())
 
@@ -233,83 +234,4 @@ def _rates(record: AgentRecord) -> str:
         for name, chosen in routes.chosen.items():
             counts = ", ".join(f"{packs} {count:,}" for packs, count in chosen.items())
             lines.append(f"         {name:<12}  {counts} episodes")
-    return "\n".join(lines)
-
-
-def judge(
-    first: str,
-    second: str,
-    *,
-    out: Path,
-    judge: str,
-    questions: Path | None = None,
-    key_variable: str | None = None,
-    judge_key_variable: str | None = None,
-    max_tokens: int = 1024,
-    timeout: float = 60.0,
-    resume: Annotated[bool, Parameter(negative="")] = False,
-    common: Shared = DEFAULTS,
-) -> int:
-    """Let a judge compare two models' answers to questions of several turns, in both orders.
-
-    Parameters
-    ----------
-    first
-        A model's folder, a file of its answers (JSON lines of question_id and turns), or NAME@ADDRESS for a model
-        behind an OpenAI-compatible server, e.g. llama@http://localhost:8000/v1.
-    second
-        The other one, given in the same way.
-    out
-        The folder of records to write.
-    judge
-        The model that judges, given like the others.
-    questions
-        Questions in MT-Bench's format; twelve of our own unless given.
-    key_variable
-        The environment variable that holds the key of the two models' servers.
-    judge_key_variable
-        The environment variable that holds the key of the judge's server.
-    max_tokens
-        Tokens of one answer at most.
-    timeout
-        Seconds that a server has for one answer.
-    resume
-        Go on with the run in --out, or start when there is none.
-    """
-    from blockexpand import agents
-
-    asked = agents.load_questions(questions)
-    sides = [_side(name, key_variable, timeout) for name in (first, second)]
-    judging = _side(judge, judge_key_variable, timeout)
-    if isinstance(judging[0], Path):
-        raise UsageError(f"--judge {judge} is a file; expected a model: a folder, or NAME@ADDRESS")
-    settings = agents.JudgeSettings(first=sides[0][1], second=sides[1][1], judge=judging[1], max_tokens=max_tokens)
-    cast = agents.Sides(first=sides[0][0], second=sides[1][0], judge=judging[0])
-    record = agents.judge_pair(cast, asked, settings, out, resume)
-    show(common, record, _tallies(record))
-    return DONE
-
-
-def _side(name: str, key_variable: str | None, timeout: float) -> tuple[Speaker | Path, Opposite]:
-    """A speaker or a file of answers, and how records name it."""
-    from blockexpand import agents
-
-    model, at, address = name.rpartition("@")
-    if at and address.startswith(("http://", "https://")):
-        return speaker_of(model, Server(endpoint=address, key_variable=key_variable, timeout=timeout))
-    if Path(name).is_file():
-        return Path(name), agents.Opposite(model=name, digest=digest_file(name))
-    return speaker_of(name, Server())
-
-
-def _tallies(record: JudgeRecord) -> str:
-    chosen = record.settings
-    lines = [f"{chosen.first.model} against {chosen.second.model}, judged by {chosen.judge.model}"]
-    lines.append("  category      wins  ties  losses  errors  win rate  95 % interval (Wilson; a tie is half a win)")
-    for one in record.tallies:
-        rate = "-" if one.win_rate is None else f"{one.win_rate:.1%}"
-        lines.append(
-            f"  {one.category or 'all':<12}  {one.num_wins:>4}  {one.num_ties:>4}  {one.num_losses:>6}  "
-            f"{one.num_errors:>6}  {rate:>8}  {one.low:.1%} to {one.high:.1%}"
-        )
     return "\n".join(lines)

@@ -20,17 +20,18 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from blockexpand.digests import digest_json
-from blockexpand.evaluation.entries import HarnessTask, Task
 from blockexpand.evaluation.harness import Options, Part, Work
 from blockexpand.evaluation.journal import Given, Journal, key_of
-from blockexpand.evaluation.outcomes import PartScore, Sample, TaskScore
-from blockexpand.evaluation.scoring.code import unsafe_programs
+from blockexpand.evaluation.scorers.code import unsafe_programs
+from blockexpand.evaluation.suites import HarnessTask
 from blockexpand.progress import Bar, bar
+from blockexpand.records.agents import Task
+from blockexpand.records.evaluation import PartScore, Sample, TaskScore
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-    from blockexpand.evaluation.models import EndpointLM, LoadedLM
+    from blockexpand.evaluation.lm import EndpointLM, LoadedLM
 
 _SCORED_AT_ONCE = min(8, os.cpu_count() or 1)
 """Programs under test at a time."""
@@ -72,7 +73,7 @@ def _requests(part: Part, lm: LoadedLM | EndpointLM, options: Options) -> list[I
 
 
 def _is_loaded(lm: LoadedLM | EndpointLM) -> bool:
-    from blockexpand.evaluation.models import EndpointLM
+    from blockexpand.evaluation.lm import EndpointLM
 
     return not isinstance(lm, EndpointLM)
 

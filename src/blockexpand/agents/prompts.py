@@ -6,8 +6,8 @@ and Appendix E; xingyaoww/mint-bench); how it is said is ours.
 
 from __future__ import annotations
 
-from blockexpand.agents.tasks import Task
 from blockexpand.agents.tools import CALL_SECONDS, Ran
+from blockexpand.records.agents import Task
 
 STOPS = ("\nObservation:", "\nExpert feedback:", "\nTask:", "\n---")
 """Where an agent's turn ends: it must not write the other side's part (MINT, mint/configs)."""

@@ -17,24 +17,24 @@ from blockexpand import __version__
 from blockexpand.corpus.tokens import load_tokenizer
 from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import EvaluationError
-from blockexpand.evaluation.entries import Chosen, FileTask
-from blockexpand.evaluation.evaluating import EvaluationRecord, HeldOutFound, HeldOutWork, Subject, model_digest
+from blockexpand.evaluation.evaluating import HeldOutFound, HeldOutWork, Subject, model_digest
 from blockexpand.evaluation.harness import Options, build_work, require_harness
 from blockexpand.evaluation.journal import journal_of
-from blockexpand.evaluation.outcomes import SuiteResults, TaskScore, write_samples
-from blockexpand.evaluation.routes import Router, Routing, count_of
-from blockexpand.evaluation.running import run_task
+from blockexpand.evaluation.routes import Router, count_of
+from blockexpand.evaluation.suites import Chosen, FileTask
+from blockexpand.evaluation.task_runs import run_task
 from blockexpand.expansion import read_expansion
 from blockexpand.families.modules import load_model
-from blockexpand.packs.rule import Rule
 from blockexpand.records import to_plain, write_record
+from blockexpand.records.evaluation import EvaluationRecord, Routing, SuiteResults, TaskScore, write_samples
+from blockexpand.records.routing import Rule
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from blockexpand.evaluation.asking import Endpoint
-    from blockexpand.evaluation.models import EndpointLM, LoadedLM
+    from blockexpand.evaluation.endpoint import Endpoint
+    from blockexpand.evaluation.lm import EndpointLM, LoadedLM
 
 _SEED = 0
 _LIBRARIES = ("torch", "transformers", "lm_eval", "datasets", "numpy")
@@ -165,7 +165,7 @@ _NOTHING = HeldOutFound(losses={}, answered=[])
 
 
 def _routing(lm: LoadedLM | EndpointLM, found: HeldOutFound, routes: dict[str, dict[str, int]]) -> Routing | None:
-    from blockexpand.evaluation.models import RoutedLM
+    from blockexpand.evaluation.lm import RoutedLM
 
     if not isinstance(lm, RoutedLM):
         return None
@@ -201,7 +201,7 @@ def _dtype(candidate: Candidate, suites: Sequence[Chosen]) -> str:
 
 
 def _lm(candidate: Candidate, options: Options, dtype: str) -> tuple[LoadedLM | EndpointLM, PreTrainedModel | None]:
-    from blockexpand.evaluation.models import EndpointLM, LoadedLM, RoutedLM
+    from blockexpand.evaluation.lm import EndpointLM, LoadedLM, RoutedLM
 
     if candidate.endpoint is not None:
         return EndpointLM(candidate.endpoint), None
@@ -239,7 +239,7 @@ def _seed() -> None:
 
 
 def _results(tasks: dict[str, TaskScore], lm: LoadedLM | EndpointLM, options: Options, dtype: str) -> SuiteResults:
-    from blockexpand.evaluation.models import LoadedLM
+    from blockexpand.evaluation.lm import LoadedLM
 
     windows = isinstance(lm, LoadedLM) and any(one.metric == "bits_per_byte" for one in tasks.values())
     return SuiteResults(

@@ -14,26 +14,34 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
 
 from blockexpand import __version__
-from blockexpand.agents.conversations import Answered, Question, converse, load_answers
-from blockexpand.agents.records import SETTINGS_NAME, Journal, Opposite, read_lines, wilson, write_lines
+from blockexpand.agents.conversations import converse, load_answers
 from blockexpand.agents.speakers import Speaker
 from blockexpand.digests import digest_json
 from blockexpand.errors import AgentError, Interrupted
-from blockexpand.evaluation import Answer, Request
+from blockexpand.evaluation.endpoint import Answer, Request
 from blockexpand.progress import bar
-from blockexpand.records import check, read_record, to_plain, write_record
+from blockexpand.records import read_record, to_plain, write_record
+from blockexpand.records.agents import SETTINGS_NAME
+from blockexpand.records.judge import (
+    JUDGEMENTS_NAME,
+    QUESTIONS_NAME,
+    Judgement,
+    JudgeRecord,
+    JudgeSettings,
+    Preference,
+    Question,
+    Reply,
+    tally,
+)
+from blockexpand.records.lines import Journal, read_lines, write_lines
 from blockexpand.staging import RECORD_NAME, check_output
 
-QUESTIONS_NAME, JUDGEMENTS_NAME = "questions.jsonl", "judgements.jsonl"
 _JUDGE_TOKENS = 1_024
 _AT_ONCE = 8
 """Judgements asked for in one call, after which they are on the disk."""
 
-Verdict = Literal["first", "second", "tie", ""]
-Outcome = Literal["win", "loss", "tie", "error"]
 
 _BRIEF = """\
 Two assistants had the same conversation with a user. Compare what they wrote, as the user would who needs it to be \
@@ -52,84 +60,6 @@ Verdict: A
 Verdict: B
 Verdict: tie
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """One look of the judge at one question."""
-
-    question_id: int | str
-    swapped: bool
-    """Whether the second side was shown first."""
-    text: str
-    """What the judge wrote."""
-    verdict: Verdict
-    """Which side it prefers, whatever the order they were shown in; empty where it cannot be read."""
-    error: str = ""
-    """Why there is no verdict."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgeSettings:
-    """What a run is begun with."""
-
-    FORMAT: ClassVar[str] = "blockexpand.judge-settings"
-    FORMAT_VERSION: ClassVar[int] = 1
-
-    first: Opposite
-    second: Opposite
-    judge: Opposite
-    max_tokens: int = 1_024
-    """Of one answer."""
-    questions_digest: str = ""
-
-    def __post_init__(self) -> None:
-        check(0 < self.max_tokens <= 100_000, "max_tokens", self.max_tokens, "1 to 100,000")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tally:
-    """How the first side fared against the second."""
-
-    category: str
-    """Of one category; empty for all questions."""
-    num_wins: int
-    num_losses: int
-    num_ties: int
-    num_errors: int
-    """Questions without two readable verdicts, or without two answers; not counted in the rate."""
-    num_disagreements: int
-    """Ties where the judge preferred another side once the order was changed."""
-    win_rate: float | None
-    """Wins and half of the ties, over all that are not errors; None where all are."""
-    low: float
-    """Of the 95 % interval (Wilson's, a tie being half a win), as is `high`."""
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgeRecord:
-    """What came of it; saved as the folder's `blockexpand.json`."""
-
-    FORMAT: ClassVar[str] = "blockexpand.judge"
-    FORMAT_VERSION: ClassVar[int] = 1
-
-    blockexpand_version: str
-    settings: JudgeSettings
-    tallies: tuple[Tally, ...]
-    """Of all questions, then of each category."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgeRun:
-    """Everything a finished run left; answers in the order of the questions, two judgements a question."""
-
-    record: JudgeRecord
-    questions: tuple[Question, ...]
-    first: tuple[Answered, ...]
-    second: tuple[Answered, ...]
-    judgements: tuple[Judgement, ...]
-    """Of each question, the one with the first side shown first, then the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,52 +116,6 @@ def judge_pair(
     return record
 
 
-def read_judge(folder: str | Path) -> JudgeRun:
-    """Read a finished run.
-
-    Raises:
-        AgentError: there is none in `folder`, or its files do not belong together.
-    """
-    path = Path(folder)
-    if not (path / RECORD_NAME).is_file():
-        raise AgentError(f"{folder} holds no finished judgement: it has no {RECORD_NAME}; make one with judge")
-    record = read_record(JudgeRecord, path / RECORD_NAME)
-    questions = read_lines(Question, path / QUESTIONS_NAME)
-    if digest_json([to_plain(q) for q in questions]) != record.settings.questions_digest:
-        raise AgentError(
-            f"{path / QUESTIONS_NAME} holds other questions than the run had; expected the file as judge left it"
-        )
-    first, second = (read_lines(Answered, path / f"answers-{name}.jsonl") for name in ("first", "second"))
-    judgements = read_lines(Judgement, path / JUDGEMENTS_NAME)
-    ids = [question.question_id for question in questions]
-    for name, found, expected in (
-        ("answers-first.jsonl", [one.question_id for one in first], ids),
-        ("answers-second.jsonl", [one.question_id for one in second], ids),
-        (
-            JUDGEMENTS_NAME,
-            [(j.question_id, j.swapped) for j in judgements],
-            [(i, s) for i in ids for s in (False, True)],
-        ),
-    ):
-        if found != expected:
-            raise AgentError(
-                f"{path / name} has {len(found)} lines that are not those of the {len(ids)} questions; expected the "
-                "file as judge left it; judge again"
-            )
-    if tally(questions, judgements) != record.tallies:
-        raise AgentError(
-            f"{path / JUDGEMENTS_NAME} comes to other counts than {path / RECORD_NAME} has; expected the files as "
-            "judge left them; judge again"
-        )
-    return JudgeRun(
-        record=record,
-        questions=tuple(questions),
-        first=tuple(first),
-        second=tuple(second),
-        judgements=tuple(judgements),
-    )
-
-
 def _claim(folder: Path, settings: JudgeSettings, questions: Sequence[Question], resume: bool) -> None:
     if (folder / SETTINGS_NAME).is_file():
         if not resume:
@@ -250,9 +134,9 @@ def _claim(folder: Path, settings: JudgeSettings, questions: Sequence[Question],
     write_record(folder / SETTINGS_NAME, settings)
 
 
-def _answers(side: Speaker | Path, path: Path, questions: Sequence[Question], max_tokens: int) -> list[Answered]:
+def _answers(side: Speaker | Path, path: Path, questions: Sequence[Question], max_tokens: int) -> list[Reply]:
     """A side's answers, kept in the folder; those that ended in an error are asked for again when going on."""
-    kept = {one.question_id: one for one in read_lines(Answered, path)} if path.is_file() else {}
+    kept = {one.question_id: one for one in read_lines(Reply, path)} if path.is_file() else {}
     left = [q for q in questions if q.question_id not in kept or kept[q.question_id].error]
     if left:
         new = load_answers(side, left) if isinstance(side, Path) else converse(side, left, max_tokens, path.stem)
@@ -267,11 +151,11 @@ class _Pair:
 
     question: Question
     swapped: bool
-    first: Answered
-    second: Answered
+    first: Reply
+    second: Reply
 
 
-def _pairs(questions: Sequence[Question], first: Sequence[Answered], second: Sequence[Answered]) -> list[_Pair]:
+def _pairs(questions: Sequence[Question], first: Sequence[Reply], second: Sequence[Reply]) -> list[_Pair]:
     return [
         _Pair(question=question, swapped=swapped, first=one, second=two)
         for question, one, two in zip(questions, first, second, strict=True)
@@ -298,7 +182,7 @@ def brief_of(pair: _Pair) -> str:
     return _BRIEF.format(reference=known, first=_told(pair.question, shown[0]), second=_told(pair.question, shown[1]))
 
 
-def _told(question: Question, answered: Answered) -> str:
+def _told(question: Question, answered: Reply) -> str:
     turns = zip(question.turns, answered.turns, strict=True)
     return "\n\n".join(f"[User]\n{asked}\n\n[Assistant]\n{said}" for asked, said in turns)
 
@@ -306,7 +190,7 @@ def _told(question: Question, answered: Answered) -> str:
 _VERDICT = re.compile(r"^\W*verdict\W*\b(a|b|tie)\b\W*$", re.IGNORECASE | re.MULTILINE)
 
 
-def verdict_of(text: str, swapped: bool) -> Verdict:
+def verdict_of(text: str, swapped: bool) -> Preference:
     """Which side a judgement prefers: its last line with a verdict counts; empty when there is none."""
     found = _VERDICT.findall(text)
     if not found:
@@ -329,42 +213,3 @@ def _read(pair: _Pair, answer: Answer) -> Judgement:
 
 def _without(pair: _Pair, error: str) -> Judgement:
     return Judgement(question_id=pair.question.question_id, swapped=pair.swapped, text="", verdict="", error=error)
-
-
-def outcome_of(straight: Judgement, swapped: Judgement) -> Outcome:
-    """What two looks at one question come to, for the first side."""
-    verdicts = {straight.verdict, swapped.verdict}
-    if "" in verdicts:
-        return "error"
-    if verdicts == {"first"}:
-        return "win"
-    return "loss" if verdicts == {"second"} else "tie"
-
-
-def tally(questions: Sequence[Question], judgements: Sequence[Judgement]) -> tuple[Tally, ...]:
-    """Wins, losses and ties of the first side, over all questions and by category."""
-    looks = {(one.question_id, one.swapped): one for one in judgements}
-    pairs = [(q, looks[q.question_id, False], looks[q.question_id, True]) for q in questions]
-    categories = list(dict.fromkeys(question.category for question in questions))
-    return tuple(
-        _tally(name, [(one, two) for question, one, two in pairs if not name or question.category == name])
-        for name in ("", *(categories if len(categories) > 1 else ()))
-    )
-
-
-def _tally(category: str, pairs: Sequence[tuple[Judgement, Judgement]]) -> Tally:
-    outcomes = [outcome_of(*pair) for pair in pairs]
-    wins, losses, ties = (outcomes.count(one) for one in ("win", "loss", "tie"))
-    counted = wins + losses + ties
-    low, high = wilson(wins + ties / 2, counted)
-    return Tally(
-        category=category,
-        num_wins=wins,
-        num_losses=losses,
-        num_ties=ties,
-        num_errors=outcomes.count("error"),
-        num_disagreements=sum({one.verdict, two.verdict} == {"first", "second"} for one, two in pairs),
-        win_rate=(wins + ties / 2) / counted if counted else None,
-        low=low,
-        high=high,
-    )

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockexpand.agents.episodes import Episode, Manner, Turn, act, after_turn, digest_of, messages_of
-from blockexpand.agents.records import ends_of, rates_of, read_agent, routes_of
-from blockexpand.agents.tasks import Task
+from blockexpand.agents.episodes import act, after_turn, digest_of, messages_of
 from blockexpand.agents.tools import Ran, Tools
 from blockexpand.errors import AgentError
 from blockexpand.progress import bar
+from blockexpand.records.agents import Episode, Manner, Task, Turn, ends_of, rates_of, read_agent, routes_of
 
 
 @dataclass(frozen=True, kw_only=True)

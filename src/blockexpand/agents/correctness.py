@@ -12,8 +12,8 @@ import math
 import re
 
 from blockexpand.agents import theorems
-from blockexpand.agents.tasks import Task
 from blockexpand.agents.tools import Tools
+from blockexpand.records.agents import Task
 
 _TOLERANCE = 0.05  # MINT, mint/tasks/reasoning.py
 

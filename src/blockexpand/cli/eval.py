@@ -13,7 +13,9 @@ from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, key_without_s
 from blockexpand.errors import UsageError
 
 if TYPE_CHECKING:
-    from blockexpand.evaluation import Candidate, Difference, EvaluationRecord, Options, Verdict
+    from blockexpand.evaluation.harness import Options
+    from blockexpand.evaluation.measurement import Candidate
+    from blockexpand.records.evaluation import Difference, EvaluationRecord, Verdict
 
 Several = Annotated[list[str] | None, Parameter(negative="")]
 Flag = Annotated[bool, Parameter(negative="")]
@@ -106,20 +108,21 @@ def evaluate(
     overwrite
         Replace the folder, if blockexpand made it.
     """
-    from blockexpand import evaluation
+    from blockexpand.evaluation.answers import load_tasks
+    from blockexpand.evaluation.verdict import compare_records, judge
 
     if compared.budget is not None and compared.against is None:
         raise UsageError(
             f"--budget {compared.budget} needs --against: the records or the folder of the model to compare with"
         )
-    questions = evaluation.load_tasks(tasks) if tasks is not None else []
+    questions = load_tasks(tasks) if tasks is not None else []
     measured = _Measured(data=named_folders(data or []), questions=questions, split=split, suites=suites)
     record = measured.write(measured.candidate(model), out, overwrite)
     if compared.against is None:
         show(common, record, _figures(record))
         return DONE
-    found = evaluation.compare_records(out, measured.records_of(compared.against, out))
-    verdict = evaluation.judge(found, compared.budget) if compared.budget is not None else None
+    found = compare_records(out, measured.records_of(compared.against, out))
+    verdict = judge(found, compared.budget) if compared.budget is not None else None
     value: dict[str, Any] = {"evaluation": record, "differences": found}
     show(common, value | ({"verdict": verdict} if verdict else {}), _figures(record) + _compared(found, verdict))
     return DONE if verdict is None or verdict.passed else FAILED
@@ -139,8 +142,9 @@ class _Measured:
         return [name for one in self.suites.suite or [] for name in one.split(",") if name]
 
     def candidate(self, model: str) -> Candidate:
-        from blockexpand.evaluation import Candidate, Endpoint
-        from blockexpand.packs.rule import Rule
+        from blockexpand.evaluation.endpoint import Endpoint
+        from blockexpand.evaluation.measurement import Candidate
+        from blockexpand.records.routing import Rule
 
         given = self.suites
         if not self.names and given.endpoint:
@@ -166,22 +170,22 @@ class _Measured:
         return Candidate(model=model, endpoint=Endpoint(given.endpoint, model, key=key))
 
     def write(self, candidate: Candidate, out: Path, overwrite: bool) -> EvaluationRecord:
-        from blockexpand import evaluation
+        from blockexpand.evaluation.evaluating import HeldOutWork, evaluate
+        from blockexpand.evaluation.measurement import Start, evaluate_suites
+        from blockexpand.evaluation.suites import load_suites
 
         if not self.names:
             subject = candidate.subject()
-            return evaluation.evaluate(
-                subject, self.data, out, tasks=self.questions, split=self.split, overwrite=overwrite
-            )
+            return evaluate(subject, self.data, out, tasks=self.questions, split=self.split, overwrite=overwrite)
         work = None
         if self.data or self.questions:
-            work = evaluation.HeldOutWork.of(Path(candidate.model), self.data, self.questions, self.split)
-        chosen = evaluation.load_suites(self.names)
-        start = evaluation.Start(resume=self.suites.resume, overwrite=overwrite)
-        return evaluation.evaluate_suites(candidate, chosen, out, self._options(), work, start)
+            work = HeldOutWork.of(Path(candidate.model), self.data, self.questions, self.split)
+        chosen = load_suites(self.names)
+        start = Start(resume=self.suites.resume, overwrite=overwrite)
+        return evaluate_suites(candidate, chosen, out, self._options(), work, start)
 
     def _options(self) -> Options:
-        from blockexpand.evaluation import Options
+        from blockexpand.evaluation.harness import Options
 
         given = self.suites
         same = {f.name: vars(given)[f.name] for f in dataclasses.fields(Options) if f.name in vars(given)}
@@ -189,12 +193,13 @@ class _Measured:
 
     def records_of(self, against: Path, out: Path) -> Path:
         """The folder itself if it holds records; else what the model in it scores, in a folder beside `out`."""
-        from blockexpand import evaluation
+        from blockexpand.evaluation.measurement import Candidate
+        from blockexpand.records.evaluation import has_records
 
-        if evaluation.has_records(against):
+        if has_records(against):
             return against
         beside = out.with_name(f"{out.name}-against")
-        self.write(evaluation.Candidate(model=str(against), dtype=self.suites.dtype), beside, overwrite=True)
+        self.write(Candidate(model=str(against), dtype=self.suites.dtype), beside, overwrite=True)
         return beside
 
 

@@ -8,52 +8,15 @@ cost is counted in it.
 
 from __future__ import annotations
 
-import dataclasses
-import math
-
 import numpy as np
 from transformers import PreTrainedModel
 
 from blockexpand.corpus.dataset import TokenRows, batches
 from blockexpand.live.forward import RowBatch, cross_entropies
 from blockexpand.progress import bar
+from blockexpand.records.evaluation import DocumentLosses
 
 # M = documents, N = rows of a batch, T = tokens of a row, R = positions that count.
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """How well a model predicts a split."""
-
-    loss: float
-    """Nats per token, over all tokens that count."""
-    perplexity: float
-    bits_per_byte: float
-    num_documents: int
-    num_tokens: int
-    """Tokens that count."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DocumentLosses:
-    """The parts of a held-out loss, for pairing."""
-
-    nats_M: np.ndarray
-    """Sum of the cross-entropies of each document's tokens, float64."""
-    tokens_M: np.ndarray
-    """Tokens of each document that count, int64."""
-
-    def summary(self, num_bytes: int) -> HeldOut:
-        """The figures over all documents, whose text has `num_bytes` bytes."""
-        total, count = float(self.nats_M.sum()), int(self.tokens_M.sum())
-        loss = total / count
-        return HeldOut(
-            loss=loss,
-            perplexity=math.exp(min(loss, 700.0)),
-            bits_per_byte=total / math.log(2) / num_bytes,
-            num_documents=len(self.nats_M),
-            num_tokens=count,
-        )
 
 
 def document_losses(model: PreTrainedModel, rows: TokenRows, rows_per_pass: int, title: str) -> DocumentLosses:

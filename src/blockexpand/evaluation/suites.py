@@ -17,8 +17,8 @@ from typing import ClassVar, Literal
 
 from blockexpand.errors import EvaluationError, RecordError, nearest
 from blockexpand.records import check, from_plain, read_yaml
+from blockexpand.records.evaluation import Side
 
-Side = Literal["general", "domain"]
 OURS = Path(__file__).parent / "suites"
 
 

@@ -25,10 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blockexpand import __version__
-from blockexpand.agents import wording
+from blockexpand.agents import prompts
 from blockexpand.agents.episodes import (
-    Episode,
-    Turn,
     act,
     after_failure,
     after_turn,
@@ -37,30 +35,30 @@ from blockexpand.agents.episodes import (
     messages_of,
     with_feedback,
 )
-from blockexpand.agents.records import (
+from blockexpand.agents.speakers import Speaker
+from blockexpand.agents.tools import Shell, Tools
+from blockexpand.errors import AgentError, Interrupted
+from blockexpand.evaluation.endpoint import Answer, Request
+from blockexpand.progress import Bar, bar
+from blockexpand.records import read_record, write_record
+from blockexpand.records.agents import (
     EPISODES_NAME,
     SETTINGS_NAME,
     TASKS_NAME,
     AgentRecord,
     AgentSettings,
-    Journal,
+    Episode,
     Routes,
+    Task,
+    Turn,
     ends_of,
     rates_of,
     read_agent,
-    read_lines,
     routes_of,
     tasks_digest,
-    write_lines,
 )
-from blockexpand.agents.speakers import Speaker
-from blockexpand.agents.tasks import Task
-from blockexpand.agents.tools import Shell, Tools
-from blockexpand.errors import AgentError, Interrupted
-from blockexpand.evaluation import Answer, Request
-from blockexpand.packs.rule import Names, name_of
-from blockexpand.progress import Bar, bar
-from blockexpand.records import read_record, write_record
+from blockexpand.records.lines import Journal, read_lines, write_lines
+from blockexpand.records.routing import Names, name_of
 from blockexpand.staging import RECORD_NAME, check_output
 
 if TYPE_CHECKING:
@@ -240,7 +238,7 @@ class _Stage:
         manner = self._settings.manner
         messages = [messages_of(one.task, one.episode, manner) for one in self._live]
         most = self._settings.max_tokens
-        requests = [Request(messages=said, max_tokens=most, stop=wording.STOPS) for said in messages]
+        requests = [Request(messages=said, max_tokens=most, stop=prompts.STOPS) for said in messages]
         answers = self._answers(requests)
         digests = [digest_of(said) for said in messages]
         grown = pool.map(lambda x: self._answered(*x), zip(self._live, answers, digests, strict=True))
@@ -289,7 +287,7 @@ class _Stage:
         going = [one for one in self._live if not one.episode.end]
         if adviser is None or feedback == "none" or not going:
             return
-        words = [wording.advice_request(one.task, history_of(one.episode), feedback == "informed") for one in going]
+        words = [prompts.advice_request(one.task, history_of(one.episode), feedback == "informed") for one in going]
         requests = [Request(messages=[{"role": "user", "content": w}], max_tokens=_ADVICE_TOKENS) for w in words]
         for one, answer in zip(going, adviser.ask(requests), strict=True):
             if answer.error is None:

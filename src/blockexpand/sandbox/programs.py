@@ -10,8 +10,8 @@ import os
 import time
 
 from blockexpand.errors import SandboxError
-from blockexpand.sandbox.inside import codec, filtering
-from blockexpand.sandbox.launching import Job, Launch, Text, understand
+from blockexpand.sandbox.inside import codec, syscalls
+from blockexpand.sandbox.launch import Job, Launch, Text, understand
 from blockexpand.sandbox.limits import Limits, Outcome, Status
 
 _OUT_OF_CPU = 24
@@ -87,7 +87,7 @@ _PROBE = "import os\nprint(os.getuid(), os.getpid(), len([n for n in os.listdir(
 
 def describe() -> str:
     """What isolates model-written code on this machine, in a few lines; found out by doing it."""
-    system = f"linux {os.uname().release} on {filtering.processor()}"
+    system = f"linux {os.uname().release} on {syscalls.processor()}"
     try:
         outcome = run_program(_PROBE)
     except SandboxError as error:

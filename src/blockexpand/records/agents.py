@@ -8,28 +8,132 @@ that is none of these, broken lines other than a last one that a kill cut short.
 
 from __future__ import annotations
 
-import json
-import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, Literal
 
-from blockexpand.agents.episodes import MOST_TURNS, Episode, Manner
-from blockexpand.agents.tasks import Task, sets_of
 from blockexpand.digests import digest_json
-from blockexpand.errors import AgentError, RecordError
-from blockexpand.packs.rule import Rule
-from blockexpand.records import WRITTEN_WHEN_SET, check, from_plain, parse_json, read_record, read_text, to_plain
-from blockexpand.staging import RECORD_NAME, staged_file
-
-T = TypeVar("T")
+from blockexpand.errors import AgentError
+from blockexpand.records.codec import WRITTEN_WHEN_SET, check, read_record, to_plain
+from blockexpand.records.intervals import wilson
+from blockexpand.records.lines import read_lines
+from blockexpand.records.routing import Rule
+from blockexpand.staging import RECORD_NAME
 
 SETTINGS_NAME, TASKS_NAME, EPISODES_NAME = "settings.json", "tasks.jsonl", "episodes.jsonl"
 DEFAULT_BUDGETS = (1, 2, 3, 4, 5)  # LLaMA Pro, Appendix E
-_Z = 1.959963984540054
-"""The 97.5 % quantile of the normal distribution."""
+
+Scoring = Literal["text", "choice", "theorem", "code", "exact"]
+
+ANSWER_TYPES = ("bool", "float", "integer", "list of float", "list of integer", "option")
+
+MOST_TURNS = 50
+
+Action = Literal["solution", "execute", "nothing"]
+
+End = Literal["solved", "proposals", "turns", "context", "error", ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One task."""
+
+    set: str
+    """The set it is of, under which its success is counted."""
+    id: str
+    prompt: str
+    """The question, as the agent reads it."""
+    scoring: Scoring
+    """text: within 5 % or contained; choice: an option's letter or text; theorem: TheoremQA's rules; code: unit tests;
+    exact: the same number or the same words."""
+    reference: str
+    """The right answer; for code the tests, for TheoremQA JSON."""
+    answer_type: str = ""
+    """Of TheoremQA: what kind of value the answer is."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Of a choice: the options' texts by their letters in lower case."""
+    program: str = ""
+    """Of a task that we made: Python that prints the right answer. Never shown to an agent."""
+
+    def __post_init__(self) -> None:
+        check(bool(self.set), "set", self.set, "a name")
+        check(bool(self.id), "id", self.id, "text that no other task of the set has")
+        check(bool(self.prompt.strip()), "prompt", self.prompt, "a question")
+        if self.scoring == "choice":
+            expected = f"one of {', '.join(sorted(self.options)) or 'two or more options (none was found)'}"
+            check(len(self.options) > 1 and self.reference in self.options, "reference", self.reference, expected)
+        if self.scoring == "theorem":
+            known = ", ".join(ANSWER_TYPES)
+            check(self.answer_type in ANSWER_TYPES, "answer_type", self.answer_type, f"one of {known}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What happened in one turn."""
+
+    prompt_digest: str
+    """Of all messages that the model was sent."""
+    output: str
+    """What it wrote, to the letter."""
+    action: Action
+    acted_on: str
+    """The code or the solution that was in it."""
+    status: str
+    """Of code, as the sandbox has it; empty where none ran."""
+    shown: str
+    """What the agent is told came of it."""
+    right: bool | None
+    """Of a proposal, whether it is right."""
+    feedback: str = ""
+    """Of a second model."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    """The model's wall time; in a batch, the batch's."""
+    tool_seconds: float = 0.0
+    """Wall time of the code or of the check."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One try at one task."""
+
+    set: str
+    id: str
+    budget: int
+    """The turns it may take."""
+    turns: tuple[Turn, ...] = ()
+    end: End = ""
+    """Why it ended: solved; all proposals or all turns used up; the conversation no longer fitted the model's context;
+    an error of the server's, which says nothing about the model. Empty while it goes on."""
+    error: str = ""
+    route: str | None = field(default=None, metadata=WRITTEN_WHEN_SET)
+    """The packs that answered in all of its turns, where they were chosen by the task; `base` is none."""
+
+    def __post_init__(self) -> None:
+        check(0 < self.budget <= MOST_TURNS, "budget", self.budget, f"1 to {MOST_TURNS}")
+        check(len(self.turns) <= self.budget, "turns", len(self.turns), f"at most {self.budget}")
+
+    @property
+    def solved(self) -> bool:
+        """Whether the task was solved."""
+        return self.end == "solved"
+
+    @property
+    def num_proposals(self) -> int:
+        """Solutions that were proposed."""
+        return sum(turn.action == "solution" for turn in self.turns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How an agent is spoken to."""
+
+    example: bool = True
+    """Whether the first message shows a short example."""
+    feedback: Literal["none", "blind", "informed"] = "none"
+    """Advice by a second model: none, without the right answer, or knowing it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,20 +261,6 @@ def _rate(budget: int, name: str, episodes: Sequence[Episode]) -> Rate:
     )
 
 
-def wilson(successes: float, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share (Wilson 1927); all of [0, 1] where nothing was tried.
-
-    Half successes (ties) may be counted: they vary less than whole ones, so the interval is then wider than it need be.
-    """
-    if not trials:
-        return 0.0, 1.0
-    share, spread = successes / trials, _Z * _Z / trials
-    middle = (share + spread / 2) / (1 + spread)
-    half = _Z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
-    # At 0 and at 1 the ends are exact; rounding would leave 1e-17.
-    return 0.0 if successes == 0 else middle - half, 1.0 if successes == trials else middle + half
-
-
 def ends_of(episodes: Sequence[Episode]) -> dict[str, dict[str, int]]:
     """How many episodes ended how, by budget."""
     counts: dict[str, dict[str, int]] = {}
@@ -217,61 +307,6 @@ def read_agent(folder: str | Path) -> AgentRun:
     return AgentRun(record=record, tasks=tuple(tasks), episodes=tuple(episodes))
 
 
-def read_lines(cls: type[T], path: Path, cut: bool = False) -> list[T]:
-    """The values of a JSON lines file; with `cut`, a last line that was not written whole is passed over.
-
-    Raises:
-        AgentError: a line is broken.
-    """
-    try:
-        text = read_text(path)
-    except RecordError as error:
-        raise AgentError(f"{error}; expected the lines that agent or judge wrote") from None
-    # Not splitlines(): what models write holds separators that JSON leaves as they are.
-    whole, _, rest = text.rpartition("\n")
-    if rest and not cut:
-        raise AgentError(f"{path} ends within a line; expected it whole; go on with the run with --resume")
-    values = []
-    for number, line in enumerate(whole.split("\n") if whole else (), 1):
-        where = f"{path}, line {number}"
-        try:
-            values.append(from_plain(cls, parse_json(line, where), where))
-        except RecordError as error:
-            raise AgentError(f"{error}; expected a line as it was written; the folder is damaged") from None
-    return values
-
-
-def write_lines(path: Path, values: Iterable[Any]) -> None:
-    """Write values as JSON lines, whole or not at all."""
-    with staged_file(path) as stream:
-        for value in values:
-            stream.write(line_of(value))
-
-
-def line_of(value: Any) -> bytes:
-    """One value as a line; half characters, which models and programs can produce, become question marks."""
-    return (json.dumps(to_plain(value), ensure_ascii=False) + "\n").encode("utf-8", "replace")
-
-
-class Journal:
-    """A file of lines that each survive a kill once they are written."""
-
-    def __init__(self, path: Path) -> None:
-        """Open `path` for appending, without the part of a line that a kill may have left at its end."""
-        self._path = path
-        if path.is_file():
-            content = path.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole != len(content):
-                os.truncate(path, whole)
-        self._stream = path.open("ab")
-
-    def add(self, value: Any) -> None:
-        """Append one line and make it durable."""
-        self._stream.write(line_of(value))
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
+def sets_of(tasks: Iterable[Task]) -> list[str]:
+    """The names of the sets, in the order of their first tasks."""
+    return list(dict.fromkeys(task.set for task in tasks))

@@ -20,14 +20,14 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from blockexpand.errors import EvaluationError
 from blockexpand.packs.memory import only
-from blockexpand.packs.rule import Names, name_of
+from blockexpand.records.routing import Names, name_of
 
 if TYPE_CHECKING:
     import torch
     from lm_eval.api.instance import Instance
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from blockexpand.evaluation.asking import Endpoint
+    from blockexpand.evaluation.endpoint import Endpoint
     from blockexpand.evaluation.harness import Options
     from blockexpand.evaluation.routes import Router
 
