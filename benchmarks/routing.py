@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from blockexpand.corpus import open_corpus, prepare
-from blockexpand.corpus.dataset import TokenRows, batches
+from blockexpand.corpus.rows import TokenRows, batches
 from blockexpand.corpus.sources import CodeSource
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import load_demo

@@ -130,7 +130,7 @@ def compare_speed(data: Path, given: argparse.Namespace) -> None:
     """Ours and the harness alone, alternated; medians of the ratios."""
     import torch
 
-    from blockexpand.corpus.tokens import load_tokenizer
+    from blockexpand.corpus.tokenizer import load_tokenizer
     from blockexpand.families.modules import load_model
 
     torch.set_num_threads(1)

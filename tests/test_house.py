@@ -17,6 +17,7 @@ SOURCE = ROOT / "src" / "blockexpand"
 ROWS: list[set[str]] = [
     {"errors"},
     {"staging"},
+    {"units"},
     {"records"},
     {"digests", "progress"},
     {"families"},

@@ -17,8 +17,7 @@ from scipy.stats import binomtest
 from blockexpand.agents import Cast, make_puzzles, replay, run_agent
 from blockexpand.errors import AgentError, Interrupted, StagingError
 from blockexpand.evaluation.endpoint import Answer, Message
-from blockexpand.evaluation.suites import Task
-from blockexpand.records.agents import AgentSettings, Opposite, rates_of, read_agent
+from blockexpand.records.agents import AgentSettings, Opposite, Task, rates_of, read_agent
 from blockexpand.records.intervals import wilson
 from players import PlainTools, Script, Scripted, solver
 

@@ -10,7 +10,7 @@ import torch
 
 from blockexpand.agents import EndpointSpeaker, LoadedSpeaker, load_speaker
 from blockexpand.agents.speakers import _passes
-from blockexpand.corpus.tokens import load_tokenizer
+from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.errors import AgentError, PackError
 from blockexpand.evaluation.endpoint import Answer, Endpoint, Request
 from helpers import edit_config, make_base

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from blockexpand.corpus import open_corpus
-from blockexpand.corpus.tokens import load_tokenizer
+from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.errors import CorpusError, EvaluationError
 from blockexpand.evaluation.answers import AnswerTask, answer, load_tasks, score
 from blockexpand.evaluation.evaluating import differences, evaluate

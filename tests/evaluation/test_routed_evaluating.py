@@ -14,7 +14,7 @@ import torch
 
 from blockexpand.cli.main import run
 from blockexpand.corpus import open_corpus
-from blockexpand.corpus.tokens import load_tokenizer
+from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.errors import EvaluationError
 from blockexpand.evaluation import lm as models_module
 from blockexpand.evaluation import routes as routes_module

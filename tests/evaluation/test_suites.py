@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - its common name
 
-from blockexpand.corpus.tokens import load_tokenizer
+from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.errors import EvaluationError, RecordError
-from blockexpand.evaluation import models as models_module
+from blockexpand.evaluation import lm as models_module
 from blockexpand.evaluation.harness import Options, build_work
 from blockexpand.evaluation.measurement import Candidate, Start, evaluate_suites
 from blockexpand.evaluation.suites import known_suites, load_suites

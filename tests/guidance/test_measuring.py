@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from blockexpand import Calibration, plan
 from blockexpand.checkpoint import open_checkpoint
-from blockexpand.corpus.tokens import load_tokenizer
+from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.errors import BlockexpandError, CorpusError, GuidanceError, RecordError
 from blockexpand.expansion import plan as plan_by_scores
 from blockexpand.expansion import read_plan

@@ -129,7 +129,7 @@ class LoadedSpeaker:
 
     def _ends(self) -> list[int]:
         """The tokens that end a turn."""
-        from blockexpand.corpus.tokens import ends_of
+        from blockexpand.corpus.tokenizer import ends_of
         from blockexpand.live.generation import ending_tokens
 
         return ending_tokens(self.model, ends_of(self.tokenizer).eos)
@@ -186,7 +186,7 @@ def load_speaker(folder: str | Path, packs: Sequence[str | Path] = (), *, switch
 
     import torch
 
-    from blockexpand.corpus.tokens import load_tokenizer
+    from blockexpand.corpus.tokenizer import load_tokenizer
     from blockexpand.families.modules import load_model
 
     tokenizer = load_tokenizer(folder)

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from blockexpand.cli.output import DEFAULTS, DONE, Shared, show
 from blockexpand.errors import UsageError
+from blockexpand.units import format_bytes
 
 if TYPE_CHECKING:
     from blockexpand.assistance import Diagnosis
@@ -28,14 +29,13 @@ def doctor(*, common: Shared = DEFAULTS) -> int:
 
 
 def _told(found: Diagnosis) -> str:
-    gigabyte = 1e9
     lines = [
         f"blockexpand {found.blockexpand_version}, Python {found.python}, torch {found.torch}, "
         f"transformers {found.transformers}",
-        f"{found.system}: {found.num_cores} cores, {found.memory_bytes / gigabyte:.0f} GB of memory "
-        f"({found.available_bytes / gigabyte:.0f} free), {found.disk_free_bytes / gigabyte:.0f} GB of disk free here",
+        f"{found.system}: {found.num_cores} cores, {format_bytes(found.memory_bytes)} of memory "
+        f"({format_bytes(found.available_bytes)} free), {format_bytes(found.disk_free_bytes)} of disk free here",
     ]
-    lines += [f"  device    {device.name}, {device.memory_bytes / gigabyte:.0f} GB" for device in found.devices]
+    lines += [f"  device    {device.name}, {format_bytes(device.memory_bytes)}" for device in found.devices]
     if not found.devices:
         lines.append("  device    none that torch sees; everything runs on the CPU")
     sandbox = found.sandbox.removeprefix("sandbox: ") if found.sandbox else found.sandbox_problem or "none"
@@ -52,7 +52,7 @@ def _told(found: Diagnosis) -> str:
     ]
     for fit in found.fits:
         size = fit.largest or "none"
-        lines.append(f"  {fit.mode:<40} {size:<5} {fit.needed_bytes / gigabyte:,.1f} GB")
+        lines.append(f"  {fit.mode:<40} {size:<5} {format_bytes(fit.needed_bytes)}")
     if found.tiny_base is not None:
         told = "A tiny base ships with blockexpand; after this line the docs' BASE is $BASE in your shell:"
         lines += ["", told, f"BASE={shlex.quote(found.tiny_base)}"]

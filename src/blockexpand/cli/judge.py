@@ -13,7 +13,9 @@ from blockexpand.digests import digest_file
 from blockexpand.errors import UsageError
 
 if TYPE_CHECKING:
-    from blockexpand.agents import JudgeRecord, Opposite, Speaker
+    from blockexpand.agents import Speaker
+    from blockexpand.records.agents import Opposite
+    from blockexpand.records.judge import JudgeRecord
 
 
 def judge(

@@ -27,7 +27,7 @@ VERBS = {
     "plan": ("blockexpand.cli.growing:plan", "Decide where new blocks go, and show what that costs."),
     "expand": ("blockexpand.cli.growing:expand", "Write the deeper checkpoint."),
     "verify": ("blockexpand.cli.growing:verify", "Prove that the deeper checkpoint is the base."),
-    "prepare": ("blockexpand.cli.preparing:prepare", "Make packed token data from text, code or chats."),
+    "prepare": ("blockexpand.cli.prepare:prepare", "Make packed token data from text, code or chats."),
     "train": (
         "blockexpand.cli.learning:train",
         "Post-pretrain the new blocks, or any other arm, by a recipe.",
@@ -113,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(tokens: list[str]) -> int:
     """Run the command line; give back the exit code."""
+    # Read when torch loads its OpenMP: threads that spin while they wait for a busy core cost more than they compute.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Models and data come from this machine; nothing that is merely curious may reach the network.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if tokens[:1] != ["push"]:  # which shows them on a terminal; all else has bars of its own

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from blockexpand.comparison.examination import EXAMINATION_NAME, BlockEffect, Examination, Seen, Shift
 from blockexpand.comparison.recipe import ExamineSettings
 from blockexpand.comparison.results import Comparison
-from blockexpand.corpus.dataset import Corpus, TokenRows, batches, open_corpus
-from blockexpand.corpus.tokens import ends_of, load_tokenizer
+from blockexpand.corpus.rows import Corpus, TokenRows, batches, open_corpus
+from blockexpand.corpus.tokenizer import ends_of, load_tokenizer
 from blockexpand.errors import ComparisonError
 from blockexpand.expansion import NewBlock, read_expansion
 from blockexpand.live.forward import RowBatch, cross_entropies

@@ -23,6 +23,7 @@ from blockexpand.records import write_record
 from blockexpand.reporting import report
 from blockexpand.training import sft
 from blockexpand.training.settings import DataSettings, TrainSettings
+from blockexpand.units import format_bytes
 
 PROOF_NAME = "proof.json"
 
@@ -111,7 +112,7 @@ class Chapters:
         folder = self._folder
         parts = ("expanded", "comparison", "answers-before", "answers-after", "domain", "general", "instruct")
         page = report([folder, *(folder / part for part in parts)], folder / "report", overwrite=True)
-        return f"{page} ({page.stat().st_size / 1e3:.0f} kB)"
+        return f"{page} ({format_bytes(page.stat().st_size)})"
 
     def comparison(self) -> Comparison:
         """What the comparison found, so far."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from blockexpand.corpus.tokens import ends_of
+from blockexpand.corpus.tokenizer import ends_of
 from blockexpand.errors import EvaluationError, RecordError
 from blockexpand.evaluation.routes import Router
 from blockexpand.live.generation import generate

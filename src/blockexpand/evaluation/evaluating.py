@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from blockexpand import __version__
 from blockexpand.checkpoint import open_checkpoint
-from blockexpand.corpus.dataset import Corpus, open_corpus
-from blockexpand.corpus.tokens import load_tokenizer, tokenizer_digest
+from blockexpand.corpus.rows import Corpus, open_corpus
+from blockexpand.corpus.tokenizer import load_tokenizer, tokenizer_digest
 from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import EvaluationError
 from blockexpand.evaluation.answers import AnswerTask, answer, score

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from transformers import PreTrainedModel
 
-from blockexpand.corpus.dataset import TokenRows, batches
+from blockexpand.corpus.rows import TokenRows, batches
 from blockexpand.live.forward import RowBatch, cross_entropies
 from blockexpand.progress import bar
 from blockexpand.records.evaluation import DocumentLosses

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from blockexpand.corpus.dataset import TokenRows, batches
+from blockexpand.corpus.rows import TokenRows, batches
 from blockexpand.live.forward import RowBatch
 from blockexpand.packs.routing import candidates_of, choose, cost_of, losses_by_set, route
 from blockexpand.progress import bar

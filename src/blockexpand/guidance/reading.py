@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from blockexpand.corpus import open_corpus
-from blockexpand.corpus.dataset import batches
 from blockexpand.corpus.documents import Document, files_in_hash_order
-from blockexpand.corpus.tokens import Encoder, load_tokenizer, tokenizer_digest
+from blockexpand.corpus.rows import batches
+from blockexpand.corpus.tokenizer import Encoder, load_tokenizer, tokenizer_digest
 from blockexpand.errors import CorpusError, GuidanceError
 from blockexpand.staging import RECORD_NAME
 

@@ -23,8 +23,8 @@ import torch
 from blockexpand import __version__
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.corpus import Corpus, open_corpus
-from blockexpand.corpus.dataset import TokenRows, batches
-from blockexpand.corpus.tokens import tokenizer_digest
+from blockexpand.corpus.rows import TokenRows, batches
+from blockexpand.corpus.tokenizer import tokenizer_digest
 from blockexpand.errors import PackError
 from blockexpand.expansion.expanding import check_apart
 from blockexpand.live.forward import RowBatch, check_head, cross_entropies, hidden_states

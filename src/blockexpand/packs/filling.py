@@ -26,10 +26,10 @@ from blockexpand.packs.coding import changed, decoded, raw_pieces
 from blockexpand.packs.encoding import piece_bytes
 from blockexpand.packs.fitting import check_digests
 from blockexpand.packs.reading import Pack
+from blockexpand.units import FLOATS, torch_dtype
 
 Verify = Literal["donors", "all", "files", "none"]
 """What of a base in memory is held against a pack's digests."""
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def filled_block(donor: nn.Module, family: Family, pack: Pack, block: NewBlock, *, checked: bool) -> nn.Module:
@@ -40,7 +40,7 @@ def filled_block(donor: nn.Module, family: Family, pack: Pack, block: NewBlock, 
     """
     tensors = {f"{block.id}.{tensor.tail}": tensor for tensor in pack.record.plan.tensors_of(block.donor)}
     for name, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in FLOATS:
             raise PackError(
                 f"the pack {pack.name!r} has {name!r} as {tensor.dtype}, which a model in memory holds as something "
                 "else; expected floats; attach the pack on disk with `pack attach` and load that folder"
@@ -79,7 +79,7 @@ def views(block: nn.Module, family: Family) -> dict[str, Tensor]:
 
 def _fill(target: Tensor, pack: Pack, name: str, source: tuple[BlockTensor, Tensor], *, checked: bool) -> None:
     tensor, old = source
-    straight = pack.record.encoding == "plain" and target.dtype == _DTYPES[tensor.dtype]
+    straight = pack.record.encoding == "plain" and target.dtype == torch_dtype(tensor.dtype)
     if straight and target.device.type == "cpu" and target.is_contiguous() and target.numel():
         _read_into(target, pack, name, checked=checked)
         return
@@ -92,7 +92,7 @@ def _fill(target: Tensor, pack: Pack, name: str, source: tuple[BlockTensor, Tens
     pieces = decoded(pack, name, tensor, begins) if checked else raw_pieces(pack, name, tensor, begins)
     data = bytearray().join(pieces)
     if data:
-        target.copy_(torch.frombuffer(data, dtype=_DTYPES[tensor.dtype]).view(tensor.shape))
+        target.copy_(torch.frombuffer(data, dtype=torch_dtype(tensor.dtype)).view(tensor.shape))
 
 
 def _read_into(target: Tensor, pack: Pack, name: str, *, checked: bool) -> None:
@@ -111,7 +111,7 @@ def _memory(tensor: Tensor) -> memoryview:
 
 def _bytes_of(tensor: Tensor, planned: BlockTensor) -> memoryview:
     """A tensor in memory as the bytes that its file has."""
-    return _memory(tensor.detach().to("cpu", _DTYPES[planned.dtype]).contiguous())
+    return _memory(tensor.detach().to("cpu", torch_dtype(planned.dtype)).contiguous())
 
 
 def _digest(data: memoryview) -> str:
@@ -150,7 +150,7 @@ def _checked_digest(held: dict[str, Tensor], tensor: BlockTensor, pack: Pack) ->
             f"the pack {pack.name!r} is for blocks with {tensor.tail} of shape {list(tensor.shape)}, and the model has "
             f"{list(found.shape) if found is not None else 'none'}; expected the base it was trained on"
         )
-    kind = _DTYPES.get(tensor.dtype, found.dtype)
+    kind = torch_dtype(tensor.dtype) if tensor.dtype in FLOATS else found.dtype
     if found.dtype.itemsize < num_bytes(tensor.dtype, (1,)) or (found.dtype != kind and found.dtype.itemsize == 2):
         raise PackError(
             f"the model holds {tensor.tail} as {found.dtype}, and the pack {pack.name!r} is for a base of precision "
@@ -163,7 +163,7 @@ def _checked_digest(held: dict[str, Tensor], tensor: BlockTensor, pack: Pack) ->
 def _outer(model: nn.Module, family: Family, pack: Pack) -> dict[str, str]:
     """The digests of what is outside of the blocks, of what has the same name in memory as in the files."""
     dtypes = [tensor.dtype for tensor in pack.record.plan.tensors_of(0)]
-    kind = _DTYPES.get(dtypes[0], torch.float32)
+    kind = torch_dtype(dtypes[0]) if dtypes[0] in FLOATS else torch.float32
     inside = family.stack.module + "."
     return {
         name: _digest(_memory(parameter.detach().to("cpu", kind).contiguous()))

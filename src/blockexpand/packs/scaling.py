@@ -41,8 +41,7 @@ from blockexpand.packs.record import LEAST_GAIN, MOST_GAIN, PackRecord, Scaled, 
 from blockexpand.progress import bar
 from blockexpand.records import write_record
 from blockexpand.staging import PACK_NAME, check_output, staged_folder
-
-_FLOATS = ("BF16", "F16", "F32", "F64")
+from blockexpand.units import FLOATS
 
 
 def scale_on_disk(
@@ -122,10 +121,10 @@ def scaled_record(pack: Pack, by: float, name: str | None = None) -> PackRecord:
         check_gain(by * before.by, f"the first pack of {pack.name!r}, which is scaled by {before.by:g} already,")
     check_silent(record.plan, pack.name)
     for tensor_name, _, tensor in tensors_of(record.plan):
-        if tensor.starts in SILENT and tensor.dtype not in _FLOATS:
+        if tensor.starts in SILENT and tensor.dtype not in FLOATS:
             raise PackError(
                 f"the pack {pack.name!r} has {tensor_name!r}, which writes to the residual stream, as {tensor.dtype}; "
-                f"expected one of {', '.join(_FLOATS)}; scale a pack for the base in such a precision"
+                f"expected one of {', '.join(FLOATS)}; scale a pack for the base in such a precision"
             )
     scaled = Scaled(of=before.of, by=before.by * by) if before else Scaled(of=record.fingerprint, by=by)
     return dataclasses.replace(

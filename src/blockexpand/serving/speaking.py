@@ -300,7 +300,7 @@ def open_speaker(
     import torch
 
     from blockexpand import live
-    from blockexpand.corpus.tokens import load_tokenizer
+    from blockexpand.corpus.tokenizer import load_tokenizer
     from blockexpand.families.modules import load_model
     from blockexpand.live.state import expanded, is_expanded
     from blockexpand.packs import read_pack

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from blockexpand.corpus.dataset import TokenRows, batches
+from blockexpand.corpus.rows import TokenRows, batches
 from blockexpand.evaluation.held_out import by_document
 from blockexpand.live.forward import RowBatch, hidden_states
 from blockexpand.live.head import head_of

@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from blockexpand.corpus import open_corpus
-from blockexpand.corpus.tokens import load_tokenizer
+from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.digests import digest_json
 from blockexpand.evaluation.held_out import document_losses
 from blockexpand.evaluation.routes import Router, routed_among

@@ -18,7 +18,7 @@ import torch
 
 from blockexpand.corpus import PrepareRecipe, SplitRecipe, prepare
 from blockexpand.corpus.sources import ChatSource
-from blockexpand.corpus.tokens import tokenizer_digest
+from blockexpand.corpus.tokenizer import tokenizer_digest
 from blockexpand.digests import digest_json
 from blockexpand.evaluation.answers import AnswerTask
 from blockexpand.expansion import expand, plan

@@ -13,8 +13,8 @@ from blockexpand.cli.output import DEFAULTS, DONE, Shared, show
 from blockexpand.errors import UsageError
 
 if TYPE_CHECKING:
-    from blockexpand.corpus import CorpusRecord, PrepareRecipe
-    from blockexpand.corpus.record import SourceCounts, SplitCounts
+    from blockexpand.corpus import PrepareRecipe
+    from blockexpand.records.corpus import CorpusRecord, SourceCounts, SplitCounts
 
 _CODE = frozenset(
     {".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".hs", ".java", ".jl", ".js", ".kt", ".lua", ".m", ".ml", ".php"}
@@ -166,13 +166,13 @@ def _kind_of(name: str) -> str | None:
 
 
 def _holds_chats(path: str) -> bool:
-    from blockexpand.corpus.conversations import CHAT_FIELDS
+    from blockexpand.corpus.chats import chat_fields
     from blockexpand.corpus.reading import first_record
 
     for name in _names_in(path):
         if _ending(name) in _RECORDS and Path(name).is_file():
             record = first_record(Path(name))
-            return isinstance(record, dict) and "text" not in record and not set(CHAT_FIELDS).isdisjoint(record)
+            return isinstance(record, dict) and "text" not in record and bool(chat_fields(list(record)))
     return False
 
 

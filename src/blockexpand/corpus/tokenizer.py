@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from tokenizers import Tokenizer
 
+from blockexpand.corpus.chats import answer_spans
 from blockexpand.corpus.documents import Document
 from blockexpand.digests import digest_file
 from blockexpand.errors import CorpusError
@@ -61,8 +62,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         CorpusError: none is there, or it cannot be read.
     """
-    if not (Path(folder) / "tokenizer.json").is_file():
-        raise CorpusError(f"{folder} has no tokenizer.json; give the folder of a model with a fast tokenizer")
+    check_tokenizer(folder)
     from transformers import AutoTokenizer  # seconds: not for the processes that tokenise plain text
 
     try:
@@ -72,8 +72,35 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 
+def check_tokenizer(folder: str | Path) -> None:
+    """Refuse a folder without a fast tokenizer, and say what is there instead.
+
+    Raises:
+        CorpusError: tokenizer.json is missing.
+    """
+    folder = Path(folder)
+    if (folder / "tokenizer.json").is_file():
+        return
+    if not folder.is_dir():
+        raise CorpusError(f"there is no folder {folder}; give the folder of a model with its tokenizer.json")
+    if (folder / "tokenizer.model").is_file():
+        raise CorpusError(
+            f'{folder} has tokenizer.model but no tokenizer.json; convert it once: python -c "from transformers import '
+            f"AutoTokenizer; AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')\""
+        )
+    raise CorpusError(
+        f"{folder} has no tokenizer.json; give the folder of a model with a fast tokenizer, or copy the base's "
+        "tokenizer files there"
+    )
+
+
 def tokenizer_digest(folder: str | Path) -> str:
-    """What a dataset and a model compare to know that they speak the same tokens."""
+    """What a dataset and a model compare to know that they speak the same tokens.
+
+    Raises:
+        CorpusError: tokenizer.json is missing.
+    """
+    check_tokenizer(folder)
     return digest_file(Path(folder) / "tokenizer.json")
 
 
@@ -134,7 +161,7 @@ class Encoder:
                     f"{document.name} contains the special token {token!r} as text, which would be taken for a turn's "
                     "border; remove it from the conversation, or the conversation from the file"
                 )
-        text, spans = render_conversation(self._tokenizer, document)
+        text, spans = answer_spans(self._tokenizer, document.messages, document.name)
         batch = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         tokens_A = np.array(batch["input_ids"], dtype=np.int64)
         starts_A = np.array([start for start, _ in batch["offset_mapping"]], dtype=np.int64)
@@ -146,34 +173,3 @@ class Encoder:
         trained_A |= self._all_turns
         trained_A[0] = False
         return Encoded(tokens_A=tokens_A, trained_A=trained_A)
-
-
-def render_conversation(tokenizer: PreTrainedTokenizerBase, document: Document) -> tuple[str, list[tuple[int, int]]]:
-    """The conversation's text by the chat template, and the [start, end) characters of assistant turns.
-
-    A turn's span begins after the generation prompt (what the model is given) and ends after whatever
-    the template closes the turn with, so the model learns to stop.
-
-    Raises:
-        CorpusError: there is no chat template, or it rewrites earlier turns, so that spans cannot be told.
-    """
-    if not tokenizer.chat_template:
-        raise CorpusError("the tokenizer has no chat template, which conversations need; add chat_template.jinja")
-    turns = [dataclasses.asdict(message) for message in document.messages]
-
-    def render(number: int, prompt: bool) -> str:
-        return str(tokenizer.apply_chat_template(turns[:number], tokenize=False, add_generation_prompt=prompt))
-
-    full = render(len(turns), False)
-    spans = []
-    for number, turn in enumerate(turns):
-        if turn["role"] != "assistant":
-            continue
-        before, after = render(number, True), render(number + 1, False)
-        if not (full.startswith(after) and after.startswith(before)):
-            raise CorpusError(
-                f"{document.name}: the chat template renders turn {number + 1} differently when more follow; which of "
-                "its tokens are the assistant's cannot be told. Use a template that only appends"
-            )
-        spans.append((len(before), len(after)))
-    return full, spans
