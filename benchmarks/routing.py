@@ -30,7 +30,7 @@ from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import load_demo
 from blockexpand.live.forward import RowBatch
 from blockexpand.packs import load_with_packs
-from blockexpand.packs.routing import Names, Rule, candidates_of, choose, cost_of, losses_by_set, name_of, route
+from blockexpand.packs.route import Names, Rule, candidates_of, choose, cost_of, losses_by_set, name_of, route
 from blockexpand.staging import RECORD_NAME
 
 WORK = Path("runs/packs")

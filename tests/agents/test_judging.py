@@ -15,8 +15,7 @@ from blockexpand.agents.judge import verdict_of
 from blockexpand.errors import AgentError, BlockexpandError, Interrupted
 from blockexpand.evaluation.endpoint import Answer, Message
 from blockexpand.records.agents import Opposite
-from blockexpand.records.evaluation import Answered
-from blockexpand.records.judge import Judgement, JudgeRecord, JudgeSettings, Question
+from blockexpand.records.judge import Judgement, JudgeRecord, JudgeSettings, Question, Reply
 from players import Script, Scripted, lines
 
 QUESTIONS = [
@@ -135,7 +134,7 @@ def _brief_without_reference() -> str:
     from blockexpand.agents.judge import _Pair, brief_of
 
     question = Question(question_id=1, category="a", turns=("{first} {0}?",))
-    answered = Answered(question_id=1, turns=("{second}",))
+    answered = Reply(question_id=1, turns=("{second}",))
     text = brief_of(_Pair(question=question, swapped=False, first=answered, second=answered))
     assert text.count("[User]\n{first} {0}?\n\n[Assistant]\n{second}") == 2
     return text

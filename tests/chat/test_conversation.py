@@ -18,9 +18,9 @@ from blockexpand.errors import ChatError, CorpusError, PackError, RecordError
 from blockexpand.live import bypass
 from blockexpand.serving import Conversation, Sampling, Speaker, open_speaker, talk
 from blockexpand.serving.facts import gather_facts, read_record
-from blockexpand.serving.pieces import Pieces
-from blockexpand.serving.speaking import Who
+from blockexpand.serving.speaker import Who
 from blockexpand.serving.terminal import greet, typed
+from blockexpand.serving.text_stream import Pieces
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
 ASKED = [{"role": "user", "content": "the cat sat"}]

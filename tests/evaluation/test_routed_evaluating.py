@@ -28,8 +28,8 @@ from blockexpand.evaluation.routes import Router, count_of, routed_losses
 from blockexpand.evaluation.suites import load_suites
 from blockexpand.live.forward import RowBatch, cross_entropies
 from blockexpand.packs import attach, load_with_packs
-from blockexpand.packs.memory import enabled, only
-from blockexpand.packs.routing import Names, Rule, name_of, route
+from blockexpand.packs.in_memory import enabled, only
+from blockexpand.packs.route import Names, Rule, name_of, route
 from blockexpand.records.evaluation import EvaluationRecord, read_evaluation, read_samples
 from lm_helpers import ROW_TOKENS, make_chats, make_corpus, make_lm
 from packs_ground import make_pack, make_trained

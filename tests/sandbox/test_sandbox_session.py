@@ -155,7 +155,7 @@ def test_a_python_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
     from blockexpand.sandbox import launch
 
     found = {**launch._interpreter(False), "python": "/no/python"}
-    monkeypatch.setattr(launching, "_interpreter", lambda *_: found)
+    monkeypatch.setattr(launch, "_interpreter", lambda *_: found)
     with pytest.raises(SandboxError, match="/no/python cannot be started: No such file"):
         run_program("1")
 
@@ -172,7 +172,7 @@ def test_a_wall_that_fails_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> N
     from blockexpand.sandbox import launch
 
     found = {**launch._interpreter(False), "shown": [["/no/such/folder", "/no/such/folder"]]}
-    monkeypatch.setattr(launching, "_interpreter", lambda *_: found)
+    monkeypatch.setattr(launch, "_interpreter", lambda *_: found)
     with pytest.raises(SandboxError, match="open_tree /no/such/folder: No such file or directory"):
         run_program("1")
 

@@ -18,7 +18,7 @@ from lm_eval.models.huggingface import HFLM
 
 from blockexpand.cli.main import run
 from blockexpand.evaluation.endpoint import Endpoint
-from blockexpand.packs.memory import only
+from blockexpand.packs.in_memory import only
 from blockexpand.records.agents import read_agent
 from blockexpand.records.evaluation import read_samples
 from blockexpand.sandbox import describe

@@ -58,7 +58,7 @@ from blockexpand.records.agents import (
     tasks_digest,
 )
 from blockexpand.records.lines import Journal, read_lines, write_lines
-from blockexpand.records.routing import Names, name_of
+from blockexpand.records.pack import Names, name_of
 from blockexpand.staging import RECORD_NAME, check_output
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ class _Stage:
         """One for each live episode; where packs are chosen, those of the same packs in one call, these alone on."""
         if (router := self._cast.router) is None:
             return self._cast.speaker.ask(requests)
-        from blockexpand.packs.memory import only
+        from blockexpand.packs.in_memory import only
 
         alike: dict[Names, list[int]] = {}
         for number, one in enumerate(self._live):

@@ -129,10 +129,9 @@ class LoadedSpeaker:
 
     def _ends(self) -> list[int]:
         """The tokens that end a turn."""
-        from blockexpand.corpus.tokenizer import ends_of
-        from blockexpand.live.generation import ending_tokens
+        from blockexpand.live.generation import ends_of_model
 
-        return ending_tokens(self.model, ends_of(self.tokenizer).eos)
+        return ends_of_model(self.model, self.tokenizer)
 
     def _stopping(self, stops: Sequence[str], num_prompt: int) -> Any:
         """A criterion for `generate`: which conversations have reached a stop text."""

@@ -3,6 +3,7 @@
 from blockexpand.checkpoint.comparing import Comparison, compare_tensors
 from blockexpand.checkpoint.copying import Place, copy_tensors
 from blockexpand.checkpoint.digesting import TensorDigest, digest_tensors, refuse_counted, refuse_not_finite
+from blockexpand.checkpoint.ends import declare_end, end_of_turn, end_tokens, stated_ends
 from blockexpand.checkpoint.files import OtherFiles, copy_files, other_files, write_config
 from blockexpand.checkpoint.header import (
     Header,
@@ -37,6 +38,10 @@ __all__ = [
     "CONFIG",
     "open_checkpoint",
     "hub_name",
+    "end_tokens",
+    "end_of_turn",
+    "stated_ends",
+    "declare_end",
     "read_header",
     "parse_header",
     "TensorDigest",

@@ -144,7 +144,7 @@ class _Measured:
     def candidate(self, model: str) -> Candidate:
         from blockexpand.evaluation.endpoint import Endpoint
         from blockexpand.evaluation.measurement import Candidate
-        from blockexpand.records.routing import Rule
+        from blockexpand.records.pack import Rule
 
         given = self.suites
         if not self.names and given.endpoint:

@@ -54,23 +54,19 @@ VERBS = {
         "Run one of the paper's studies on the tiny base, or on another.",
     ),
     "report": ("blockexpand.cli.measuring:report", "Put results on one HTML page."),
-    "pack extract": ("blockexpand.cli.packing:extract", "Take the new blocks out of a run or an expanded folder."),
-    "pack attach": ("blockexpand.cli.packing:attach", "Write the base with the blocks of one or more packs."),
-    "pack detach": ("blockexpand.cli.packing:detach", "Give the base back, byte for byte."),
-    "pack scale": ("blockexpand.cli.packing:scale", "Let a pack's blocks write a multiple of what they write."),
-    "pack calibrate": (
-        "blockexpand.cli.packing:calibrate",
-        "Find a gain for each of several packs that are to stand together, and scale them.",
-    ),
-    "pack show": ("blockexpand.cli.packing:show_pack", "Say what a pack is; safe for a stranger's."),
+    "pack extract": ("blockexpand.cli.pack:extract", "Take the new blocks out of a run or an expanded folder."),
+    "pack attach": ("blockexpand.cli.pack:attach", "Write the base with the blocks of one or more packs."),
+    "pack detach": ("blockexpand.cli.pack:detach", "Give the base back, byte for byte."),
+    "pack scale": ("blockexpand.cli.pack:scale", "Let a pack's blocks write a multiple of what they write."),
+    "pack show": ("blockexpand.cli.pack:show_pack", "Say what a pack is; safe for a stranger's."),
     "card": (
-        "blockexpand.cli.publishing:card",
+        "blockexpand.cli.push:card",
         "Write the model card of a pack, a run or a checkpoint: README.md, with what the hub reads.",
     ),
-    "push": ("blockexpand.cli.publishing:push", "Check a pack or a checkpoint, and send it to the hub."),
-    "chat": ("blockexpand.cli.chatting:chat", "Talk to a model, and to the base inside it."),
+    "push": ("blockexpand.cli.push:push", "Check a pack or a checkpoint, and send it to the hub."),
+    "chat": ("blockexpand.cli.chat:chat", "Talk to a model, and to the base inside it."),
     "serve": (
-        "blockexpand.cli.serving:serve",
+        "blockexpand.cli.serve:serve",
         "Serve a model by OpenAI's API: it, the base inside it and each pack under a name of its own.",
     ),
     "completion": (
@@ -80,7 +76,7 @@ VERBS = {
     "demo": ("blockexpand.cli.measuring:demo", "The whole story on the tiny base, in minutes."),
 }
 
-GROUPS = {"pack": "What was trained, as something to ship: extract, attach, detach, scale, calibrate, show."}
+GROUPS = {"pack": "What was trained, as something to ship: extract, attach, detach, scale, show."}
 """Verbs of two words: what the first is about."""
 
 

@@ -18,11 +18,11 @@ from blockexpand.corpus.tokenizer import ends_of
 from blockexpand.errors import EvaluationError, RecordError
 from blockexpand.evaluation.routes import Router
 from blockexpand.live.generation import generate
-from blockexpand.packs.memory import only
+from blockexpand.packs.in_memory import only
 from blockexpand.progress import bar
 from blockexpand.records import from_plain
 from blockexpand.records.evaluation import Answered, Scores
-from blockexpand.records.routing import Names, name_of
+from blockexpand.records.pack import Names, name_of
 
 _SAMPLES_PER_PASS = 64
 

@@ -27,9 +27,16 @@ from blockexpand.evaluation.held_out import document_losses
 from blockexpand.evaluation.routes import Router, count_of, routed_losses
 from blockexpand.families.modules import load_model
 from blockexpand.records import to_plain, write_record
-from blockexpand.records.evaluation import Answered, DocumentLosses, EvaluationRecord, Routing, read_evaluation
+from blockexpand.records.evaluation import (
+    Answered,
+    DocumentLosses,
+    EvaluationRecord,
+    RoutedLoss,
+    Routing,
+    read_evaluation,
+)
 from blockexpand.records.intervals import Interval, mean_difference, ratio_difference
-from blockexpand.records.routing import RoutedLoss, Rule
+from blockexpand.records.pack import Rule
 from blockexpand.staging import RECORD_NAME, staged_folder
 
 _ROWS_PER_PASS = 16

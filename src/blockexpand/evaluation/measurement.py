@@ -27,7 +27,7 @@ from blockexpand.expansion import read_expansion
 from blockexpand.families.modules import load_model
 from blockexpand.records import to_plain, write_record
 from blockexpand.records.evaluation import EvaluationRecord, Routing, SuiteResults, TaskScore, write_samples
-from blockexpand.records.routing import Rule
+from blockexpand.records.pack import Rule
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 
 if TYPE_CHECKING:

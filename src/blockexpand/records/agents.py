@@ -18,7 +18,7 @@ from blockexpand.errors import AgentError
 from blockexpand.records.codec import WRITTEN_WHEN_SET, check, read_record, to_plain
 from blockexpand.records.intervals import wilson
 from blockexpand.records.lines import read_lines
-from blockexpand.records.routing import Rule
+from blockexpand.records.pack import Rule
 from blockexpand.staging import RECORD_NAME
 
 SETTINGS_NAME, TASKS_NAME, EPISODES_NAME = "settings.json", "tasks.jsonl", "episodes.jsonl"

@@ -19,7 +19,7 @@ import numpy as np
 from blockexpand.errors import EvaluationError, RecordError
 from blockexpand.records.codec import WRITTEN_WHEN_SET, from_plain, read_json, read_record, to_plain
 from blockexpand.records.intervals import Interval
-from blockexpand.records.routing import RoutedLoss, Rule
+from blockexpand.records.pack import Rule
 from blockexpand.staging import RECORD_NAME
 
 Side = Literal["general", "domain"]
@@ -168,6 +168,20 @@ class SuiteResults:
     window_tokens: int | None
     """Of the text tasks; none where there is none."""
     stride_tokens: int | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoutedLoss:
+    """What was chosen on one corpus."""
+
+    chosen: dict[str, int]
+    """Pieces by the packs they were given; `base` is none."""
+    num_short: int
+    """Pieces that ended within their prompt: nothing was chosen for them, and the base predicted all of them."""
+    num_tokens: int
+    """Tokens after the prompts."""
+    after: dict[str, float]
+    """Nats per token after the prompts: `routed`, and each candidate always on."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

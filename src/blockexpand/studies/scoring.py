@@ -19,9 +19,9 @@ from blockexpand.digests import digest_json
 from blockexpand.evaluation.held_out import document_losses
 from blockexpand.evaluation.routes import Router, routed_among
 from blockexpand.packs import Pack, load_with_packs
-from blockexpand.packs.memory import only
+from blockexpand.packs.in_memory import only
 from blockexpand.records import to_plain
-from blockexpand.records.routing import Names, Rule
+from blockexpand.records.pack import Names, Rule
 from blockexpand.staging import staged_folder
 from blockexpand.studies.hits import document_hits
 from blockexpand.studies.tasks import TASKS

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from blockexpand.errors import ServingError, nearest
-from blockexpand.serving.pieces import Pieces
-from blockexpand.serving.reading import Asked
-from blockexpand.serving.speaking import Prompt, Speaker, Who
+from blockexpand.serving.requests import Asked
+from blockexpand.serving.speaker import Prompt, Speaker, Who
+from blockexpand.serving.text_stream import Pieces
 
 if TYPE_CHECKING:
-    from blockexpand.packs.routing import Route
+    from blockexpand.packs.route import Route
 
 _BASE, _ALL, _AUTO = "base", "all", "auto"
 _MOST_ANSWER_TOKENS = 100_000
@@ -225,7 +225,7 @@ class _Turn:
                 pass
 
     def _chosen(self) -> Chosen:
-        from blockexpand.packs.routing import name_of
+        from blockexpand.packs.route import name_of
 
         if not self.heard:
             return Chosen(self.index, self.choice.packs, {})

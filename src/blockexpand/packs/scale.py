@@ -25,7 +25,6 @@ from blockexpand.checkpoint import num_bytes
 from blockexpand.checkpoint.digesting import count_not_finite, new_hasher
 from blockexpand.errors import PackError
 from blockexpand.expansion import SILENT, BlockTensor, Plan
-from blockexpand.packs.coding import Row, changed, decoded, pieces, weights_file
 from blockexpand.packs.encoding import (
     PIECE_BYTES,
     SCALE,
@@ -36,8 +35,9 @@ from blockexpand.packs.encoding import (
     piece_bytes,
     unrounded,
 )
-from blockexpand.packs.reading import Pack, read_pack
+from blockexpand.packs.pack import Pack, read_pack
 from blockexpand.packs.record import LEAST_GAIN, MOST_GAIN, PackRecord, Scaled, tensors_of
+from blockexpand.packs.weights import Row, changed, decoded, pieces, weights_file
 from blockexpand.progress import bar
 from blockexpand.records import write_record
 from blockexpand.staging import PACK_NAME, check_output, staged_folder

@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 from blockexpand.errors import BlockexpandError, ChatError
 from blockexpand.serving.conversation import describe_route, keep
-from blockexpand.serving.listening import UnderWay, guarded, in_thread, listen, read_json, require, run, stream
+from blockexpand.serving.http import UnderWay, guarded, in_thread, listen, read_json, require, run, stream
 from blockexpand.serving.sampling import Sampling
-from blockexpand.serving.speaking import Message, Speaker
+from blockexpand.serving.speaker import Message, Speaker
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from blockexpand.packs.routing import Route
+    from blockexpand.packs.route import Route
 
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"

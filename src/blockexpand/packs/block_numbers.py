@@ -22,10 +22,10 @@ from blockexpand.errors import PackError
 from blockexpand.expansion import BlockTensor, NewBlock
 from blockexpand.families import Family
 from blockexpand.families.modules import as_in_files, stack_of
-from blockexpand.packs.coding import changed, decoded, raw_pieces
+from blockexpand.packs.compatibility import check_digests
 from blockexpand.packs.encoding import piece_bytes
-from blockexpand.packs.fitting import check_digests
-from blockexpand.packs.reading import Pack
+from blockexpand.packs.pack import Pack
+from blockexpand.packs.weights import changed, decoded, raw_pieces
 from blockexpand.units import FLOATS, torch_dtype
 
 Verify = Literal["donors", "all", "files", "none"]

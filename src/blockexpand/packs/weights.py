@@ -28,7 +28,7 @@ from blockexpand.packs.encoding import (
     rounded,
     unrounded,
 )
-from blockexpand.packs.reading import WEIGHTS, Pack
+from blockexpand.packs.pack import WEIGHTS, Pack
 from blockexpand.packs.record import Encoding, tensors_of
 from blockexpand.staging import PACK_NAME
 

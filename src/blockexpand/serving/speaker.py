@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from blockexpand.errors import ChatError
 from blockexpand.serving.facts import Facts, gather_facts, read_record, stack
-from blockexpand.serving.pieces import Pieces
 from blockexpand.serving.sampling import Sampling
+from blockexpand.serving.text_stream import Pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from blockexpand.packs.routing import Route
+    from blockexpand.packs.route import Route
 
 Message = dict[str, str]
 """`role` (system, user, assistant) and `content`."""
@@ -64,14 +64,14 @@ class Speaker:
     @property
     def packs(self) -> tuple[str, ...]:
         """The names of its packs, on or off."""
-        from blockexpand.packs.memory import attached
+        from blockexpand.packs.in_memory import attached
 
         return attached(self.model)
 
     @property
     def packs_on(self) -> tuple[str, ...]:
         """Those that are on."""
-        from blockexpand.packs.memory import enabled
+        from blockexpand.packs.in_memory import enabled
 
         with self._turn:  # a bypassed model has none on
             return enabled(self.model)
@@ -86,7 +86,7 @@ class Speaker:
             self._wear(names)
 
     def _wear(self, names: Sequence[str]) -> None:
-        from blockexpand.packs.memory import disable, enable
+        from blockexpand.packs.in_memory import disable, enable
 
         if names:
             enable(self.model, *names)
@@ -119,10 +119,9 @@ class Speaker:
 
     def pieces(self, most_tokens: int, **more: Any) -> Pieces:
         """Where an answer of at most so many tokens is to go; `more` as Pieces takes it."""
-        from blockexpand.live.generation import ending_tokens
+        from blockexpand.live.generation import ends_of_model
 
-        eos: Any = self.tokenizer.eos_token_id
-        return Pieces(self.tokenizer, ending_tokens(self.model, eos), most_tokens, **more)
+        return Pieces(self.tokenizer, ends_of_model(self.model, self.tokenizer), most_tokens, **more)
 
     def write(self, prompt: Prompt, sampling: Sampling, who: Who, pieces: Pieces) -> Generator[str]:
         """The text that goes on from a prompt, in pieces; `pieces` (not the sampling) has the most tokens, and knows in
@@ -186,8 +185,8 @@ class Speaker:
     @contextlib.contextmanager
     def _chosen(self, said: str | Sequence[int], routed: Callable[[Route], None]) -> Generator[None]:
         """With the packs on that the text asks for, of those that are on."""
-        from blockexpand.packs.memory import enabled, only
-        from blockexpand.packs.routing import candidates_of, route
+        from blockexpand.packs.in_memory import enabled, only
+        from blockexpand.packs.route import candidates_of, route
 
         if isinstance(said, str):
             said = list(self.tokenizer(said, add_special_tokens=False, verbose=False)["input_ids"])

@@ -33,10 +33,10 @@ from blockexpand.expansion import AttachedPack, Combined, ExpansionRecord, combi
 from blockexpand.expansion.expanding import check_apart, check_fit
 from blockexpand.expansion.expanding import tensors_of as planned_tensors
 from blockexpand.families import Family, family_for, with_entries
-from blockexpand.packs.coding import changed, decoded, starts_of
-from blockexpand.packs.fitting import check_base, check_digests, in_order
-from blockexpand.packs.reading import Pack
+from blockexpand.packs.compatibility import check_base, check_digests, in_order
+from blockexpand.packs.pack import Pack
 from blockexpand.packs.record import tensors_of
+from blockexpand.packs.weights import changed, decoded, starts_of
 from blockexpand.records import to_plain, write_record
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 

@@ -21,10 +21,10 @@ from blockexpand.digests import digest_json
 from blockexpand.errors import PublishError, RecordError
 from blockexpand.expansion import CARD, ExpansionRecord, read_mark
 from blockexpand.packs import Pack
-from blockexpand.packs.checking import check_blocks
-from blockexpand.packs.extracting import shareable, without_paths
-from blockexpand.packs.reading import WEIGHTS
-from blockexpand.packs.within import new_names, old_names
+from blockexpand.packs.base import new_names, old_names
+from blockexpand.packs.blocks_check import check_blocks
+from blockexpand.packs.extraction import shareable, without_paths
+from blockexpand.packs.pack import WEIGHTS
 from blockexpand.publishing.statements import OTHER, metadata_of
 from blockexpand.publishing.subject import Published
 from blockexpand.records import dump_json, read_json, with_format

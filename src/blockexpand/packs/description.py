@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from blockexpand.packs.encoding import is_rounded
-from blockexpand.packs.reading import Pack
+from blockexpand.packs.pack import Pack
 from blockexpand.packs.record import Scaled, tensors_of
 
 _ENCODINGS = {

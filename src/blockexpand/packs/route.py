@@ -24,8 +24,8 @@ from blockexpand.errors import PackError
 from blockexpand.live.forward import RowBatch, cross_entropies
 from blockexpand.live.isolation import isolates
 from blockexpand.live.state import expanded
-from blockexpand.packs.memory import attached, blocks_of, only
-from blockexpand.records.routing import Names, Rule, name_of
+from blockexpand.packs.in_memory import attached, blocks_of, only
+from blockexpand.records.pack import Names, Rule, name_of
 
 __all__ = [
     "Names",

@@ -8,11 +8,11 @@ their size or are not those of the digest, and a base that is not the pack's.
 from __future__ import annotations
 
 from blockexpand.checkpoint import Checkpoint, digest_tensors
-from blockexpand.packs.attaching import combined_for, donors_of
-from blockexpand.packs.coding import Start, decoded, raw_pieces, starts_of
-from blockexpand.packs.fitting import check_digests
-from blockexpand.packs.reading import Pack
+from blockexpand.packs.attachment import combined_for, donors_of
+from blockexpand.packs.compatibility import check_digests
+from blockexpand.packs.pack import Pack
 from blockexpand.packs.record import tensors_of
+from blockexpand.packs.weights import Start, decoded, raw_pieces, starts_of
 from blockexpand.progress import bar
 
 

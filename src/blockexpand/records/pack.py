@@ -33,17 +33,3 @@ class Rule:
 def name_of(names: Names) -> str:
     """A set of packs in one word: `base`, `code`, `code+law`."""
     return "+".join(names) or "base"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoutedLoss:
-    """What was chosen on one corpus."""
-
-    chosen: dict[str, int]
-    """Pieces by the packs they were given; `base` is none."""
-    num_short: int
-    """Pieces that ended within their prompt: nothing was chosen for them, and the base predicted all of them."""
-    num_tokens: int
-    """Tokens after the prompts."""
-    after: dict[str, float]
-    """Nats per token after the prompts: `routed`, and each candidate always on."""

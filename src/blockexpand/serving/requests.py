@@ -13,7 +13,7 @@ from typing import Any
 
 from blockexpand.errors import ChatError, ServingError, nearest
 from blockexpand.serving.sampling import Sampling
-from blockexpand.serving.speaking import Message
+from blockexpand.serving.speaker import Message
 
 _COMPLETION_TOKENS = 16
 """Of a completion that does not say; OpenAI's reference of completions has it so."""

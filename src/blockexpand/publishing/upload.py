@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import PublishError
 from blockexpand.progress import progress_mode, say
-from blockexpand.publishing.checking import Shipment, Shipped, check_shipment
+from blockexpand.publishing.shipment import Shipment, Shipped, check_shipment
 from blockexpand.publishing.statements import HUB_ID
 from blockexpand.publishing.subject import read_published
 from blockexpand.staging import PACK_NAME, RECORD_NAME

@@ -21,11 +21,11 @@ from blockexpand.expansion import AttachedPack, Plan, combine_in_memory
 from blockexpand.families import Family, family_for
 from blockexpand.families.modules import config_entries, stack_of
 from blockexpand.live.state import expanded, is_expanded
-from blockexpand.packs.filling import Verify, check_numbers, filled_block
-from blockexpand.packs.fitting import in_order
+from blockexpand.packs.block_numbers import Verify, check_numbers, filled_block
+from blockexpand.packs.compatibility import in_order
 from blockexpand.packs.gains import Writer, gain_of, set_gain, writers_of
-from blockexpand.packs.reading import Pack
-from blockexpand.packs.scaling import check_gain, check_silent
+from blockexpand.packs.pack import Pack
+from blockexpand.packs.scale import check_gain, check_silent
 
 
 @dataclass(frozen=True, kw_only=True)

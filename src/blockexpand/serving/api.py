@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockexpand.errors import BlockexpandError, ChatError, ServingError
-from blockexpand.serving.answering import Choice, Chosen, Event, Piece, answer, choice_of, names_of, prepare
+from blockexpand.serving.answers import Choice, Chosen, Event, Piece, answer, choice_of, names_of, prepare
 from blockexpand.serving.conversation import keep
-from blockexpand.serving.listening import (
+from blockexpand.serving.http import (
     LOOPBACK,
     UnderWay,
     guarded,
@@ -32,9 +32,9 @@ from blockexpand.serving.listening import (
     run,
     stream,
 )
-from blockexpand.serving.reading import Asked, read_chat, read_text
 from blockexpand.serving.replies import Shape, error_entry, model_entry, sse, usage_of
-from blockexpand.serving.speaking import Speaker
+from blockexpand.serving.requests import Asked, read_chat, read_text
+from blockexpand.serving.speaker import Speaker
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -217,7 +217,7 @@ async def _chunks(shape: Shape, first: Event, events: AsyncGenerator[Event]) -> 
 
 def _headers(events: Sequence[Event]) -> dict[str, str]:
     """Which packs answer each prompt, where there are any."""
-    from blockexpand.packs.routing import name_of
+    from blockexpand.packs.route import name_of
 
     packs = [name_of(event.packs) for event in events if isinstance(event, Chosen) and event.packs is not None]
     return {_PACKS_HEADER: ", ".join(packs)} if packs else {}

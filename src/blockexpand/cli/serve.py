@@ -65,7 +65,7 @@ def serve(
     from blockexpand import serving
     from blockexpand.cli.main import secret
     from blockexpand.serving.conversation import keep
-    from blockexpand.serving.listening import require
+    from blockexpand.serving.http import require
 
     require("serve")
     key = secret(address.key_variable) if address.key_variable is not None else None

@@ -25,10 +25,10 @@ from blockexpand.checkpoint import (
 from blockexpand.errors import PackError, nearest
 from blockexpand.expansion import ExpansionRecord, read_expansion, without_card
 from blockexpand.expansion.expanding import check_apart
-from blockexpand.packs.attaching import combined_for, write_attached
-from blockexpand.packs.extracting import extract
-from blockexpand.packs.fitting import in_order
-from blockexpand.packs.within import base_within
+from blockexpand.packs.attachment import combined_for, write_attached
+from blockexpand.packs.base import base_within
+from blockexpand.packs.compatibility import in_order
+from blockexpand.packs.extraction import extract
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 
 

@@ -1,18 +1,15 @@
-"""The verbs of packs: extract, attach, detach, scale, calibrate, show. Only calibrate imports torch."""
+"""The verbs of packs: extract, attach, detach, scale, show. None of them imports torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from blockexpand.cli.output import DEFAULTS, DONE, Shared, named_folders, show
-from blockexpand.cli.publishing import card_of
+from blockexpand.cli.output import DEFAULTS, DONE, Shared, show
+from blockexpand.cli.push import card_of
 from blockexpand.errors import UsageError
-
-if TYPE_CHECKING:
-    from blockexpand.packs.calibration import Calibrated
 
 Encoding = Literal["plain", "delta", "int8"]
 Names = Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")]
@@ -173,87 +170,6 @@ def scale(
         text += "\n  what was measured of the pack was left out: it is not true of these blocks; measure them with eval"
     show(common, made.record, text)
     return DONE
-
-
-def calibrate(
-    base: str,
-    packs_and_out: Annotated[list[Path], Parameter(negative="")],
-    *,
-    data: Annotated[list[str], Parameter(negative="")],
-    rows: int = 8,
-    steps: int = 16,
-    split: str = "validation",
-    test_split: str = "test",
-    test_rows: int = 64,
-    general_weight: float = 1.0,
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
-    overwrite: bool = False,
-    common: Shared = DEFAULTS,
-) -> int:
-    """Find a gain for each of several packs, so that together they suit a little text; write the packs so scaled.
-
-    Parameters
-    ----------
-    base
-        The base: a folder, or a hub id like org/name.
-    packs_and_out
-        The packs' folders, in any order, and last the folder to write; each pack goes to a folder of its name there.
-    data
-        Prepared folders as name=folder; may be given several times. The text called general is what is to be kept.
-    rows
-        Rows of each text that gains are found on.
-    steps
-        Steps of the descent.
-    split
-        Which split those rows are from.
-    test_split
-        Which split the losses that are shown are of.
-    test_rows
-        Rows of each text there, at most.
-    general_weight
-        What the loss of general text counts; that of every other text counts 1.
-    dtype
-        What the weights are loaded as.
-    overwrite
-        Replace the folder, if blockexpand made it.
-    """
-    from blockexpand import packs, publishing
-    from blockexpand.packs.calibration import GainSettings
-
-    chosen, out = _packs_and_out(packs_and_out)
-    named, opened = named_folders(data), packs.in_order(chosen)
-    settings = GainSettings(
-        rows=rows,
-        steps=steps,
-        split=split,
-        test_split=test_split,
-        test_rows=test_rows,
-        general_weight=general_weight,
-        dtype=dtype,
-    )
-    from blockexpand.packs import calibrating
-
-    found = calibrating.calibrate(base, opened, named, out, settings, overwrite=overwrite)
-    for pack in opened:
-        publishing.write_card(out / pack.name, publishing.said_in(pack.folder))
-    show(common, found, _calibrated(found, out))
-    return DONE
-
-
-def _calibrated(found: Calibrated, out: Path) -> str:
-    from blockexpand.packs.calibration import GENERAL, table_of
-
-    how = found.settings
-    gains = ", ".join(f"{name} {gain:g}" for name, gain in found.gains.items())
-    lines = [
-        f"{out}: {', '.join(found.gains)}, scaled; gains: {gains}",
-        f"  found on {how.rows} rows of each text's {how.split} split; losses of at most {how.test_rows} of its "
-        f"{how.test_split} split, in nats per token:",
-        table_of(found),
-    ]
-    if GENERAL not in found.texts:
-        lines.append(f"  no text called {GENERAL} was given, so nobody looked at what is forgotten")
-    return "\n".join(lines)
 
 
 def show_pack(pack: Path, *, common: Shared = DEFAULTS) -> int:

@@ -17,7 +17,7 @@ from blockexpand.checkpoint import Checkpoint
 from blockexpand.digests import digest_json
 from blockexpand.errors import PackError, PlanError
 from blockexpand.expansion import Survey, survey
-from blockexpand.packs.reading import Pack, read_pack
+from blockexpand.packs.pack import Pack, read_pack
 from blockexpand.staging import RECORD_NAME
 
 

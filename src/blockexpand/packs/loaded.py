@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from blockexpand.checkpoint import Checkpoint, digest_tensors, open_checkpoint
 from blockexpand.errors import PackError
-from blockexpand.packs.attaching import attach_on_disk, combined_for
-from blockexpand.packs.detaching import detach_on_disk
-from blockexpand.packs.fitting import check_digests, in_order
-from blockexpand.packs.reading import Pack
+from blockexpand.packs.attachment import attach_on_disk, combined_for
+from blockexpand.packs.compatibility import check_digests, in_order
+from blockexpand.packs.detachment import detach_on_disk
+from blockexpand.packs.pack import Pack
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ def attach(base: Any, packs: Pack | str | Path | Sequence[Pack | str | Path], ou
                 "write; give `out`, or load the model and attach to that"
             )
         return attach_on_disk(base, chosen, out)
-    from blockexpand.packs.memory import attach_to_model
+    from blockexpand.packs.in_memory import attach_to_model
 
     return attach_to_model(base, chosen)
 
@@ -51,7 +51,7 @@ def detach(model: Any, out: str | Path | None = None, names: Sequence[str] = ())
         if out is None:
             raise PackError(f"no output for the base inside {model}; expected the folder to write; give `out`")
         return detach_on_disk(model, out, names)
-    from blockexpand.packs.memory import detach_from_model
+    from blockexpand.packs.in_memory import detach_from_model
 
     return detach_from_model(model, names)
 
@@ -74,7 +74,7 @@ def load_with_packs(
 
     from blockexpand.families import family_for
     from blockexpand.families.modules import load_model
-    from blockexpand.packs.memory import attach_to_model
+    from blockexpand.packs.in_memory import attach_to_model
 
     checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base)
     ordered = in_order(packs) if packs else ()
@@ -101,7 +101,7 @@ def load_attached(folder: str | Path, dtype: torch.dtype | None = None, device: 
 
     from blockexpand import live
     from blockexpand.expansion import read_expansion
-    from blockexpand.packs.memory import adopt_attached
+    from blockexpand.packs.in_memory import adopt_attached
 
     record = read_expansion(folder)
     if not record.packs:
