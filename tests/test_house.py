@@ -35,7 +35,6 @@ ROWS: list[set[str]] = [
     {"reporting"},
     {"serving"},
     {"publishing"},
-    {"assistance"},
     {"demonstration"},
     {"studies"},
     {"cli"},
