@@ -18,11 +18,10 @@ from pathlib import Path
 from blockexpand import __version__
 from blockexpand.agents.conversations import converse, load_answers
 from blockexpand.agents.speakers import Speaker
-from blockexpand.digests import digest_json
 from blockexpand.errors import AgentError, Interrupted
 from blockexpand.evaluation.endpoint import Answer, Request
 from blockexpand.progress import bar
-from blockexpand.records import read_record, to_plain, write_record
+from blockexpand.records import read_record, write_record
 from blockexpand.records.agents import SETTINGS_NAME
 from blockexpand.records.judge import (
     JUDGEMENTS_NAME,
@@ -35,7 +34,7 @@ from blockexpand.records.judge import (
     Reply,
     tally,
 )
-from blockexpand.records.lines import Journal, read_lines, write_lines
+from blockexpand.records.lines import Journal, digest_lines, read_lines, write_lines
 from blockexpand.staging import RECORD_NAME, check_output
 
 _JUDGE_TOKENS = 1_024
@@ -82,7 +81,7 @@ def judge_pair(
         StagingError: `out` is taken.
         Interrupted: the run was stopped; what had been judged is kept.
     """
-    settings = dataclasses.replace(settings, questions_digest=digest_json([to_plain(q) for q in questions]))
+    settings = dataclasses.replace(settings, questions_digest=digest_lines(questions))
     folder = Path(out)
     _claim(folder, settings, questions, resume)
     answers = [

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from blockexpand.digests import digest_json
 from blockexpand.errors import AgentError
-from blockexpand.records.codec import WRITTEN_WHEN_SET, check, read_record, to_plain
+from blockexpand.records.codec import WRITTEN_WHEN_SET, check, read_record
 from blockexpand.records.intervals import wilson
-from blockexpand.records.lines import read_lines
+from blockexpand.records.lines import digest_lines, read_lines
 from blockexpand.records.pack import Rule
 from blockexpand.staging import RECORD_NAME
 
@@ -281,7 +280,7 @@ def routes_of(episodes: Sequence[Episode]) -> dict[str, dict[str, int]]:
 
 def tasks_digest(tasks: Sequence[Task]) -> str:
     """The digest of the tasks as they are put."""
-    return digest_json([to_plain(task) for task in tasks])
+    return digest_lines(tasks)
 
 
 def read_agent(folder: str | Path) -> AgentRun:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from blockexpand.digests import digest_json
 from blockexpand.errors import AgentError
 from blockexpand.records.agents import Opposite
-from blockexpand.records.codec import check, read_record, to_plain
+from blockexpand.records.codec import check, read_record
 from blockexpand.records.intervals import wilson
-from blockexpand.records.lines import read_lines
+from blockexpand.records.lines import digest_lines, read_lines
 from blockexpand.staging import RECORD_NAME
 
 QUESTIONS_NAME, JUDGEMENTS_NAME = "questions.jsonl", "judgements.jsonl"
@@ -139,7 +138,7 @@ def read_judge(folder: str | Path) -> JudgeRun:
         raise AgentError(f"{folder} holds no finished judgement: it has no {RECORD_NAME}; make one with judge")
     record = read_record(JudgeRecord, path / RECORD_NAME)
     questions = read_lines(Question, path / QUESTIONS_NAME)
-    if digest_json([to_plain(q) for q in questions]) != record.settings.questions_digest:
+    if digest_lines(questions) != record.settings.questions_digest:
         raise AgentError(
             f"{path / QUESTIONS_NAME} holds other questions than the run had; expected the file as judge left it"
         )

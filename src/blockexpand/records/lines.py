@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -49,6 +50,11 @@ def write_lines(path: Path, values: Iterable[Any]) -> None:
 def line_of(value: Any) -> bytes:
     """One value as a line; half characters, which models and programs can produce, become question marks."""
     return (json.dumps(to_plain(value), ensure_ascii=False) + "\n").encode("utf-8", "replace")
+
+
+def digest_lines(values: Iterable[Any]) -> str:
+    """The digest of the file that `write_lines` makes of the values."""
+    return "sha256:" + hashlib.sha256(b"".join(map(line_of, values))).hexdigest()
 
 
 class Journal:
