@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from blockexpand.errors import BlockexpandError
     from blockexpand.evaluation.evaluating import evaluate
     from blockexpand.evaluation.measurement import evaluate_suites
-    from blockexpand.expansion import Plan, expand, read_plan, verify
-    from blockexpand.guidance import Calibration, plan
+    from blockexpand.expansion import Plan, expand, plan, read_plan, verify
     from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
     from blockexpand.packs import attach as attach_packs
     from blockexpand.packs import detach as detach_packs
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 _ROOMS = {
     "BlockExpansionCallback": "training",
     "BlockexpandError": "errors",
-    "Calibration": "guidance",
     "Plan": "expansion",
     "adopt": "live",
     "attach_packs": "packs:attach",
@@ -53,7 +51,7 @@ _ROOMS = {
     "load": "live",
     "load_with_packs": "packs",
     "new_blocks": "live",
-    "plan": "guidance",
+    "plan": "expansion",
     "prepare": "corpus",
     "push": "publishing",
     "read_pack": "packs",
@@ -69,7 +67,6 @@ _ROOMS = {
 __all__ = [
     # grow
     "plan",
-    "Calibration",
     "read_plan",
     "Plan",
     "expand",

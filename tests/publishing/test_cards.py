@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from blockexpand.cli.main import run
-from blockexpand.expansion import CARD, BlockScore, CardMark, Guidance, expand, plan, read_mark, signed
+from blockexpand.expansion import CARD, CardMark, expand, plan, read_mark, signed
 from blockexpand.packs import attach_on_disk, detach_on_disk, extract
 from blockexpand.publishing import Records, read_published, write_card
 from blockexpand.publishing.figures import base_digest
@@ -166,20 +166,6 @@ def test_the_base_s_name_on_the_hub_is_known_from_the_cache(tiny_base: MakeBase,
     assert metadata(tmp_path / "deeper")["base_model"] == "org/tiny-1"
     assert f"commit `{commit}` of the hub" in (tmp_path / "deeper" / CARD).read_text()
     assert plan(tiny_base("llama"), 2).base.hub is None
-
-
-def test_a_guided_plan_s_texts_are_no_paths_in_a_pack(own_base: MakeBase, tmp_path: Path) -> None:
-    base = own_base("llama")
-    scores = tuple(BlockScore(kl=harm, loss_rise=harm, cosine=0.5) for harm in (0.4, 0.1, 0.3, 0.2))
-    guidance = Guidance(
-        measure="kl", scores=scores, base_loss=3.5, num_tokens=9, row_tokens=9, tokens_digest="sha256:00",
-        texts=(str(tmp_path / "clients" / "mail.jsonl"), "general.jsonl"), dtype="float32", device="cpu",
-    )  # fmt: skip
-    expand(base, tmp_path / "deeper", plan(base, 2, placement=guidance))
-    record = extract(tmp_path / "deeper", tmp_path / "pack").record
-    assert record.plan.guidance is not None
-    assert record.plan.guidance.texts == ("mail.jsonl", "general.jsonl")
-    assert str(tmp_path) not in (tmp_path / "pack" / "pack.json").read_text()
 
 
 # --- the results table --------------------------------------------------------------------------------

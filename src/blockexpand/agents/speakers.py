@@ -185,9 +185,11 @@ def load_speaker(folder: str | Path, packs: Sequence[str | Path] = (), *, switch
 
     import torch
 
+    from blockexpand.checkpoint import locate_model
     from blockexpand.corpus.tokenizer import load_tokenizer
     from blockexpand.families.modules import load_model
 
+    folder = locate_model(folder)
     tokenizer = load_tokenizer(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if packs:
@@ -198,5 +200,5 @@ def load_speaker(folder: str | Path, packs: Sequence[str | Path] = (), *, switch
         from blockexpand.packs import load_attached
 
         return LoadedSpeaker(model=load_attached(folder, torch.float32, device), tokenizer=tokenizer)
-    model = cast("PreTrainedModel", load_model(Path(folder), dtype=torch.float32, device=device))
+    model = cast("PreTrainedModel", load_model(folder, dtype=torch.float32, device=device))
     return LoadedSpeaker(model=model, tokenizer=tokenizer)

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from blockexpand import __version__
-from blockexpand.checkpoint import open_checkpoint
+from blockexpand.checkpoint import locate_model, open_checkpoint
 from blockexpand.corpus.rows import Corpus, open_corpus
 from blockexpand.corpus.tokenizer import load_tokenizer, tokenizer_digest
 from blockexpand.digests import digest_file, digest_json
@@ -83,7 +83,7 @@ def evaluate(
     """
     if not data and not tasks:
         raise EvaluationError("nothing to measure: give at least one corpus (--data name=folder) or tasks")
-    subject = model if isinstance(model, Subject) else _of_folder(Path(model))
+    subject = model if isinstance(model, Subject) else _of_folder(locate_model(model))
     work = HeldOutWork.of(subject.tokenizer, data, tasks or [], split)
     with staged_folder(Path(out), overwrite) as staged:
         found = work.measure(subject.load(), subject.rule)

@@ -299,11 +299,13 @@ def open_speaker(
     import torch
 
     from blockexpand import live
+    from blockexpand.checkpoint import locate_model
     from blockexpand.corpus.tokenizer import load_tokenizer
     from blockexpand.families.modules import load_model
     from blockexpand.live.state import expanded, is_expanded
     from blockexpand.packs import read_pack
 
+    folder = locate_model(folder)
     tokenizer = load_tokenizer(folder)
     _check_template(tokenizer, str(folder), plain)
     record, kind = read_record(folder), vars(torch)[dtype]
@@ -315,7 +317,7 @@ def open_speaker(
 
         model = load_with_packs(folder, read, kind, device)
     elif record is None:
-        model = load_model(Path(folder), dtype=kind, device=device)
+        model = load_model(folder, dtype=kind, device=device)
     elif record.packs:
         from blockexpand.packs import load_attached
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from blockexpand.checkpoint import hub as hub_module
-from blockexpand.checkpoint import open_checkpoint
+from blockexpand.checkpoint import locate_model, open_checkpoint, tokenizer_file
+from blockexpand.checkpoint import source as source_module
 from blockexpand.errors import CheckpointError
 from helpers import MakeBase
 
@@ -81,9 +81,9 @@ def test_an_incomplete_download_is_completed_online(cache: Path, missing: str, m
 def test_a_complete_download_is_not_asked_for_again(cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     # Any attempt at the network would fail in the test environment, or at the least change this call.
-    original = hub_module._is_complete
+    original = source_module._is_complete
     seen = []
-    monkeypatch.setattr(hub_module, "_is_complete", lambda folder: seen.append(original(folder)) or seen[-1])
+    monkeypatch.setattr(source_module, "_is_complete", lambda folder: seen.append(original(folder)) or seen[-1])
     assert open_checkpoint("org/tiny").sharded
     assert seen == [True]
 
@@ -122,3 +122,49 @@ def test_the_hub_library_is_not_imported_for_a_folder(tiny_base: MakeBase):
         "print('huggingface_hub' in sys.modules, 'torch' in sys.modules)"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False False\n"
+
+
+# --- what MODEL may be --------------------------------------------------------------------------------
+
+
+def test_a_run_and_an_output_of_learn_mean_the_model_in_them(tiny_base: MakeBase, tmp_path: Path):
+    shutil.copytree(tiny_base("qwen3"), tmp_path / "run" / "model")
+    assert locate_model(tmp_path / "run") == tmp_path / "run" / "model"
+    assert open_checkpoint(tmp_path / "run").config["model_type"] == "qwen3"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "word"),
+    [
+        ("pack.json", "{}", "pack attach"),
+        ("adapter_config.json", '{"peft_type": "LORA", "base_model_name_or_path": "org/base"}', "LORA of org/base"),
+        ("adapter_config.json", "broken", "merge"),
+        ("settings.json", "{}", "has not ended"),
+        ("readme.txt", "", "config.json"),
+    ],
+)
+def test_what_is_no_model_is_named_for_what_it_is(tmp_path: Path, file: str, content: str, word: str):
+    (tmp_path / file).write_text(content)
+    with pytest.raises(CheckpointError) as raised:
+        locate_model(tmp_path)
+    assert word in str(raised.value)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_paths_that_lead_nowhere_are_refused_in_words(tmp_path: Path):
+    (tmp_path / "weights.safetensors").write_bytes(b"x" * 16)
+    for path in (tmp_path / "absent", tmp_path / "weights.safetensors"):
+        with pytest.raises(CheckpointError) as raised:
+            locate_model(path)
+        assert str(path) in str(raised.value)
+        assert "Errno" not in str(raised.value)
+
+
+def test_a_missing_tokenizer_says_how_to_make_it(tiny_base: MakeBase, tmp_path: Path):
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base(), folder)
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    with pytest.raises(CheckpointError) as raised:
+        tokenizer_file(folder)
+    assert "tokenizer.model" in str(raised.value)
+    assert "save_pretrained" in str(raised.value)
