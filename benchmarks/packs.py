@@ -33,9 +33,9 @@ from blockexpand.packs import About, extract, load_with_packs, read_pack
 from blockexpand.packs.calibrating import best_of, find_gains, passes
 from blockexpand.packs.memory import only, scaled
 from blockexpand.progress import progress_on_stderr
+from blockexpand.records.run import BlocksArm, DataSettings, OptimizerSettings, RetentionSettings, TrainSettings
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training import train
-from blockexpand.training.settings import BlocksArm, DataSettings, OptimizerSettings, RetentionSettings, TrainSettings
 from packs_speed import speed
 
 WORK = Path("runs/packs")

@@ -15,7 +15,7 @@ from blockexpand.assistance.diagnosing import MODES, fits_in
 from blockexpand.assistance.sizes import SIZES, state_bytes
 from blockexpand.cli.main import run
 from blockexpand.errors import RecordError, SandboxError, UsageError
-from blockexpand.training import load_settings
+from blockexpand.records.run import load_settings
 
 
 def test_the_doctor_tells_what_is_there_and_what_installs_the_rest(

@@ -16,8 +16,8 @@ from blockexpand.comparison.growing import grown, planned
 from blockexpand.errors import ComparisonError, RecordError
 from blockexpand.evaluation import ratio_difference, read_evaluation, seeded_ratio_difference
 from blockexpand.expansion import read_expansion
-from blockexpand.training.arms.trainee import load_model
-from blockexpand.training.settings import BlocksArm, FullArm, MoeArm, ParallelArm, UpscaledArm
+from blockexpand.records.run import BlocksArm, FullArm, MoeArm, ParallelArm, UpscaledArm
+from blockexpand.training.arms import load_model
 from comparison_ground import Place
 
 

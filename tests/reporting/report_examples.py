@@ -35,18 +35,19 @@ from blockexpand.expansion import BaseFacts, BlockTensor, Check, Cost, Expansion
 from blockexpand.expansion.placing import Insertion
 from blockexpand.expansion.plans import number
 from blockexpand.records import write_record
-from blockexpand.reporting import Stage, Stages
-from blockexpand.training import RunRecord, TrainSettings
-from blockexpand.training.retention import Measurement
-from blockexpand.training.settings import (
+from blockexpand.records.run import (
     BlocksArm,
     DataSettings,
     FullArm,
     LoraArm,
+    Measurement,
     OldBlocksArm,
     OptimizerSettings,
     RetentionSettings,
+    RunRecord,
+    TrainSettings,
 )
+from blockexpand.reporting import Stage, Stages
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 BASE = Measurement(step=0, domain=3.412, general=3.105, rise=0.0)

@@ -105,7 +105,7 @@ def draft_recipe(draft: Draft, path: str | Path, overwrite: bool = False) -> Pat
         UsageError: the file is there already.
         RecordError: the answers make no valid recipe.
     """
-    from blockexpand.training import load_settings
+    from blockexpand.records.run import load_settings
 
     path = Path(path)
     if path.exists() and not overwrite:

@@ -13,7 +13,7 @@ from blockexpand.comparison.recipe import CompareRecipe
 from blockexpand.errors import ComparisonError
 from blockexpand.evaluation import HeldOut, Interval, ratio_difference, read_evaluation, seeded_ratio_difference
 from blockexpand.records import read_record
-from blockexpand.training.retention import Measurement
+from blockexpand.records.run import Measurement
 
 # S = seeds, M = documents.
 

@@ -19,9 +19,9 @@ from blockexpand.evaluation import evaluate, load_tasks
 from blockexpand.expansion import verify
 from blockexpand.progress import say
 from blockexpand.records import write_record
+from blockexpand.records.run import DataSettings, TrainSettings
 from blockexpand.reporting import report
 from blockexpand.training import sft
-from blockexpand.training.settings import DataSettings, TrainSettings
 
 PROOF_NAME = "proof.json"
 

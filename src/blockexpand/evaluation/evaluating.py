@@ -28,6 +28,7 @@ from blockexpand.evaluation.outcomes import SuiteResults
 from blockexpand.evaluation.paired import Interval, mean_difference, ratio_difference
 from blockexpand.evaluation.routes import RoutedLoss, Router, Routing, count_of, routed_losses
 from blockexpand.families.modules import load_model
+from blockexpand.live.device import choose_device
 from blockexpand.packs.rule import Rule
 from blockexpand.records import WRITTEN_WHEN_SET, read_json, read_record, to_plain, write_record
 from blockexpand.staging import RECORD_NAME, staged_folder
@@ -207,8 +208,7 @@ def _of_folder(folder: Path) -> Subject:
 
 
 def _load(folder: Path) -> PreTrainedModel:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return cast(PreTrainedModel, load_model(folder, dtype=torch.float32, device=device))
+    return cast(PreTrainedModel, load_model(folder, device=str(choose_device())))
 
 
 def model_digest(folder: Path) -> str:

@@ -90,7 +90,7 @@ class Candidate:
             name=_name(self),
             tokenizer=Path(self.model),
             digest=self.digest,
-            load=lambda: _load(self, self.dtype or "float32"),
+            load=lambda: _load(self, self.dtype or "auto"),
             rule=self.rule,
         )
 
@@ -153,7 +153,7 @@ def evaluate_suites(
             model=_name(candidate),
             model_digest=digest,
             versions={name: metadata.version(name) for name in _LIBRARIES},
-            suites=_results(tasks, lm, options, dtype),
+            suites=_results(tasks, lm, options),
             **figures,
         )
         found.write(staged)
@@ -193,11 +193,11 @@ def _dtype(candidate: Candidate, suites: Sequence[Chosen]) -> str:
         return str(candidate.loaded[0].dtype).removeprefix("torch.")
     if candidate.dtype is not None:
         return candidate.dtype
-    wanted = {one.suite.dtype or "float32" for one in suites}
+    wanted = {one.suite.dtype or "auto" for one in suites}
     if len(wanted) > 1:
-        names = ", ".join(f"{one.suite.suite}: {one.suite.dtype or 'float32'}" for one in suites)
+        names = ", ".join(f"{one.suite.suite}: {one.suite.dtype or 'auto'}" for one in suites)
         raise EvaluationError(f"the suites want different number formats ({names}); run them apart, or give --dtype")
-    return wanted.pop() if wanted else "float32"
+    return wanted.pop() if wanted else "auto"
 
 
 def _lm(candidate: Candidate, options: Options, dtype: str) -> tuple[LoadedLM | EndpointLM, PreTrainedModel | None]:
@@ -217,10 +217,9 @@ def _lm(candidate: Candidate, options: Options, dtype: str) -> tuple[LoadedLM | 
 
 
 def _load(candidate: Candidate, dtype: str) -> PreTrainedModel:
-    import torch
+    from blockexpand.live.device import choose_device, dtype_named
 
-    kind: torch.dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[dtype]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, device = dtype_named(cast(Any, dtype)), str(choose_device())
     if candidate.packs:
         from blockexpand.packs import load_with_packs
 
@@ -238,7 +237,7 @@ def _seed() -> None:
     torch.manual_seed(_SEED)
 
 
-def _results(tasks: dict[str, TaskScore], lm: LoadedLM | EndpointLM, options: Options, dtype: str) -> SuiteResults:
+def _results(tasks: dict[str, TaskScore], lm: LoadedLM | EndpointLM, options: Options) -> SuiteResults:
     from blockexpand.evaluation.models import LoadedLM
 
     windows = isinstance(lm, LoadedLM) and any(one.metric == "bits_per_byte" for one in tasks.values())
@@ -249,7 +248,7 @@ def _results(tasks: dict[str, TaskScore], lm: LoadedLM | EndpointLM, options: Op
         limit=options.limit,
         samples=options.samples,
         seeds={"torch": _SEED, "examples": 1234},
-        dtype="unknown" if not isinstance(lm, LoadedLM) else dtype,
+        dtype="unknown" if not isinstance(lm, LoadedLM) else str(lm.model.dtype)[6:],
         window_tokens=lm.window_tokens if isinstance(lm, LoadedLM) and windows else None,
         stride_tokens=lm.stride_tokens if isinstance(lm, LoadedLM) and windows else None,
     )

@@ -27,9 +27,10 @@ from blockexpand.corpus.dataset import TokenRows, batches
 from blockexpand.corpus.tokens import tokenizer_digest
 from blockexpand.errors import PackError
 from blockexpand.expansion.expanding import check_apart
+from blockexpand.live.device import choose_device
 from blockexpand.live.forward import RowBatch, check_head, cross_entropies, hidden_states
-from blockexpand.live.head import head_of
 from blockexpand.live.loss import linear_losses
+from blockexpand.live.parts import head_of
 from blockexpand.packs.calibration import (
     BASE,
     CALIBRATED,
@@ -95,7 +96,7 @@ def calibrate(
     _check(checkpoint, ordered, target)
     check_output(target, overwrite)
     corpora = _corpora(data, checkpoint, how)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(choose_device())
     model = load_with_packs(checkpoint, ordered, vars(torch)[how.dtype], device)
     found_on, tests = (
         {name: passes(corpus.rows(split).first(rows), device, name) for name, corpus in corpora.items()}

@@ -26,11 +26,10 @@ from blockexpand.errors import BlockexpandError, ReportError, nearest
 from blockexpand.evaluation import Evaluation, EvaluationRecord, read_evaluation
 from blockexpand.expansion import ExpansionRecord, Proof, read_expansion
 from blockexpand.records import read_json, read_record
+from blockexpand.records.run import RunRecord, read_metrics
 from blockexpand.reporting.sequences import SEQUENCE_NAME, SequenceRecord, read_sequence
 from blockexpand.reporting.stages import STAGES_NAME, Stages, read_stages
 from blockexpand.staging import RECORD_NAME
-from blockexpand.training.running import RunRecord
-from blockexpand.training.tracker import read_metrics
 
 T = TypeVar("T")
 
