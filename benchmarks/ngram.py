@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from blockexpand.corpus.dataset import TokenRows, open_corpus
+from blockexpand.corpus.rows import TokenRows, open_corpus
 
 # G = distinct n-grams, P = positions.
 

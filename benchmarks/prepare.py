@@ -92,7 +92,7 @@ def stage(path: str) -> dict[str, float]:
     from tokenizers import Tokenizer
 
     from blockexpand.corpus.spool import Spool
-    from blockexpand.corpus.tokens import Ends
+    from blockexpand.corpus.tokenizer import Ends
     from blockexpand.corpus.worker import Job
     from blockexpand.corpus.workers import Workers
 
@@ -145,7 +145,7 @@ def stage(path: str) -> dict[str, float]:
 def whole(path: str, settings: str) -> dict[str, float]:
     """All of prepare, its imports done before."""
     from blockexpand.corpus import PrepareRecipe, prepare
-    from blockexpand.corpus.tokens import load_tokenizer
+    from blockexpand.corpus.tokenizer import load_tokenizer
     from blockexpand.records import from_plain
 
     source: dict[str, Any] = {"kind": "json", "path": path}

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 
 from blockexpand.corpus import open_corpus, prepare
-from blockexpand.corpus.dataset import TokenRows, batches
+from blockexpand.corpus.rows import TokenRows, batches
 from blockexpand.corpus.sources import CodeSource
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import load_demo
 from blockexpand.live.forward import RowBatch
 from blockexpand.packs import load_with_packs
-from blockexpand.packs.routing import Names, Rule, candidates_of, choose, cost_of, losses_by_set, name_of, route
+from blockexpand.packs.route import Names, Rule, candidates_of, choose, cost_of, losses_by_set, name_of, route
 from blockexpand.staging import RECORD_NAME
 
 WORK = Path("runs/packs")

@@ -22,8 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blockexpand.evaluation import Answer, Candidate, Options, Start, evaluate_suites, load_suites
-from blockexpand.evaluation.harness import build_work, require_harness
+from blockexpand.evaluation.endpoint import Answer
+from blockexpand.evaluation.harness import Options, build_work, require_harness
+from blockexpand.evaluation.measurement import Candidate, Start, evaluate_suites
+from blockexpand.evaluation.suites import load_suites
 from blockexpand.progress import progress_in
 from excerpts import lines, make_data
 
@@ -128,7 +130,7 @@ def compare_speed(data: Path, given: argparse.Namespace) -> None:
     """Ours and the harness alone, alternated; medians of the ratios."""
     import torch
 
-    from blockexpand.corpus.tokens import load_tokenizer
+    from blockexpand.corpus.tokenizer import load_tokenizer
     from blockexpand.families.modules import load_model
 
     torch.set_num_threads(1)

@@ -119,7 +119,7 @@ def write_rows(work: Path, vocabulary: int, shape_NT: tuple[int, int]) -> None:
     import numpy as np
 
     from blockexpand.corpus.packing import Piece
-    from blockexpand.corpus.tokens import Encoded
+    from blockexpand.corpus.tokenizer import Encoded
     from blockexpand.corpus.writing import Shape, fetch_from, write_shard
 
     num_tokens = shape_NT[1]
@@ -135,7 +135,7 @@ def _prepared(folder: str, precision: str, **changes: Any) -> tuple[TrainSetting
     """The settings, rows and model that all rivals share."""
     import torch
 
-    from blockexpand.corpus.dataset import TokenRows
+    from blockexpand.corpus.rows import TokenRows
     from blockexpand.records.run import BlocksArm, DataSettings, TrainSettings
     from blockexpand.training.arms import Blocks
     from blockexpand.training.data import RunData

@@ -95,10 +95,6 @@ class EndpointError(BlockexpandError):
     """The address of a model is none, or nobody answers there."""
 
 
-class GuidanceError(BlockexpandError):
-    """The importance of a model's blocks cannot be measured on the text given."""
-
-
 class TrainingError(BlockexpandError):
     """A run cannot start, go on or resume."""
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from blockexpand.cli.main import run
-from blockexpand.cli.preparing import _guess, _source
+from blockexpand.cli.prepare import _guess, _source
 from blockexpand.corpus import load_recipe, open_corpus
 from blockexpand.errors import UsageError
 from lm_helpers import make_lm, sentences

@@ -18,8 +18,8 @@ from blockexpand.comparison import ArmRecipe, CompareRecipe, PlanRecipe, compare
 from blockexpand.comparison.recipe import trial_plans
 from blockexpand.comparison.results import pareto
 from blockexpand.errors import ComparisonError, RecordError
-from blockexpand.evaluation import read_evaluation
 from blockexpand.records import dump_json
+from blockexpand.records.evaluation import read_evaluation
 from blockexpand.records.run import (
     BlocksArm,
     DataSettings,

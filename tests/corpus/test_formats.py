@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from blockexpand.corpus import streams
-from blockexpand.corpus.documents import Bad, Document, Message
+from blockexpand.corpus.documents import Bad, Document
 from blockexpand.corpus.reading import documents, parts_of, read_part
 from blockexpand.corpus.sources import (
     ArrowSource,
@@ -117,8 +117,8 @@ def test_both_formats_of_chats_from_every_format_of_file(tmp_path: Path) -> None
     lines = [json.dumps({"messages": ours}), json.dumps({"conversations": share}), json.dumps({"messages": share})]
     (tmp_path / "c.jsonl").write_text("\n".join(lines))
     found = list(documents(ChatSource(kind="chat", path=str(tmp_path / "c.jsonl"))))
-    plain = (Message(role="user", content="hi"), Message(role="assistant", content="yes"))
-    told = (Message(role="system", content="be"), *plain)
+    plain = ({"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"})
+    told = ({"role": "system", "content": "be"}, *plain)
     assert [document.messages for document in found] == [plain, told, told]
     pq.write_table(table([share, share], "conversations"), tmp_path / "c.parquet")
     found = list(documents(ChatSource(kind="chat", path=str(tmp_path / "c.parquet"))))

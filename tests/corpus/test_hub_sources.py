@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from blockexpand.corpus.documents import Bad, Message
+from blockexpand.corpus.documents import Bad
 from blockexpand.corpus.reading import documents, parts_of, read_part
 from blockexpand.corpus.sources import HuggingFaceSource
 from blockexpand.errors import CorpusError
@@ -66,7 +66,7 @@ def test_what_datasets_saved(tmp_path: Path) -> None:
 def test_chats(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"messages": [CHAT, CHAT]}).save_to_disk(tmp_path / "chats")
     found = list(documents(source(tmp_path / "chats", holds="chat")))
-    assert [d.messages for d in found] == [tuple(Message(**turn) for turn in CHAT)] * 2
+    assert [d.messages for d in found] == [tuple(dict(**turn) for turn in CHAT)] * 2
 
 
 def test_a_damaged_file_is_given_back(folder: Path) -> None:

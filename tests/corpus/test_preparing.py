@@ -12,7 +12,7 @@ import pytest
 
 from blockexpand.corpus import PrepareRecipe, SplitRecipe, load_recipe, open_corpus, prepare
 from blockexpand.corpus.sources import ChatSource, JsonSource, TextSource
-from blockexpand.corpus.tokens import load_tokenizer
+from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.errors import CorpusError, RecordError, StagingError
 from helpers import tree
 from lm_helpers import ROW_TOKENS, make_chats, make_corpus, make_lm, sentences

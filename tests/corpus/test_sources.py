@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from blockexpand.corpus.documents import Message
 from blockexpand.corpus.reading import documents
 from blockexpand.corpus.sources import ChatSource, JsonSource, ProseSource, PythonSource, TextSource
 from blockexpand.errors import CorpusError
@@ -46,7 +45,7 @@ def test_conversations(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
     (tmp_path / "c.jsonl").write_text(json.dumps({"messages": turns}))
     (only,) = documents(ChatSource(kind="chat", path=str(tmp_path / "c.jsonl")))
-    assert only.messages == (Message(role="user", content="hi"), Message(role="assistant", content="yes"))
+    assert only.messages == ({"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"})
 
 
 def write(path: Path, data: bytes) -> str:

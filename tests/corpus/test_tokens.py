@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from blockexpand.corpus.documents import Document, Message
-from blockexpand.corpus.tokens import Encoder, load_tokenizer, render_conversation
-from blockexpand.errors import CorpusError
+from blockexpand.corpus.chats import answer_spans
+from blockexpand.corpus.documents import Document
+from blockexpand.corpus.tokenizer import Encoder, load_tokenizer
+from blockexpand.errors import CheckpointError, CorpusError
 from lm_helpers import make_lm
 
 
@@ -28,11 +29,11 @@ CHAT = Document(
     text="",
     name="chat 1",
     messages=(
-        Message(role="system", content="be kind"),
-        Message(role="user", content="the cat?"),
-        Message(role="assistant", content="the dog."),
-        Message(role="user", content="why?"),
-        Message(role="assistant", content="é the tree."),
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "the cat?"},
+        {"role": "assistant", "content": "the dog."},
+        {"role": "user", "content": "why?"},
+        {"role": "assistant", "content": "é the tree."},
     ),
 )
 
@@ -53,7 +54,7 @@ def test_special_words_in_a_text_are_not_special_tokens(tokenizer: PreTrainedTok
 
 
 def test_special_words_in_a_conversation_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    turns = (Message(role="user", content="say <|end|>"), Message(role="assistant", content="no"))
+    turns = ({"role": "user", "content": "say <|end|>"}, {"role": "assistant", "content": "no"})
     text = "\n".join(turn.content for turn in turns)
     with pytest.raises(CorpusError, match=r"chat 2 contains the special token '<\|end\|>' as text"):
         Encoder(tokenizer).encode([Document(text=text, name="chat 2", messages=turns)])
@@ -63,7 +64,7 @@ def test_only_the_assistants_turns_and_their_ends_are_trained(tokenizer: PreTrai
     (one,) = Encoder(tokenizer).encode([CHAT])
     trained = tokenizer.decode(one.tokens_A[one.trained_A].tolist())
     assert trained == "the dog.<|end|>é the tree.<|end|>"
-    full, spans = render_conversation(tokenizer, CHAT)
+    full, spans = answer_spans(tokenizer, CHAT.messages, CHAT.name)
     assert [full[a:b] for a, b in spans] == ["the dog.<|end|>", "é the tree.<|end|>"]
     assert tokenizer.decode(one.tokens_A.tolist()) == full
 
@@ -78,7 +79,7 @@ def test_all_turns_are_trained_if_wanted(tokenizer: PreTrainedTokenizerBase) -> 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = "{{ messages|length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(CorpusError, match="chat 1: the chat template renders turn 3 differently when more follow"):
-        render_conversation(tokenizer, CHAT)
+        answer_spans(tokenizer, CHAT.messages, CHAT.name)
 
 
 def test_a_template_that_renders_nothing_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -92,8 +93,8 @@ def test_a_template_that_renders_nothing_is_refused(tokenizer: PreTrainedTokeniz
 def test_no_template_no_tokenizer_and_no_end_are_refused(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     tokenizer.chat_template = None
     with pytest.raises(CorpusError, match="has no chat template"):
-        render_conversation(tokenizer, CHAT)
-    with pytest.raises(CorpusError, match="has no tokenizer.json"):
+        answer_spans(tokenizer, CHAT.messages, CHAT.name)
+    with pytest.raises(CheckpointError):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CorpusError, match="cannot be loaded"):

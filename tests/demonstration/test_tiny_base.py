@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from blockexpand.checkpoint import open_checkpoint
-from blockexpand.corpus.tokens import load_tokenizer, tokenizer_digest
+from blockexpand.corpus.tokenizer import load_tokenizer, tokenizer_digest
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.tiny_base import RECORD, TinyBaseRecord, TinyBaseShape, make
 from blockexpand.errors import CorpusError

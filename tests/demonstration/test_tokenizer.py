@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from blockexpand.corpus.tokens import load_tokenizer
+from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.tokenizer import SPECIAL_TOKENS, save_tokenizer, train_tokenizer
 

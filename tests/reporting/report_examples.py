@@ -28,13 +28,13 @@ from blockexpand.comparison import (
     Trial,
 )
 from blockexpand.comparison.results import Contrast, Summary, pareto
-from blockexpand.corpus import CorpusRecord
-from blockexpand.corpus.dataset import SplitCounts
-from blockexpand.evaluation import EvaluationRecord, HeldOut, Interval, Scores
 from blockexpand.expansion import BaseFacts, BlockTensor, Check, Cost, ExpansionRecord, Placement, Plan, Proof
 from blockexpand.expansion.placing import Insertion
 from blockexpand.expansion.plans import number
 from blockexpand.records import write_record
+from blockexpand.records.corpus import CorpusRecord, SplitCounts
+from blockexpand.records.evaluation import EvaluationRecord, HeldOut, Scores
+from blockexpand.records.intervals import Interval
 from blockexpand.records.run import (
     BlocksArm,
     DataSettings,

@@ -9,7 +9,7 @@ import json
 import pytest
 from report_examples import ARMS, Arm, comparison_of
 
-from blockexpand.evaluation.answers import Answered
+from blockexpand.records.evaluation import Answered
 from blockexpand.reporting import comparison_rows, comparison_table, comparison_text, formats
 from blockexpand.reporting.answers import answers_table
 from blockexpand.reporting.methods import methods_of
@@ -34,7 +34,7 @@ from blockexpand.reporting.tables import Column, Spread, Table, cell_of, interva
         ("points", -0.153, "\u221215 points"),
         ("count", 1_500_000, "1,500,000"),
         ("parameters", 1_770_000, "1.77 M"),
-        ("parameters", 999_999, "1000 k"),
+        ("parameters", 999_999, "1.00 M"),
         ("parameters", 512, "512"),
         ("bytes", 1_234_000_000, "1.23 GB"),
         ("bytes", 12, "12 B"),
@@ -152,7 +152,7 @@ def test_rows_are_plain_data() -> None:
 
 
 def _answers(rights: list[bool]) -> Found[object]:
-    from blockexpand.evaluation import Evaluation
+    from blockexpand.records.evaluation import Evaluation
 
     answered = tuple(
         Answered(task="add", prompt=str(n), answer="1", output="1" if right else "2", right=right)

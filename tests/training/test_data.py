@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from blockexpand.corpus.dataset import open_corpus
+from blockexpand.corpus.rows import open_corpus
 from blockexpand.errors import CorpusError, TrainingError
 from blockexpand.records.run import DataSettings, RetentionSettings
 from blockexpand.training.data import open_data, shuffled

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from blockexpand.errors import AgentError
-from blockexpand.evaluation import Answer, Endpoint, Request, ask_all
-from blockexpand.evaluation.asking import cut_at
+from blockexpand.evaluation.endpoint import Answer, Endpoint, Request, ask_all, cut_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,10 +129,9 @@ class LoadedSpeaker:
 
     def _ends(self) -> list[int]:
         """The tokens that end a turn."""
-        from blockexpand.corpus.tokens import ends_of
-        from blockexpand.live.generation import ending_tokens
+        from blockexpand.live.generation import ends_of_model
 
-        return ending_tokens(self.model, ends_of(self.tokenizer).eos)
+        return ends_of_model(self.model, self.tokenizer)
 
     def _stopping(self, stops: Sequence[str], num_prompt: int) -> Any:
         """A criterion for `generate`: which conversations have reached a stop text."""
@@ -185,10 +183,12 @@ def load_speaker(folder: str | Path, packs: Sequence[str | Path] = (), *, switch
     """
     from typing import cast
 
-    from blockexpand.corpus.tokens import load_tokenizer
+    from blockexpand.checkpoint import locate_model
+    from blockexpand.corpus.tokenizer import load_tokenizer
     from blockexpand.families.modules import load_model
     from blockexpand.live.device import choose_device
 
+    folder = locate_model(folder)
     tokenizer = load_tokenizer(folder)
     device = str(choose_device())
     if packs:
@@ -199,5 +199,5 @@ def load_speaker(folder: str | Path, packs: Sequence[str | Path] = (), *, switch
         from blockexpand.packs import load_attached
 
         return LoadedSpeaker(model=load_attached(folder, device=device), tokenizer=tokenizer)
-    model = cast("PreTrainedModel", load_model(Path(folder), device=device))
+    model = cast("PreTrainedModel", load_model(folder, device=device))
     return LoadedSpeaker(model=model, tokenizer=tokenizer)

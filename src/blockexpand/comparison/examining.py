@@ -18,15 +18,15 @@ from transformers import PreTrainedModel
 from blockexpand.comparison.examination import EXAMINATION_NAME, BlockEffect, Examination, Seen, Shift
 from blockexpand.comparison.recipe import ExamineSettings
 from blockexpand.comparison.results import Comparison
-from blockexpand.corpus.dataset import Corpus, TokenRows, batches, open_corpus
-from blockexpand.corpus.tokens import ends_of, load_tokenizer
+from blockexpand.corpus.rows import Corpus, TokenRows, batches, open_corpus
+from blockexpand.corpus.tokenizer import ends_of, load_tokenizer
 from blockexpand.errors import ComparisonError
-from blockexpand.evaluation import ratio_difference
 from blockexpand.expansion import NewBlock, read_expansion
 from blockexpand.live.forward import RowBatch, cross_entropies
 from blockexpand.live.generation import generate
 from blockexpand.live.parts import blocks_of
 from blockexpand.records import read_record, write_record
+from blockexpand.records.intervals import ratio_difference
 from blockexpand.records.run import BlocksArm, RunRecord, UpscaledArm
 from blockexpand.training import load_shipped
 from blockexpand.training.arms import load_model

@@ -14,16 +14,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from blockexpand.corpus.chats import Message
+
 _SHINGLE_WORDS = 5
 _WORD = re.compile(r"\w+")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: str
-    content: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from blockexpand.corpus.documents import Bad
-from blockexpand.corpus.rows import Row
+from blockexpand.corpus.files import Row
 from blockexpand.corpus.sources import HuggingFaceSource
 from blockexpand.errors import CorpusError
 

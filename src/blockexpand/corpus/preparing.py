@@ -25,10 +25,9 @@ from blockexpand.corpus.fingerprints import banding_for
 from blockexpand.corpus.mixing import Chosen, Weight, choose, interleaved, wanted_tokens
 from blockexpand.corpus.packing import Piece, packed, pieces_of
 from blockexpand.corpus.recipe import PrepareRecipe, plain_source, weights_of
-from blockexpand.corpus.record import CorpusRecord, MixCounts, Shard, SourceCounts, SplitCounts
 from blockexpand.corpus.sources import TextSource, title_of
 from blockexpand.corpus.spool import Journal, SourceState, Spool, Stored, discard, locked, partial_of
-from blockexpand.corpus.tokens import ends_of, load_tokenizer, tokenizer_digest
+from blockexpand.corpus.tokenizer import ends_of, load_tokenizer, tokenizer_digest
 from blockexpand.corpus.worker import Job
 from blockexpand.corpus.workers import Workers
 from blockexpand.corpus.writing import Fetch, Shape, shard_name, split_counts, write_shard
@@ -36,6 +35,7 @@ from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import CorpusError
 from blockexpand.progress import bar, say
 from blockexpand.records import from_plain, read_record, read_yaml, write_record
+from blockexpand.records.corpus import CorpusRecord, MixCounts, Shard, SourceCounts, SplitCounts
 from blockexpand.staging import RECORD_NAME, check_output, full_disk_is_an_error, parent_of, publish_folder
 
 if TYPE_CHECKING:

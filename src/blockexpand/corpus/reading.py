@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from blockexpand.corpus.conversations import CHAT_FIELDS, conversation_of, field_of
+from blockexpand.corpus.chats import TURN_FIELDS, messages_of
 from blockexpand.corpus.documents import Bad, Document, files_in_hash_order, hash_order
+from blockexpand.corpus.files import ARROW_NAMES, JSON_NAMES, PARQUET_NAMES, Row, read_rows
 from blockexpand.corpus.hub import hub_rows
 from blockexpand.corpus.prose import documents_of_file, may_hold_prose
-from blockexpand.corpus.rows import ARROW_NAMES, JSON_NAMES, PARQUET_NAMES, Row, read_rows
 from blockexpand.corpus.sources import (
     ArrowSource,
     ChatSource,
@@ -50,6 +50,8 @@ _NAMES = {
     "arrow": ARROW_NAMES,
     "chat": (*JSON_NAMES, *PARQUET_NAMES, *ARROW_NAMES),
 }
+
+_CHAT_COLUMNS = (*TURN_FIELDS, "instruction", "input", "output")
 
 Item = Document | Bad
 
@@ -187,7 +189,7 @@ def _read_file(source: Source, part: Part) -> Iterator[tuple[Item, float]]:
     elif isinstance(source, TextSource):
         yield from _text_items(part.file, source.separator, "")
     elif isinstance(source, ChatSource):
-        columns = (source.field,) if source.field else CHAT_FIELDS
+        columns = (source.field,) if source.field else _CHAT_COLUMNS
         yield from ((_item(row, True, source.field), share) for row, share in read_rows(part.file, columns))
     else:
         assert isinstance(source, JsonSource | ParquetSource | ArrowSource), source
@@ -200,11 +202,30 @@ def _item(row: Row | Bad, chat: bool, field: str | None) -> Item:
     place, values = row
     try:
         if chat:
-            return _sound(conversation_of(values, field, place))
+            return _sound(_conversation(values, field, place))
         assert field is not None, "only chats find their field themselves"
         return _sound(Document(text=field_of(values, field, place, str), name=place))
     except CorpusError as error:
         return Bad(why=str(error))
+
+
+def _conversation(row: Any, field: str | None, place: str) -> Document:
+    messages = messages_of(row, place, field)
+    return Document(text="\n".join(m["content"] for m in messages), name=place, messages=messages)
+
+
+def field_of(row: Any, field: str, place: str, kind: type) -> Any:
+    """The value of a field of a record, of the kind asked for.
+
+    Raises:
+        CorpusError: the record is none, or has no such field, or another kind of value in it.
+    """
+    if not isinstance(row, dict) or field not in row:
+        keys = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+        raise CorpusError(f"{place} has no field {field!r}; it has: {keys}. Set 'field' to one of these")
+    if not isinstance(row[field], kind):
+        raise CorpusError(f"{place}: {field!r} is {row[field]!r:.60}; expected {kind.__name__}")
+    return row[field]
 
 
 def _sound(document: Document) -> Document:
@@ -243,6 +264,6 @@ def _python_item(part: Part) -> Item:
 
 def first_record(path: Path) -> Any:
     """The first record of a file of records, or None: what its kind is guessed from."""
-    for row, _ in read_rows(path, ("text", *CHAT_FIELDS)):
+    for row, _ in read_rows(path, ("text", *_CHAT_COLUMNS)):
         return None if isinstance(row, Bad) else row[1]
     return None

@@ -1,162 +1,156 @@
-"""Records of a file: JSON lines and lists, Parquet, Arrow.
+"""The packed dataset on disk: Arrow files of each split, memory-mapped, and the record beside them.
 
-In: a path, and the columns that are wanted. Out: (place, record) pairs or what is wrong with a record, each with
-the share of the file read by then. A fault inside the file is given back, not raised, so that it can be counted;
-after one that breaks the file the rest of it is lost, and its message says so.
+A row has T tokens. Its segments are the pieces of documents it holds, in order; what is left at its end
+is padding, belongs to no segment, and is never trained. Columns: `tokens` (T unsigned integers),
+`trained` (T booleans), `lengths` and `documents` (one entry a segment).
 """
 
 from __future__ import annotations
 
-import json
+import copy
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from blockexpand.corpus.documents import Bad
-from blockexpand.corpus.streams import MOST_LINE_BYTES, bare_name, decoded, lines, opened, read_bytes
 from blockexpand.errors import CorpusError
+from blockexpand.records import read_record
+from blockexpand.records.corpus import CorpusRecord
 
-JSON_NAMES = (".jsonl", ".ndjson", ".json")
-PARQUET_NAMES = (".parquet",)
-ARROW_NAMES = (".arrow", ".feather")
+# N = rows, T = tokens of a row, S = segments of a row.
 
-_ROWS_AT_ONCE = 256
-
-Row = tuple[str, Any]
-"""Where it stands, for people; the record."""
+ROWS_PER_BATCH = 1024
+SCHEMA_NAMES = ("tokens", "trained", "lengths", "documents")
 
 
-def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[Row | Bad, float]]:
-    """The records of a file of any of the formats; by its name, JSON when that says nothing.
-
-    `columns` are read, of Parquet and Arrow files, as far as they are there.
-    """
-    name = bare_name(path.name)
-    try:
-        if name.endswith(PARQUET_NAMES):
-            yield from _parquet_rows(path, columns)
-        elif name.endswith(ARROW_NAMES):
-            yield from _arrow_rows(path, columns)
-        else:
-            yield from _json_rows(path)
-    except (CorpusError, pa.ArrowException, OSError) as error:
-        words = str(error) if isinstance(error, CorpusError) else _damaged(path, error)
-        yield Bad(why=words), 1.0
-
-
-def _damaged(path: Path, error: Exception) -> str:
-    why = " ".join(str(error).split())[:200]
-    return f"{path} is damaged or cut short: {why}; what stands behind is lost: fetch it again"
-
-
-def _json_rows(path: Path) -> Iterator[tuple[Row | Bad, float]]:
-    if _begins_with_a_list(path):
-        yield from _json_list(path)
-        return
-    for number, (line, share) in enumerate(lines(path), 1):
-        place = f"{path}, line {number}"
-        if line is None:
-            yield Bad(why=f"{place} is longer than {MOST_LINE_BYTES:,} bytes; expected one record a line"), share
-        elif line.strip():
-            yield _parsed(line, place), share
-
-
-def _begins_with_a_list(path: Path) -> bool:
-    with opened(path) as (stream, _):
-        while block := stream.read(1 << 16):
-            if block.lstrip(b" \t\r\n\xef\xbb\xbf"):
-                return block.lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"[")
-    return False
-
-
-def _parsed(data: bytes, place: str) -> Row | Bad:
-    try:
-        return place, json.loads(decoded(data, place))
-    except CorpusError as error:
-        return Bad(why=str(error))
-    except json.JSONDecodeError as error:
-        near = error.doc[max(error.pos - 20, 0) :][:60]
-        return Bad(why=f"{place} is not JSON: {error.msg} at column {error.colno}; it reads {near!r}")
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists without end
-        return Bad(why=f"{place} is not JSON we read: {error}")
-
-
-def _json_list(path: Path) -> Iterator[tuple[Row | Bad, float]]:
-    found = _parsed(read_bytes(path).removeprefix(b"\xef\xbb\xbf"), str(path))
-    if isinstance(found, Bad):
-        yield found, 1.0
-        return
-    rows = found[1]
-    for number, row in enumerate(rows, 1):
-        yield (f"{path}, record {number}", row), number / len(rows)
-
-
-def _wanted(names: list[str], columns: tuple[str, ...]) -> list[str]:
-    """The columns to read; all names when none is there, so that the message can list them."""
-    return [name for name in columns if name in names]
-
-
-def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[Row | Bad, float]]:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        names = file.schema_arrow.names
-        wanted = _wanted(names, columns)
-        if not wanted:
-            yield _no_column(path, names, columns), 1.0
-            return
-        number, total = 0, max(file.metadata.num_rows, 1)
-        for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
-            yield from _batch_rows(batch, path, number, total)
-            number += batch.num_rows
-
-
-def _arrow_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[Row | Bad, float]]:
-    with pa.memory_map(str(path)) as mapped:
-        try:
-            file = pa.ipc.open_file(mapped)
-            batches, names = (file.get_batch(i) for i in range(file.num_record_batches)), file.schema.names
-        except pa.ArrowInvalid:
-            mapped.seek(0)
-            stream = pa.ipc.open_stream(mapped)
-            batches, names = iter(stream), stream.schema.names
-        wanted = _wanted(names, columns)
-        if not wanted:
-            yield _no_column(path, names, columns), 1.0
-            return
-        number = 0
-        for batch in batches:
-            try:
-                # Arrow trusts a file's offsets: one damaged byte would end the process.
-                batch.validate(full=True)
-            except pa.ArrowInvalid as error:
-                why = " ".join(str(error).split())[:200]
-                last = number + batch.num_rows
-                yield Bad(why=f"{path}, rows {number + 1} to {last} are damaged: {why}; they are lost"), 0.0
-                number = last
-                continue
-            for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
-                part = batch.select(wanted).slice(start, _ROWS_AT_ONCE)
-                yield from _batch_rows(part, path, number, 0)
-                number += part.num_rows
-
-
-def _no_column(path: Path, names: list[str], columns: tuple[str, ...]) -> Bad:
-    return Bad(
-        why=f"{path} has no field {' or '.join(map(repr, columns))}; it has: {', '.join(names)}. Set 'field' to one "
-        "of these"
+def schema_of(row_tokens: int, vocabulary_size: int) -> pa.Schema:
+    """The columns of a split's files."""
+    token = pa.uint16() if vocabulary_size <= 1 << 16 else pa.uint32()
+    return pa.schema(
+        [
+            ("tokens", pa.list_(token, row_tokens)),
+            ("trained", pa.list_(pa.bool_(), row_tokens)),
+            ("lengths", pa.list_(pa.int32())),
+            ("documents", pa.list_(pa.int32())),
+        ]
     )
 
 
-def _batch_rows(batch: pa.RecordBatch, path: Path, start: int, total: int) -> Iterator[tuple[Row | Bad, float]]:
-    for number in range(batch.num_rows):
-        place = f"{path}, row {start + number + 1}"
-        share = (start + number + 1) / total if total else 0.0
-        try:
-            values = {name: batch.column(name)[number].as_py() for name in batch.schema.names}
-        except UnicodeDecodeError as error:
-            yield Bad(why=f"{place} is not UTF-8 text: {error.reason} at byte {error.start}"), share
-            continue
-        yield (place, values), share
+class TokenRows:
+    """One split, memory-mapped: rows of tokens, and which document each segment is of."""
+
+    def __init__(self, *paths: Path) -> None:
+        """Map the files, in order.
+
+        Raises:
+            CorpusError: one is missing or not one that `prepare` wrote.
+        """
+        self._batches = [batch for path in paths for batch in _mapped(path)]
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+        schemas = {batch.schema.field("tokens").type.list_size for batch in self._batches}
+        if len(schemas) != 1:
+            raise CorpusError(f"{paths[0].parent} has files of rows of {sorted(schemas)} tokens; expected one length")
+        self.row_tokens: int = schemas.pop()
+        self.num_rows: int = int(self._starts[-1])
+
+    def first(self, num_rows: int) -> TokenRows:
+        """The same split as if it ended after `num_rows` rows; all of it, if it has no more."""
+        fewer = copy.copy(self)
+        fewer.num_rows = min(num_rows, self.num_rows)
+        return fewer
+
+    def tokens_NT(self, indices_N: np.ndarray) -> np.ndarray:
+        """The tokens of some rows, int64 [N, T]."""
+        return self._rows_NT("tokens", indices_N, np.int64)
+
+    def trained_NT(self, indices_N: np.ndarray) -> np.ndarray:
+        """Whether each token of some rows is trained, bool [N, T]."""
+        return self._rows_NT("trained", indices_N, np.bool_)
+
+    def positions_NT(self, indices_N: np.ndarray) -> np.ndarray:
+        """The position of each token within its segment, int64 [N, T]; padding counts as one more segment."""
+        positions_NT = np.empty((len(indices_N), self.row_tokens), dtype=np.int64)
+        for number, lengths in enumerate(self.lengths(indices_N)):
+            at = 0
+            for length in (*lengths, self.row_tokens - sum(lengths)):
+                positions_NT[number, at : at + length] = np.arange(length)
+                at += length
+        return positions_NT
+
+    def lengths(self, indices_N: np.ndarray) -> list[list[int]]:
+        """The segments' lengths of some rows."""
+        return [self._value("lengths", index).as_py() for index in indices_N]
+
+    def documents(self, indices_N: np.ndarray) -> list[list[int]]:
+        """The segments' document numbers of some rows."""
+        return [self._value("documents", index).as_py() for index in indices_N]
+
+    def _value(self, name: str, index: int) -> Any:
+        # One row of one batch: `take` on a column of many batches copies all of it first.
+        batch = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._batches[batch].column(name)[int(index - self._starts[batch])]
+
+    def _rows_NT(self, name: str, indices_N: np.ndarray, dtype: Any) -> np.ndarray:
+        rows_NT = np.empty((len(indices_N), self.row_tokens), dtype=dtype)
+        for number, index in enumerate(indices_N):
+            rows_NT[number] = self._value(name, index).values.to_numpy(zero_copy_only=False)
+        return rows_NT
+
+
+def _mapped(path: Path) -> list[pa.RecordBatch]:
+    try:
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        batches = [file.get_batch(number) for number in range(file.num_record_batches)]
+    except FileNotFoundError:
+        raise CorpusError(f"no split at {path}; see blockexpand.json beside it for the splits there are") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CorpusError(f"{path} is damaged: {error}; prepare the folder again") from None
+    if tuple(file.schema.names) != SCHEMA_NAMES:
+        raise CorpusError(f"{path} has the columns {file.schema.names}; expected {', '.join(SCHEMA_NAMES)}")
+    return batches
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """A prepared folder."""
+
+    folder: Path
+    record: CorpusRecord
+
+    def rows(self, split: str) -> TokenRows:
+        """The rows of one split.
+
+        Raises:
+            CorpusError: there is no such split, or it is damaged.
+        """
+        if split not in self.record.splits:
+            known = ", ".join(self.record.splits)
+            raise CorpusError(f"{self.folder} has no split {split!r}; it has: {known}")
+        shards = self.record.splits[split].shards
+        names = [shard.name for shard in shards] or [f"{split}.arrow"]
+        for name in names:  # a record comes from elsewhere, and must not lead out of its folder
+            if Path(name).name != name:
+                raise CorpusError(f"the record of {self.folder} names the file {name!r}; expected a plain file name")
+        return TokenRows(*(self.folder / name for name in names))
+
+
+def open_corpus(folder: str | Path) -> Corpus:
+    """A folder that `prepare` wrote.
+
+    Raises:
+        CorpusError: it is not one.
+        RecordError: its record is damaged or of a newer version.
+    """
+    record = Path(folder) / "blockexpand.json"
+    if not record.is_file():
+        raise CorpusError(f"{folder} is not a prepared corpus: it has no blockexpand.json; make one with prepare")
+    return Corpus(folder=Path(folder), record=read_record(CorpusRecord, record))
+
+
+def batches(num_rows: int, size: int) -> Iterator[np.ndarray]:
+    """The numbers of all rows, in order, `size` at a time."""
+    for start in range(0, num_rows, size):
+        yield np.arange(start, min(start + size, num_rows))

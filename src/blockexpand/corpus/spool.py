@@ -19,9 +19,9 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from blockexpand.corpus.record import Shard
 from blockexpand.errors import CorpusError
 from blockexpand.records import read_record, write_record
+from blockexpand.records.corpus import Shard
 
 # D = documents of one split and source.
 

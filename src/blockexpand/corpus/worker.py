@@ -21,7 +21,7 @@ from blockexpand.corpus.cleaning import Cleaner, CleanRecipe, Drop
 from blockexpand.corpus.decontamination import EvaluationTexts
 from blockexpand.corpus.documents import Document, key_of, position_of, words_of
 from blockexpand.corpus.fingerprints import WordHashes, band_keys, gram_hashes, signature
-from blockexpand.corpus.tokens import Encoder, Ends, PlainEncoder, load_tokenizer
+from blockexpand.corpus.tokenizer import Encoder, Ends, PlainEncoder, load_tokenizer
 from blockexpand.errors import CorpusError
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from blockexpand.corpus.dataset import ROWS_PER_BATCH, schema_of
 from blockexpand.corpus.packing import Piece, packed, pieces_of
-from blockexpand.corpus.record import Shard, SplitCounts
-from blockexpand.corpus.tokens import Encoded
+from blockexpand.corpus.rows import ROWS_PER_BATCH, schema_of
+from blockexpand.corpus.tokenizer import Encoded
 from blockexpand.digests import digest_file, digest_json
+from blockexpand.records.corpus import Shard, SplitCounts
 
 # N = rows, T = tokens of a row, A = tokens of a piece.
 

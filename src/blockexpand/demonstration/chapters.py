@@ -15,13 +15,15 @@ from blockexpand.demonstration.instructions import write_instructions
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import DemoRecipe
 from blockexpand.errors import DemonstrationError
-from blockexpand.evaluation import evaluate, load_tasks
+from blockexpand.evaluation.answers import load_tasks
+from blockexpand.evaluation.evaluating import evaluate
 from blockexpand.expansion import verify
 from blockexpand.progress import say
 from blockexpand.records import write_record
 from blockexpand.records.run import DataSettings, TrainSettings
 from blockexpand.reporting import report
 from blockexpand.training import sft
+from blockexpand.units import format_bytes
 
 PROOF_NAME = "proof.json"
 
@@ -110,7 +112,7 @@ class Chapters:
         folder = self._folder
         parts = ("expanded", "comparison", "answers-before", "answers-after", "domain", "general", "instruct")
         page = report([folder, *(folder / part for part in parts)], folder / "report", overwrite=True)
-        return f"{page} ({page.stat().st_size / 1e3:.0f} kB)"
+        return f"{page} ({format_bytes(page.stat().st_size)})"
 
     def comparison(self) -> Comparison:
         """What the comparison found, so far."""

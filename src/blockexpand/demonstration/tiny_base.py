@@ -15,15 +15,17 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from blockexpand.corpus import CorpusRecord, PrepareRecipe, SplitRecipe, open_corpus, prepare
+from blockexpand.corpus import PrepareRecipe, SplitRecipe, open_corpus, prepare
 from blockexpand.corpus.documents import Document, split_of
 from blockexpand.corpus.reading import documents
 from blockexpand.corpus.sources import JsonSource
 from blockexpand.demonstration.general_text import SHARES, divide, general_documents
 from blockexpand.demonstration.tokenizer import save_tokenizer, train_tokenizer
-from blockexpand.evaluation import HeldOut, evaluate
+from blockexpand.evaluation.evaluating import evaluate
 from blockexpand.progress import progress_on_stderr, say
 from blockexpand.records import read_json, read_record, write_json, write_record
+from blockexpand.records.corpus import CorpusRecord
+from blockexpand.records.evaluation import HeldOut
 from blockexpand.records.run import RunRecord, load_settings, read_metrics
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training import train

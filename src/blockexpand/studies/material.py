@@ -11,7 +11,7 @@ from pathlib import Path
 
 from blockexpand.comparison.caching import alone
 from blockexpand.corpus import PrepareRecipe, prepare
-from blockexpand.corpus.tokens import tokenizer_digest
+from blockexpand.corpus.tokenizer import tokenizer_digest
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import load_demo
 from blockexpand.records.run import DataSettings

@@ -18,9 +18,9 @@ import torch
 
 from blockexpand.corpus import PrepareRecipe, SplitRecipe, prepare
 from blockexpand.corpus.sources import ChatSource
-from blockexpand.corpus.tokens import tokenizer_digest
+from blockexpand.corpus.tokenizer import tokenizer_digest
 from blockexpand.digests import digest_json
-from blockexpand.evaluation import AnswerTask
+from blockexpand.evaluation.answers import AnswerTask
 from blockexpand.expansion import expand, plan
 from blockexpand.packs import About, Pack, extract, load_with_packs, read_pack
 from blockexpand.progress import say

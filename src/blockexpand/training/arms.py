@@ -41,6 +41,7 @@ from blockexpand.records.run import (
     ParallelArm,
     UpscaledArm,
 )
+from blockexpand.units import FLOATS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,10 +116,6 @@ def make_trainable(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Param
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     return dict(parameters)
-
-
-FLOATS = ("BF16", "F16", "F32", "F64")
-"""The dtypes that trained weights can be written in."""
 
 
 class Blocks:

@@ -33,6 +33,7 @@ from blockexpand.records import read_record, write_record
 from blockexpand.records.run import Measurement
 from blockexpand.staging import RECORD_NAME, flush_folder, full_disk_is_an_error
 from blockexpand.training.processes import Piece, World, like, piece_of
+from blockexpand.units import stored_dtype
 
 _NAME = re.compile(r"step-(\d{8})")
 TRAINABLE, OPTIMIZER = "trainable.safetensors", "optimizer.safetensors"
@@ -250,8 +251,6 @@ def _state(key: str, name: str, parameter: Tensor, saved: SavedTensors) -> Tenso
     return saved.whole(flat) if key == "step" else saved.rows_like(flat, parameter)
 
 
-DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
-
 Pieces = Mapping[str, Piece]
 
 
@@ -350,7 +349,7 @@ def _prepare(staged: Path, files: Mapping[str, Pieces]) -> None:
         shutil.rmtree(staged)
     staged.mkdir(parents=True)
     for name, pieces in files.items():
-        rows = [(tensor, DTYPES[piece.local.dtype], piece.shape) for tensor, piece in sorted(pieces.items())]
+        rows = [(tensor, stored_dtype(piece.local.dtype), piece.shape) for tensor, piece in sorted(pieces.items())]
         with open(staged / name, "xb") as stream:
             stream.write(build_header(rows, {"format": "pt"}))
             end = stream.tell() + sum(_num_bytes(piece) for piece in pieces.values())

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from blockexpand.corpus.dataset import Corpus, TokenRows, open_corpus
-from blockexpand.corpus.tokens import tokenizer_digest
+from blockexpand.corpus.rows import Corpus, TokenRows, open_corpus
+from blockexpand.corpus.tokenizer import tokenizer_digest
 from blockexpand.errors import TrainingError
 from blockexpand.live.forward import RowBatch
 from blockexpand.records.run import REPLAY, SELF, TrainSettings

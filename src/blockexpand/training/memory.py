@@ -20,6 +20,7 @@ from blockexpand.families import family_for
 from blockexpand.live.device import total_bytes, training_dtype
 from blockexpand.records.run import BlocksArm, FullArm, OldBlocksArm, TrainSettings, UpscaledArm
 from blockexpand.training.processes import World
+from blockexpand.units import format_bytes
 
 _TRAINED_BYTES = 16
 """Of each number that trains: master, gradient and AdamW's two moments, in float32."""
@@ -120,6 +121,6 @@ def check_fits(settings: TrainSettings, world: World) -> None:
         else "no number of such devices would do; take larger ones"
     )
     raise TrainingError(
-        f"{settings.model} needs {needed / 1e9:,.1f} GB in each of {world.size} processes for weights, gradients and "
-        f"the optimiser's moments, and a device has {there / 1e9:,.1f} GB; expected it to fit; {advice}"
+        f"{settings.model} needs {format_bytes(needed)} in each of {world.size} processes for weights, gradients and "
+        f"the optimiser's moments, and a device has {format_bytes(there)}; expected it to fit; {advice}"
     )

@@ -34,6 +34,7 @@ from blockexpand.families import Family, family_for
 from blockexpand.families.blocks import NUMBER
 from blockexpand.live.device import choose_device
 from blockexpand.training.arms import Trainee
+from blockexpand.units import FLOATS
 
 T = TypeVar("T")
 
@@ -245,9 +246,6 @@ def as_number(tensor: Tensor) -> float:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).item()
 
 
-_FLOATS = ("BF16", "F16", "F32", "F64")
-
-
 def names_to_fill(model: nn.Module) -> list[str]:
     """The tensors that a model has from its files: parameters, of tied ones the first, and buffers that are saved."""
     parameters = dict(model.named_parameters())
@@ -289,10 +287,10 @@ class _Files:
 
     def rows(self, name: str, first: int, count: int) -> Tensor:
         entry = self.checkpoint.tensors[name]
-        if entry.dtype not in _FLOATS:
+        if entry.dtype not in FLOATS:
             raise TrainingError(
                 f"{self.checkpoint.source} holds {name} in {entry.dtype}, which cannot be read piece by piece; "
-                f"expected {', '.join(_FLOATS)}; convert the checkpoint, or train in one process"
+                f"expected {', '.join(FLOATS)}; convert the checkpoint, or train in one process"
             )
         path = str(self.checkpoint.folder / entry.file)
         if path not in self._open:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from blockexpand import __version__
+from blockexpand.checkpoint import locate_model
 from blockexpand.corpus import open_corpus
 from blockexpand.digests import digest_json
 from blockexpand.errors import Interrupted, Preempted, TrainingError
@@ -74,6 +75,7 @@ def train(settings: TrainSettings, resume: bool = False, device: str = "auto") -
         CorpusError: the data cannot be opened.
         Interrupted: a signal came; what was done is saved. `Preempted`, when it was SIGTERM.
     """
+    settings = dataclasses.replace(settings, model=str(locate_model(settings.model)))
     with join_world(device) as world, progress_in(progress_mode() if world.leads else "silent"):
         out = Path(settings.out)
         world.first(lambda: _claim(out, settings, run_digest(settings), resume))

@@ -15,14 +15,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from blockexpand.corpus import CorpusRecord, open_corpus
-from blockexpand.corpus.tokens import Encoded, Ends, ends_of, load_tokenizer, tokenizer_digest
+from blockexpand.corpus import open_corpus
+from blockexpand.corpus.tokenizer import Encoded, Ends, ends_of, load_tokenizer, tokenizer_digest
 from blockexpand.corpus.writing import Shape, write_documents
 from blockexpand.digests import digest_json
 from blockexpand.errors import TrainingError
 from blockexpand.live.generation import generate
 from blockexpand.progress import bar
 from blockexpand.records import write_record
+from blockexpand.records.corpus import CorpusRecord
 from blockexpand.records.run import SELF, TrainSettings
 from blockexpand.staging import RECORD_NAME, staged_folder
 from blockexpand.training.arms import load_model
