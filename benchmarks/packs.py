@@ -32,9 +32,9 @@ from blockexpand.expansion import expand, plan
 from blockexpand.packs import About, extract, load_with_packs, read_pack
 from blockexpand.packs.in_memory import only, scaled
 from blockexpand.progress import progress_on_stderr
+from blockexpand.records.run import BlocksArm, DataSettings, OptimizerSettings, RetentionSettings, TrainSettings
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training import train
-from blockexpand.training.settings import BlocksArm, DataSettings, OptimizerSettings, RetentionSettings, TrainSettings
 from packs_speed import speed
 
 WORK = Path("runs/packs")

@@ -17,8 +17,8 @@ from blockexpand.errors import ComparisonError, RecordError
 from blockexpand.expansion import read_expansion
 from blockexpand.records.evaluation import read_evaluation
 from blockexpand.records.intervals import ratio_difference, seeded_ratio_difference
-from blockexpand.training.arms.trainee import load_model
-from blockexpand.training.settings import BlocksArm, FullArm, MoeArm, ParallelArm, UpscaledArm
+from blockexpand.records.run import BlocksArm, FullArm, MoeArm, ParallelArm, UpscaledArm
+from blockexpand.training.arms import load_model
 from comparison_ground import Place
 
 

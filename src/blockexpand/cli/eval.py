@@ -48,7 +48,7 @@ class SuiteOptions:
     chat: Flag = False
     """Ask through the chat template."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """What the weights are loaded as; float32, unless the suite says otherwise."""
+    """What the weights are loaded as; the checkpoint's own type, unless the suite says otherwise."""
     batch_size: int = 16
     """Sequences of a pass."""
     window_tokens: int | None = None

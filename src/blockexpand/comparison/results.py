@@ -14,7 +14,7 @@ from blockexpand.errors import ComparisonError
 from blockexpand.records import read_record
 from blockexpand.records.evaluation import HeldOut, read_evaluation
 from blockexpand.records.intervals import Interval, ratio_difference, seeded_ratio_difference
-from blockexpand.training.retention import Measurement
+from blockexpand.records.run import Measurement
 
 # S = seeds, M = documents.
 

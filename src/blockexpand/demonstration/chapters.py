@@ -20,9 +20,9 @@ from blockexpand.evaluation.evaluating import evaluate
 from blockexpand.expansion import verify
 from blockexpand.progress import say
 from blockexpand.records import write_record
+from blockexpand.records.run import DataSettings, TrainSettings
 from blockexpand.reporting import report
 from blockexpand.training import sft
-from blockexpand.training.settings import DataSettings, TrainSettings
 from blockexpand.units import format_bytes
 
 PROOF_NAME = "proof.json"

@@ -26,10 +26,9 @@ from blockexpand.progress import progress_on_stderr, say
 from blockexpand.records import read_json, read_record, write_json, write_record
 from blockexpand.records.corpus import CorpusRecord
 from blockexpand.records.evaluation import HeldOut
+from blockexpand.records.run import RunRecord, load_settings, read_metrics
 from blockexpand.staging import RECORD_NAME
-from blockexpand.training import RunRecord, train
-from blockexpand.training.running import load_settings
-from blockexpand.training.tracker import read_metrics
+from blockexpand.training import train
 
 _RECIPE = Path(__file__).parent / "tiny-base.yaml"
 RECORD = Path(__file__).parent / "base_record.json"

@@ -26,6 +26,7 @@ from blockexpand.evaluation.answers import AnswerTask, answer, score
 from blockexpand.evaluation.held_out import document_losses
 from blockexpand.evaluation.routes import Router, count_of, routed_losses
 from blockexpand.families.modules import load_model
+from blockexpand.live.device import choose_device
 from blockexpand.records import to_plain, write_record
 from blockexpand.records.evaluation import (
     Answered,
@@ -182,8 +183,7 @@ def _of_folder(folder: Path) -> Subject:
 
 
 def _load(folder: Path) -> PreTrainedModel:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return cast(PreTrainedModel, load_model(folder, dtype=torch.float32, device=device))
+    return cast(PreTrainedModel, load_model(folder, device=str(choose_device())))
 
 
 def model_digest(folder: Path) -> str:

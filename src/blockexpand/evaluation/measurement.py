@@ -90,7 +90,7 @@ class Candidate:
             name=_name(self),
             tokenizer=Path(self.model),
             digest=self.digest,
-            load=lambda: _load(self, self.dtype or "float32"),
+            load=lambda: _load(self, self.dtype or "auto"),
             rule=self.rule,
         )
 
@@ -193,11 +193,11 @@ def _dtype(candidate: Candidate, suites: Sequence[Chosen]) -> str:
         return str(candidate.loaded[0].dtype).removeprefix("torch.")
     if candidate.dtype is not None:
         return candidate.dtype
-    wanted = {one.suite.dtype or "float32" for one in suites}
+    wanted = {one.suite.dtype or "auto" for one in suites}
     if len(wanted) > 1:
-        names = ", ".join(f"{one.suite.suite}: {one.suite.dtype or 'float32'}" for one in suites)
+        names = ", ".join(f"{one.suite.suite}: {one.suite.dtype or 'auto'}" for one in suites)
         raise EvaluationError(f"the suites want different number formats ({names}); run them apart, or give --dtype")
-    return wanted.pop() if wanted else "float32"
+    return wanted.pop() if wanted else "auto"
 
 
 def _lm(candidate: Candidate, options: Options, dtype: str) -> tuple[LoadedLM | EndpointLM, PreTrainedModel | None]:
@@ -217,10 +217,9 @@ def _lm(candidate: Candidate, options: Options, dtype: str) -> tuple[LoadedLM | 
 
 
 def _load(candidate: Candidate, dtype: str) -> PreTrainedModel:
-    import torch
+    from blockexpand.live.device import choose_device, dtype_named
 
-    kind: torch.dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[dtype]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, device = dtype_named(cast(Any, dtype)), str(choose_device())
     if candidate.packs:
         from blockexpand.packs import load_with_packs
 

@@ -26,11 +26,10 @@ from blockexpand.records.agents import EPISODES_NAME, TASKS_NAME, AgentRecord, A
 from blockexpand.records.corpus import CorpusRecord
 from blockexpand.records.evaluation import Evaluation, EvaluationRecord, read_evaluation
 from blockexpand.records.judge import JUDGEMENTS_NAME, QUESTIONS_NAME, JudgeRecord, JudgeRun, read_judge
+from blockexpand.records.run import RunRecord, read_metrics
 from blockexpand.reporting.sequences import SEQUENCE_NAME, SequenceRecord, read_sequence
 from blockexpand.reporting.stages import STAGES_NAME, Stages, read_stages
 from blockexpand.staging import RECORD_NAME
-from blockexpand.training.running import RunRecord
-from blockexpand.training.tracker import read_metrics
 
 T = TypeVar("T")
 

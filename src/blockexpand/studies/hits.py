@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from blockexpand.corpus.rows import TokenRows, batches
 from blockexpand.evaluation.held_out import by_document
 from blockexpand.live.forward import RowBatch, hidden_states
-from blockexpand.live.head import head_of
+from blockexpand.live.parts import head_of
 
 # M = documents, R = positions that count, V = vocabulary.
 

@@ -1,29 +1,23 @@
-"""The arm `moe`: the paper's mixture of two down-projections (section 3.5, appendix H).
-
-Beside each block's down-projection W stands a second one V, and both see every token: the block writes
-s W x + (1 - s) V x, where (s, 1 - s) = softmax(a, b) of two scalars. V, a and b train. The paper starts with V = 0,
-a = 1, b = 0 (issue 1 of its repository): W then counts 0.73, so the model is not the base at its first step.
-
-The scalars do not depend on the token, so the two projections are one matrix, s W + (1 - s) V: what is shipped is a
-plain checkpoint with that matrix in the place of W. Refused: a family whose blocks do not have one linear layer each
-from the MLP's inner width back to the residual stream (experts, norms behind the branch).
-"""
+"""Reference arms: the paper's mixture of two down-projections, Control LLM's copies beside blocks, depth up-scaling."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from blockexpand import live
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import TrainingError
 from blockexpand.families import Family, family_for
-from blockexpand.training.arms.trainee import Trainee, load_model, make_trainable, refuse_many
+from blockexpand.families.modules import renumber
+from blockexpand.training.arms import Trainee, check_blocks, load_model, make_trainable, refuse_many
 
 SCALARS = (1.0, 0.0)
 """The two scalars at the start (issue 1 of the paper's repository)."""
@@ -138,3 +132,117 @@ def merged(mixed: Mapping[str, TwoProjections], values: Mapping[str, Tensor]) ->
         if two.old.bias is not None:
             tensors[f"{name}.bias"] = share_2[0] * two.old.bias.detach().float()
     return tensors
+
+
+class SideBySide:
+    """What a block with a copy beside it gives; put in the place of the block's own forward."""
+
+    def __init__(self, block: nn.Module, beside: nn.Module, share: float) -> None:
+        """The two, and the copy's share."""
+        self._own, self._beside, self._share = block.forward, beside, share
+        self.is_base = False
+        """Whether the old block stands alone, as in the base."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The mixture of both outputs."""
+        own_BTD = self._own(*args, **kwargs)
+        if self.is_base:
+            return own_BTD
+        if not isinstance(own_BTD, torch.Tensor):
+            raise TrainingError(
+                f"a block gave a {type(own_BTD).__name__}; the arm 'parallel' expected one tensor, the hidden states; "
+                "choose another arm for this family"
+            )
+        return own_BTD + self._share * (self._beside(*args, **kwargs) - own_BTD)
+
+
+class Parallel:
+    """Some blocks with a trained copy beside each."""
+
+    def __init__(self, blocks: tuple[int, ...], share: float) -> None:
+        """Which blocks of the base, and the copies' share of their outputs."""
+        self._blocks, self._share = blocks, share
+
+    def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool, empty: bool = False) -> Trainee:
+        """Load the checkpoint and put the copies beside its blocks; the reference leaves them out.
+
+        Raises:
+            TrainingError: `empty` is asked for, or a block is not there.
+        """
+        del needs_reference
+        refuse_many("parallel", empty)
+        model = load_model(folder, dtype)
+        layers = cast(nn.ModuleList, model.get_decoder().layers)
+        check_blocks(self._blocks, len(layers), folder)
+        copies = nn.ModuleDict({str(index): copy.deepcopy(layers[index]) for index in self._blocks})
+        pairs = []
+        for number, index in enumerate(self._blocks):
+            renumber(copies[str(index)], len(layers) + number)  # a place of its own in the cache
+            pair = SideBySide(layers[index], copies[str(index)], self._share)
+            vars(layers[index])["forward"] = pair
+            pairs.append(pair)
+        model.register_module("beside", copies)
+        _make_room(model, self._blocks)
+
+        @contextlib.contextmanager
+        def reference() -> Generator[PreTrainedModel]:
+            for pair in pairs:
+                pair.is_base = True
+            try:
+                yield model
+            finally:
+                for pair in pairs:
+                    pair.is_base = False
+
+        return Trainee(
+            model=model,
+            trainable=make_trainable({f"beside.{name}": p for name, p in copies.named_parameters()}),
+            writers=frozenset(),
+            reference=reference,
+            tensors=dict,
+            exportable=False,
+        )
+
+
+def _make_room(model: PreTrainedModel, blocks: tuple[int, ...]) -> None:
+    """Have the cache hold the copies' keys and values too; the stack itself is as long as its list of blocks."""
+    config = model.config
+    kinds = vars(config).get("layer_types")
+    if kinds is not None:
+        vars(config)["layer_types"] = [*kinds, *(kinds[index] for index in blocks)]
+    vars(config)["num_hidden_layers"] = config.num_hidden_layers + len(blocks)
+
+
+class Upscaled:
+    """Continued training of the whole deeper model (arXiv 2312.15166, section 2; arXiv 2403.04652, section 7.3)."""
+
+    def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool, empty: bool = False) -> Trainee:
+        """Load the deeper checkpoint, and the base out of a second copy of it.
+
+        Raises:
+            PlanError: the folder has no record of an expansion.
+            TrainingError: `empty` is asked for.
+        """
+        refuse_many("upscaled", empty)
+        loaded, plan = live.load(folder, dtype=dtype)
+        model = cast(PreTrainedModel, loaded.eval())
+        starts_as_base = plan.init == "identity"
+        base = None
+        if needs_reference or not starts_as_base:
+            base = cast(PreTrainedModel, live.load(folder, dtype=dtype)[0].eval().requires_grad_(False))
+
+        @contextlib.contextmanager
+        def reference() -> Generator[PreTrainedModel]:
+            assert base is not None, "a reference was not asked for when the model was loaded"
+            with live.bypass(base):
+                yield base
+
+        return Trainee(
+            model=model,
+            trainable=make_trainable(dict(model.named_parameters())),
+            writers=live.writers(loaded),
+            reference=reference,
+            tensors=dict,
+            others=(base,) if base is not None else (),
+            starts_as_base=starts_as_base,
+        )

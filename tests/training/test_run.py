@@ -16,22 +16,23 @@ from blockexpand.checkpoint import digest_tensors, open_checkpoint
 from blockexpand.errors import TrainingError
 from blockexpand.expansion import read_expansion, verify
 from blockexpand.records import read_json, read_record
-from blockexpand.training import Interrupted, RunRecord, sft, train
-from blockexpand.training import running as running_module
-from blockexpand.training.arms.trainee import load_model
-from blockexpand.training.checkpoints import OPTIMIZER, TRAINABLE, SavedTensors, newest_checkpoint
-from blockexpand.training.loop import Loop
-from blockexpand.training.settings import (
+from blockexpand.records.run import (
     DataSettings,
     FullArm,
     LoraArm,
     OldBlocksArm,
     OptimizerSettings,
     RetentionSettings,
+    RunRecord,
     TrainSettings,
+    read_metrics,
 )
-from blockexpand.training.tracker import read_metrics
-from blockexpand.training.world import World
+from blockexpand.training import Interrupted, sft, train
+from blockexpand.training import run as running_module
+from blockexpand.training.arms import load_model
+from blockexpand.training.checkpoints import OPTIMIZER, TRAINABLE, SavedTensors, newest_checkpoint
+from blockexpand.training.loop import Loop
+from blockexpand.training.processes import World
 from helpers import tree
 from training_ground import Ground
 
@@ -102,7 +103,7 @@ def test_compiled_blocks_give_the_same_course(ground: Ground, tmp_path: Path) ->
 
 def test_nothing_below_the_first_new_block_is_differentiated(ground: Ground, tmp_path: Path) -> None:
     from blockexpand.live.forward import hidden_states
-    from blockexpand.training.arms.blocks import Blocks
+    from blockexpand.training.arms import Blocks
     from blockexpand.training.data import open_data
 
     trainee = Blocks().load(ground.expanded, torch.float32, needs_reference=False)

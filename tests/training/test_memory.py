@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from blockexpand.errors import LiveError, TrainingError
+from blockexpand.records.run import FullArm, RetentionSettings
 from blockexpand.training import fitting as fitting_module
 from blockexpand.training import train
-from blockexpand.training.arms.trainee import load_model
-from blockexpand.training.fitting import check_fits, device_bytes, keeps_gradients, needs_of
-from blockexpand.training.settings import FullArm, RetentionSettings
-from blockexpand.training.world import World
+from blockexpand.training.arms import load_model
+from blockexpand.training.memory import check_fits, device_bytes, keeps_gradients, needs_of
+from blockexpand.training.processes import World
 from lm_helpers import make_expanded
 from training_ground import Ground
 

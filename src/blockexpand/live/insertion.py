@@ -72,8 +72,10 @@ def adopt(model: nn.Module, plan: Plan) -> nn.Module:
     return model
 
 
-def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[nn.Module, Plan]:
+def load(folder: str | Path, dtype: torch.dtype | None = None, device: str = "cpu") -> tuple[nn.Module, Plan]:
     """The model of an expanded folder, in eval mode, and its plan; on the device "meta", without its values.
+
+    Weights are of the checkpoint's own type where no `dtype` is given, as transformers has them.
 
     Raises:
         PlanError: the folder has no record of an expansion.

@@ -1,24 +1,26 @@
-"""Some of the new blocks off and on again, while the model runs.
+"""Some or all of the new blocks off and on again, while the model runs: switch, bypass, detach.
 
 In: a model that `expand_live`, `adopt` or `load` knows, and which of its new blocks are off. Out: the same object,
-running as the model that has only the others: its stack, its indices for the KV cache, its config. Nothing is copied.
+running as the model that has only the others: its stack, its indices for the KV cache, its config. With all of them
+off it is its base, to the bit. Nothing is copied, so it costs a few assignments for each block.
 Refused: a KV cache that was filled with other blocks on, since its entries belong to another model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import contextlib
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from blockexpand.errors import LiveError, nearest
 from blockexpand.expansion import base_entries, stack_entries
 from blockexpand.families import prefixed, with_entries
 from blockexpand.families.modules import config_entries, put_stack, set_config, stack_of
-from blockexpand.live.state import Expanded, expanded
+from blockexpand.live.state import Expanded, expanded, forget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,3 +170,63 @@ def _note_cache(model: nn.Module, args: Any, output: Any) -> None:
     cache = next(named, None)
     if cache is not None and not isinstance(cache, tuple | list):
         _FILLED[cache] = _state(model)
+
+
+_DEPTH: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""How many bypasses each model is in; only the outermost changes anything."""
+
+
+@contextlib.contextmanager
+def bypass(model: nn.Module) -> Generator[nn.Module]:
+    """Inside this context the model is its base. Contexts may be nested; errors leave the model whole.
+
+    It is the same object, so only one thread may use it meanwhile, and a KV cache filled inside must not be
+    used outside. Switching to train or eval mode inside reaches the new blocks on leaving.
+
+    Raises:
+        LiveError: the model is not known to be expanded.
+    """
+    known = expanded(model)
+    depth = _DEPTH.get(model, 0)
+    _DEPTH[model] = depth + 1
+    try:
+        if depth:
+            yield model
+        else:
+            with _as_base(model, known):
+                yield model
+    finally:
+        _DEPTH[model] = depth
+
+
+@contextlib.contextmanager
+def _as_base(model: nn.Module, known: Expanded) -> Generator[None]:
+    before = switched_off(model)
+    put_blocks(model, known, frozenset(known.new))
+    try:
+        yield
+    finally:
+        put_blocks(model, known, before)
+
+
+def detach(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Take the new blocks out for good; give back their tensors by block id.
+
+    The model is then its base, to the bit, and may be expanded again. Which parameters require gradient stays
+    as it is.
+
+    Raises:
+        LiveError: the model is not known to be expanded, or is being bypassed.
+    """
+    known = expanded(model)
+    if _DEPTH.get(model, 0):
+        raise LiveError(
+            f"this {type(model).__name__} is inside {_DEPTH[model]} bypass, which would put the new blocks back; "
+            "expected detach outside of it; leave the context first"
+        )
+    switch(model, ())
+    tensors = {name: block.state_dict() for name, block in known.new.items()}
+    set_config(model, known.family, base_entries(known.family, known.plan, config_entries(model)))
+    put_stack(model, known.family, known.old)
+    forget(model)
+    return tensors

@@ -1,15 +1,19 @@
-"""The settings of a run: strict, frozen, with their sources.
+"""A run: its settings, what it measured, and the record that a finished one leaves.
 
-In: a recipe (YAML) and overrides. Out: `TrainSettings`. Refused: unknown keys, wrong types, values out
-of bounds; each by the path of the key.
+In: a recipe (YAML) and overrides. Out: `TrainSettings`, strict and frozen, with sources; `RunRecord`, and the lines of
+its metrics. Refused: unknown keys, wrong types, values out of bounds; each by the path of the key.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
-from blockexpand.records import WRITTEN_WHEN_SET, check
+from blockexpand.errors import RecordError
+from blockexpand.records.codec import WRITTEN_WHEN_SET, apply_overrides, check, from_plain, read_yaml
 
 Attention = Literal["auto", "sdpa", "flex", "flash", "eager", "blocked"]
 BasePrecision = Literal["same", "int8", "nf4"]
@@ -213,8 +217,9 @@ class TrainSettings:
     optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = dataclasses.field(default_factory=ScheduleSettings)
     retention: RetentionSettings = dataclasses.field(default_factory=RetentionSettings)
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic and the frozen weights; what trains is always held in float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the arithmetic and the frozen weights; auto: bfloat16 where the checkpoint is of 16 bits and the device has
+    it. What trains is always held in float32."""
     base_precision: BasePrecision = "same"
     """Of the old blocks' linear layers: as `precision`, or quantised (bitsandbytes) while the new blocks stay whole.
     What is kept, and compared with, is then the quantised base; what is exported is the unquantised one."""
@@ -276,3 +281,80 @@ class TrainSettings:
     def num_steps(self, row_tokens: int) -> int:
         """Steps that see `domain_tokens` domain tokens in rows of `row_tokens`."""
         return -(-self.domain_tokens // (self.num_domain_rows * row_tokens))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """The held-out losses at one step, in nats per token."""
+
+    step: int
+    domain: float
+    general: float | None
+    rise: float | None
+    """general / the base's general - 1."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a finished run was and gave; saved as the run folder's `blockexpand.json`."""
+
+    FORMAT: ClassVar[str] = "blockexpand.run"
+    FORMAT_VERSION: ClassVar[int] = 1
+
+    blockexpand_version: str
+    settings: TrainSettings
+    settings_digest: str
+    num_steps: int
+    num_tokens: int
+    """Positions trained on, domain and general, padding included."""
+    num_trainable_parameters: int
+    num_parameters: int
+    best: Measurement | None
+    """Held-out losses of the checkpoint in `model/`, on the steering sample."""
+    base: Measurement | None
+    """The same of the model as it was loaded."""
+    train_seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+    """Largest resident memory of the process (on CUDA: largest allocation on the device)."""
+    machine: str
+    versions: dict[str, str]
+    num_trained_tensors: int | None = None
+    """Tensors of the checkpoint that trained (None: recorded by an earlier version)."""
+    num_unchanged_tensors: int | None = None
+    """All its other tensors, each compared and found the same in `model/`, byte for byte."""
+    num_skipped_steps: int = 0
+    """Steps left out because their loss was not finite."""
+    num_processes: int = 1
+    """How many processes ended the run; the largest memory is the first one's."""
+    cpu_seconds: float | None = None
+    """Processor time of the steps, all threads of the first process together (None: recorded by an earlier version)."""
+    exported: bool = True
+    """Whether `model/` is a checkpoint; if not, no checkpoint of the family could hold it: see `load_shipped`."""
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def load_settings(path: Path, overrides: Sequence[str] = (), default_arm: str | None = None) -> TrainSettings:
+    """The settings of a YAML recipe with `key=value` overrides applied.
+
+    Args:
+        path: The recipe.
+        overrides: Settings that replace the recipe's.
+        default_arm: The arm of a recipe that names none.
+
+    Raises:
+        RecordError: an unknown key, a wrong type, a value out of bounds.
+    """
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        raise RecordError(f"{path} holds {type(data).__name__}; expected a mapping of settings")
+    if default_arm is not None:
+        data = {"arm": {"kind": default_arm}, **data}
+    return from_plain(TrainSettings, apply_overrides(data, list(overrides)), str(path))

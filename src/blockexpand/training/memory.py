@@ -8,7 +8,6 @@ that would do. Activations are not counted: they depend on `rows_per_pass`, whic
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,8 +17,9 @@ from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import TrainingError
 from blockexpand.expansion import read_expansion
 from blockexpand.families import family_for
-from blockexpand.training.settings import BlocksArm, FullArm, OldBlocksArm, TrainSettings, UpscaledArm
-from blockexpand.training.world import World
+from blockexpand.live.device import total_bytes, training_dtype
+from blockexpand.records.run import BlocksArm, FullArm, OldBlocksArm, TrainSettings, UpscaledArm
+from blockexpand.training.processes import World
 from blockexpand.units import format_bytes
 
 _TRAINED_BYTES = 16
@@ -56,7 +56,7 @@ def needs_of(settings: TrainSettings, sharded: bool = True) -> Needs:
     known = sharded or isinstance(settings.arm, BlocksArm)
     family = family_for(checkpoint.config, str(folder), checkpoint.tensors) if known else None
     trained = _trained_blocks(settings, folder)
-    width = 4 if settings.precision == "float32" else 2
+    width = frozen_bytes(settings)
     whole_copy = settings.retention.kl_weight > 0 and isinstance(settings.arm, FullArm | OldBlocksArm | UpscaledArm)
     state, outer, blocks = 0, 0, {}
     for name, entry in checkpoint.tensors.items():
@@ -74,6 +74,11 @@ def needs_of(settings: TrainSettings, sharded: bool = True) -> Needs:
     return Needs(state_bytes=state, gathered_bytes=outer + _two_largest(blocks))
 
 
+def frozen_bytes(settings: TrainSettings) -> int:
+    """Of each frozen number and each activation."""
+    return training_dtype(settings.precision, Path(settings.model), torch.device("cpu")).itemsize
+
+
 def _trained_blocks(settings: TrainSettings, folder: Path) -> frozenset[int]:
     if isinstance(settings.arm, OldBlocksArm):
         return frozenset(settings.arm.blocks)
@@ -88,9 +93,7 @@ def _two_largest(blocks: Mapping[int, int]) -> int:
 
 def device_bytes(world: World) -> int:
     """The memory of this process's device; on the host, its share of the machine's."""
-    if world.device.type == "cuda":
-        return torch.cuda.mem_get_info(world.device)[1]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // world.local_size
+    return total_bytes(world.device) // (world.local_size if world.device.type == "cpu" else 1)
 
 
 def keeps_gradients(num_trained: int, world: World) -> bool:

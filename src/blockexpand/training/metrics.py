@@ -1,18 +1,60 @@
-"""Where a run's figures are shown as it goes: TensorBoard, and trackio or Weights & Biases where installed.
+"""What a run writes down as it goes: metrics.jsonl, one JSON object a line, and boards beside it.
 
-In: the names in a run's `track`. Out: boards that take the same figures as metrics.jsonl. Refused, before the
-model is loaded: a board whose package is not installed.
+Boards take the same figures: TensorBoard, and trackio or Weights & Biases where installed. Refused, before the model
+is loaded: a board whose package is not installed.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from blockexpand.errors import TrainingError
+from blockexpand.records.run import read_metrics
+
+
+class Tracker:
+    """Appends metrics; a resumed run first drops the lines after the step it goes on from."""
+
+    def __init__(self, folder: Path, from_step: int, boards: Sequence[Board] = ()) -> None:
+        """Open `folder`/metrics.jsonl; every figure also goes to the boards."""
+        self._path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(self._path) if row["step"] <= from_step] if from_step else []
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._stream = self._path.open("a", encoding="utf-8")
+        self._boards = boards
+
+    def write(self, step: int, kind: str, values: Mapping[str, float | None]) -> None:
+        """One line: the step, its kind (`train` or `measure`) and the figures."""
+        self._stream.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        self._stream.flush()
+        figures = {f"{kind}/{name}": value for name, value in values.items() if value is not None}
+        for board in self._boards:
+            board.write(step, figures)
+
+    def close(self) -> None:
+        """Flush and close all."""
+        self._stream.close()
+        for board in self._boards:
+            board.close()
+
+
+class SilentTracker(Tracker):
+    """What the other processes of a run have: the first one writes for all."""
+
+    def __init__(self) -> None:
+        """Open nothing."""
+
+    def write(self, step: int, kind: str, values: Mapping[str, float | None]) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
 
 PROJECT = "blockexpand"
 """The project that runs are filed under."""

@@ -1,22 +1,21 @@
-"""`train` and `sft`: settings into a run folder, and a finished run into a plain Hugging Face folder.
+"""`train`: settings into a run folder, and a finished run into a plain Hugging Face folder.
 
-The folder: `blockexpand.json` (the record, written last), `settings.json`, `metrics.jsonl`,
-`tensorboard/`, `checkpoints/` (what trains only), `model/` (the checkpoint to ship). A run that was
-killed goes on with `resume`; Ctrl-C and SIGTERM save first. Under torchrun all processes do this together:
-the first one writes records, metrics and the model, each its part of the checkpoints.
+The folder: `blockexpand.json` (the record, written last), `settings.json`, `metrics.jsonl`, `tensorboard/`,
+`checkpoints/` (what trains only), `model/` (the checkpoint to ship), or `shipped.safetensors` where no checkpoint of
+the family can hold what trained. A run that was killed goes on with `resume`; Ctrl-C and SIGTERM save first. Under
+torchrun all processes do this together: the first one writes records, metrics and the model, each its part of the
+checkpoints.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import platform
-import resource
 import signal
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,88 +25,50 @@ from blockexpand import __version__
 from blockexpand.checkpoint import locate_model
 from blockexpand.corpus import open_corpus
 from blockexpand.digests import digest_json
-from blockexpand.errors import Interrupted, Preempted, RecordError, TrainingError
+from blockexpand.errors import Interrupted, Preempted, TrainingError
 from blockexpand.live.attention import set_attention
+from blockexpand.live.device import describe_device, peak_bytes, training_dtype
 from blockexpand.progress import bar, progress_in, progress_mode
 from blockexpand.records import (
-    apply_overrides,
     from_plain,
     read_json,
     read_record,
-    read_yaml,
     to_plain,
     write_json,
     write_record,
 )
+from blockexpand.records.run import Measurement, RunRecord, TrainSettings, read_metrics
 from blockexpand.staging import RECORD_NAME
-from blockexpand.training.arms.build import arm_of
-from blockexpand.training.arms.trainee import Trainee
-from blockexpand.training.boards import check_boards, open_boards
-from blockexpand.training.checkpoints import SHIPPED, Progress, newest_checkpoint, remove_unfinished, save_tensors
+from blockexpand.training.arms import Trainee, arm_of, load_model
+from blockexpand.training.checkpoints import (
+    SHIPPED,
+    Progress,
+    SavedTensors,
+    newest_checkpoint,
+    remove_unfinished,
+    restore_trainable,
+    save_tensors,
+)
 from blockexpand.training.computation import compile_blocks, recompute_blocks
 from blockexpand.training.data import RunData, open_data
-from blockexpand.training.export import export_model
-from blockexpand.training.filling import fill, names_to_fill
-from blockexpand.training.fitting import check_fits
+from blockexpand.training.export import export_model, prove_unchanged
 from blockexpand.training.loop import Loop
-from blockexpand.training.proving import prove_unchanged
-from blockexpand.training.retention import Measurement
+from blockexpand.training.memory import check_fits
+from blockexpand.training.metrics import SilentTracker, Tracker, check_boards, open_boards
+from blockexpand.training.processes import Root, fill, join_world, names_to_fill, shard
 from blockexpand.training.self_text import write_self_text
-from blockexpand.training.settings import TrainSettings
-from blockexpand.training.sharding import Root, shard
-from blockexpand.training.tracker import SilentTracker, Tracker, read_metrics
-from blockexpand.training.world import join_world
 
 _FREE = ("out", "keep_checkpoints", "track")
 """Settings that may change between a run's parts."""
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """What a finished run was and gave; saved as the run folder's `blockexpand.json`."""
-
-    FORMAT: ClassVar[str] = "blockexpand.run"
-    FORMAT_VERSION: ClassVar[int] = 1
-
-    blockexpand_version: str
-    settings: TrainSettings
-    settings_digest: str
-    num_steps: int
-    num_tokens: int
-    """Positions trained on, domain and general, padding included."""
-    num_trainable_parameters: int
-    num_parameters: int
-    best: Measurement | None
-    """Held-out losses of the checkpoint in `model/`, on the steering sample."""
-    base: Measurement | None
-    """The same of the model as it was loaded."""
-    train_seconds: float
-    tokens_per_second: float
-    peak_memory_bytes: int
-    """Largest resident memory of the process (on CUDA: largest allocation on the device)."""
-    machine: str
-    versions: dict[str, str]
-    num_trained_tensors: int | None = None
-    """Tensors of the checkpoint that trained (None: recorded by an earlier version)."""
-    num_unchanged_tensors: int | None = None
-    """All its other tensors, each compared and found the same in `model/`, byte for byte."""
-    num_skipped_steps: int = 0
-    """Steps left out because their loss was not finite."""
-    num_processes: int = 1
-    """How many processes ended the run; the largest memory is the first one's."""
-    cpu_seconds: float | None = None
-    """Processor time of the steps, all threads of the first process together (None: recorded by an earlier version)."""
-    exported: bool = True
-    """Whether `model/` is a checkpoint; if not, no checkpoint of the family could hold it: see `load_shipped`."""
-
-
-def train(settings: TrainSettings, resume: bool = False) -> RunRecord:
+def train(settings: TrainSettings, resume: bool = False, device: str = "auto") -> RunRecord:
     """Run the settings to their end.
 
     Args:
         settings: The run.
         resume: Go on from the newest checkpoint in `settings.out`, or start when there is none.
+        device: Where to run: the accelerator that torch finds, if there is one, or e.g. "cpu".
 
     Raises:
         TrainingError: the output is taken, or the settings are not those the run began with.
@@ -115,7 +76,7 @@ def train(settings: TrainSettings, resume: bool = False) -> RunRecord:
         Interrupted: a signal came; what was done is saved. `Preempted`, when it was SIGTERM.
     """
     settings = dataclasses.replace(settings, model=str(locate_model(settings.model)))
-    with join_world() as world, progress_in(progress_mode() if world.leads else "silent"):
+    with join_world(device) as world, progress_in(progress_mode() if world.leads else "silent"):
         out = Path(settings.out)
         world.first(lambda: _claim(out, settings, run_digest(settings), resume))
         check_boards(settings.track)
@@ -136,7 +97,8 @@ def train(settings: TrainSettings, resume: bool = False) -> RunRecord:
 
 def _load(settings: TrainSettings, data: RunData) -> tuple[Trainee, nn.Module]:
     """The trainee, and the module that all its passes go through; of several processes each reads its part."""
-    world, folder, dtype = data.world, Path(settings.model), _DTYPES[settings.precision]
+    world, folder = data.world, Path(settings.model)
+    dtype = training_dtype(settings.precision, folder, world.device)
     needs_reference = settings.retention.kl_weight > 0
     arm = arm_of(settings.arm, settings.base_precision)
     trainee = arm.load(folder, dtype, needs_reference, empty=world.mesh is not None)
@@ -287,22 +249,15 @@ def _record(settings: TrainSettings, loop: Loop, progress: Progress) -> RunRecor
         cpu_seconds=round(progress.cpu_seconds, 3),
         exported=loop.trainee.exportable,
         tokens_per_second=round(num_tokens / max(progress.train_seconds, 1e-9), 1),
-        peak_memory_bytes=_peak_memory_bytes(),
+        peak_memory_bytes=peak_bytes(loop.world.device),
         num_skipped_steps=progress.num_skipped_in_all,
         num_processes=loop.world.size,
-        machine=f"{platform.machine()}, {torch.get_num_threads()} threads"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+        machine=describe_device(loop.world.device),
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
     )
 
 
-def _peak_memory_bytes() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def sft(settings: TrainSettings, resume: bool = False) -> RunRecord:
+def sft(settings: TrainSettings, resume: bool = False, device: str = "auto") -> RunRecord:
     """Instruction-tune: the same loop on conversations, of which only the assistant's turns are trained.
 
     Raises:
@@ -314,23 +269,43 @@ def sft(settings: TrainSettings, resume: bool = False) -> RunRecord:
             f"{settings.data.domain} holds plain text, not conversations; prepare it from a `chat` source, or use "
             "`train`"
         )
-    return train(settings, resume)
+    return train(settings, resume, device)
 
 
-def load_settings(path: Path, overrides: Sequence[str] = (), default_arm: str | None = None) -> TrainSettings:
-    """The settings of a YAML recipe with `key=value` overrides applied.
-
-    Args:
-        path: The recipe.
-        overrides: Settings that replace the recipe's.
-        default_arm: The arm of a recipe that names none.
+def shipped_folder(run: Path) -> Path:
+    """The folder of the checkpoint that a run gave.
 
     Raises:
-        RecordError: an unknown key, a wrong type, a value out of bounds.
+        TrainingError: the run is not finished, or no checkpoint of the family can hold what it trained.
     """
-    data = read_yaml(path)
-    if not isinstance(data, dict):
-        raise RecordError(f"{path} holds {type(data).__name__}; expected a mapping of settings")
-    if default_arm is not None:
-        data = {"arm": {"kind": default_arm}, **data}
-    return from_plain(TrainSettings, apply_overrides(data, list(overrides)), str(path))
+    record = _finished(run)
+    if not record.exported:
+        raise TrainingError(
+            f"{run} trained the arm {record.settings.arm.kind!r}, which no checkpoint of the family can hold; expected "
+            "an arm that can be exported (blocks, old-blocks, full, lora, moe, upscaled); `compare` measures this one"
+        )
+    return run / "model"
+
+
+def load_shipped(run: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model that a run gave, frozen, in eval mode: what its checkpoint holds, or what was kept instead.
+
+    Raises:
+        TrainingError: the run is not finished, or what it kept is damaged.
+        LiveError: the checkpoint cannot be loaded.
+    """
+    record = _finished(run)
+    if record.exported:
+        return load_model(run / "model", dtype)
+    trainee = arm_of(record.settings.arm).load(Path(record.settings.model), dtype, needs_reference=False)
+    restore_trainable(trainee.trainable, SavedTensors(run / SHIPPED))
+    trainee.model.requires_grad_(False)
+    return trainee.model
+
+
+def _finished(run: Path) -> RunRecord:
+    if not (run / RECORD_NAME).is_file():
+        raise TrainingError(
+            f"{run} is no finished run: it has no {RECORD_NAME}; expected a run's folder; train it first"
+        )
+    return read_record(RunRecord, run / RECORD_NAME)
