@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blockexpand.evaluation import Evaluation
 from blockexpand.records.corpus import CorpusRecord
+from blockexpand.records.evaluation import Evaluation
 from blockexpand.records.expansion import Proof
 from blockexpand.reporting.sources import Found, Run, Source
 from blockexpand.reporting.stages import Stages
