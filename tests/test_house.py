@@ -29,13 +29,11 @@ ROWS: list[set[str]] = [
     {"sandbox"},
     {"training"},
     {"evaluation"},
-    {"guidance"},
     {"agents"},
     {"comparison"},
     {"reporting"},
     {"serving"},
     {"publishing"},
-    {"assistance"},
     {"demonstration"},
     {"studies"},
     {"cli"},
@@ -182,7 +180,7 @@ def test_the_public_names_are_one_list() -> None:
 
 
 @pytest.mark.parametrize(
-    "first", ["blockexpand.expansion.making", "blockexpand.training", "blockexpand.corpus.preparing"]
+    "first", ["blockexpand.expansion.planner", "blockexpand.training", "blockexpand.corpus.preparing"]
 )
 def test_functions_are_functions_whatever_was_imported_first(first: str) -> None:
     """Why rooms are nouns: a package `blockexpand.plan` would shadow the function once anything imported it."""
@@ -199,7 +197,6 @@ def test_functions_are_functions_whatever_was_imported_first(first: str) -> None
         ("blockexpand", ("numpy", "torch", "rich", "yaml", "cyclopts")),
         ("blockexpand.expansion", ("numpy", "torch", "transformers", "rich", "yaml", "huggingface_hub")),
         ("blockexpand.expansion", ("numpy", "torch", "transformers", "rich", "huggingface_hub")),
-        ("blockexpand.guidance", ("numpy", "torch", "transformers", "rich", "yaml", "pyarrow", "huggingface_hub")),
         ("blockexpand.demonstration", ("torch", "transformers", "matplotlib")),
         ("blockexpand.cli.main", ("numpy", "torch", "transformers", "yaml", "blockexpand.expansion")),
     ],

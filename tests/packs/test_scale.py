@@ -16,10 +16,11 @@ from blockexpand import live
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.cli.main import run
 from blockexpand.errors import BlockexpandError, PackError, RecordError
-from blockexpand.expansion import SILENT, expand, plan
+from blockexpand.expansion import expand, plan
 from blockexpand.families import family_for, known_families
 from blockexpand.packs import About, Card, attach, attach_on_disk, detach_on_disk, extract, read_pack, scale_on_disk
 from blockexpand.packs.scale import _bytes_of, _floats_of
+from blockexpand.records.plan import SILENT
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training.export import export_model
 from helpers import MakeBase, edit_json, load, tree

@@ -22,8 +22,7 @@ USAGE, INTERRUPTED = 2, 130
 
 # verb: (module, function, what it does) - in the order in which the job is done.
 VERBS = {
-    "doctor": ("blockexpand.cli.assisting:doctor", "Say what this machine can do, and what is missing."),
-    "init": ("blockexpand.cli.assisting:init", "Write a first recipe after a few questions."),
+    "doctor": ("blockexpand.cli.doctor:doctor", "Say what this machine can do, and what is missing."),
     "plan": ("blockexpand.cli.growing:plan", "Decide where new blocks go, and show what that costs."),
     "expand": ("blockexpand.cli.growing:expand", "Write the deeper checkpoint."),
     "verify": ("blockexpand.cli.growing:verify", "Prove that the deeper checkpoint is the base."),
@@ -34,26 +33,26 @@ VERBS = {
     ),
     "sft": ("blockexpand.cli.learning:sft", "Instruction-tune on chats, by a recipe."),
     "eval": (
-        "blockexpand.cli.evaluating:evaluate",
+        "blockexpand.cli.eval:evaluate",
         "Measure held-out losses, suites of benchmarks and tasks with checkable answers; give a verdict.",
     ),
     "agent": (
-        "blockexpand.cli.acting:agent",
+        "blockexpand.cli.agent:agent",
         "Let a model solve tasks in several turns with Python as its tool.",
     ),
     "judge": (
-        "blockexpand.cli.acting:judge",
+        "blockexpand.cli.judge:judge",
         "Let a judge compare two models' answers to questions of several turns.",
     ),
     "compare": (
-        "blockexpand.cli.measuring:compare",
+        "blockexpand.cli.compare:compare",
         "Run methods side by side at equal budget, by a recipe.",
     ),
     "study": (
-        "blockexpand.cli.studying:study",
+        "blockexpand.cli.study:study",
         "Run one of the paper's studies on the tiny base, or on another.",
     ),
-    "report": ("blockexpand.cli.measuring:report", "Put results on one HTML page."),
+    "report": ("blockexpand.cli.report:report", "Put results on one HTML page."),
     "pack extract": ("blockexpand.cli.pack:extract", "Take the new blocks out of a run or an expanded folder."),
     "pack attach": ("blockexpand.cli.pack:attach", "Write the base with the blocks of one or more packs."),
     "pack detach": ("blockexpand.cli.pack:detach", "Give the base back, byte for byte."),
@@ -65,11 +64,7 @@ VERBS = {
         "blockexpand.cli.serve:serve",
         "Serve a model by OpenAI's API: it, the base inside it and each pack under a name of its own.",
     ),
-    "completion": (
-        "blockexpand.cli.completing:completion",
-        "Print the script by which a shell completes verbs and options.",
-    ),
-    "demo": ("blockexpand.cli.measuring:demo", "The whole story on the tiny base, in minutes."),
+    "demo": ("blockexpand.cli.demo:demo", "The whole story on the tiny base, in minutes."),
 }
 
 GROUPS = {"pack": "What was trained, as something to ship: extract, attach, detach, scale, show."}
@@ -94,6 +89,7 @@ def build_app() -> App:
             groups[group] = App(name=group, help=GROUPS[group], sort_key=order)
             app.command(groups[group])
         (groups[group] if group else app).command(target, name=name, help=summary, sort_key=order)
+    app.register_install_completion_command(help="Let bash, zsh or fish complete verbs, options and their choices.")
     return app
 
 

@@ -12,8 +12,8 @@ from blockexpand.packs.attachment import (
 from blockexpand.packs.compatibility import in_order
 from blockexpand.packs.extraction import About, extract
 from blockexpand.packs.pack import Pack, describe, read_pack
-from blockexpand.packs.record import Card, PackRecord, Scaled
 from blockexpand.packs.scale import scale_on_disk
+from blockexpand.records.pack import Card, PackRecord, Scaled
 
 __all__ = [
     "extract",

@@ -18,7 +18,6 @@ from typing import Any
 from blockexpand import __version__
 from blockexpand.checkpoint import (
     Checkpoint,
-    FileText,
     Place,
     TensorDigest,
     TensorEntry,
@@ -35,16 +34,17 @@ from blockexpand.checkpoint import (
     write_weights,
 )
 from blockexpand.errors import ExpansionError, PackError, nearest
-from blockexpand.expansion import AttachedPack, Combined, ExpansionRecord, check_fit, combine
-from blockexpand.expansion.expanding import check_apart
-from blockexpand.expansion.expanding import tensors_of as planned_tensors
+from blockexpand.expansion import Combined, check_fit, combine
+from blockexpand.expansion.expander import check_apart
+from blockexpand.expansion.expander import tensors_of as planned_tensors
 from blockexpand.families import family_for, with_entries
 from blockexpand.packs.base import base_within, open_expanded
 from blockexpand.packs.compatibility import check_base, check_digests, in_order
 from blockexpand.packs.extraction import extract
 from blockexpand.packs.pack import Pack
-from blockexpand.packs.record import tensors_of
 from blockexpand.records import to_plain, write_record
+from blockexpand.records.expansion import AttachedPack, ExpansionRecord, FileText
+from blockexpand.records.pack import tensors_of
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 
 

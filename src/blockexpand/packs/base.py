@@ -13,12 +13,13 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from blockexpand.checkpoint import CONFIG, Checkpoint, FileText, open_checkpoint
+from blockexpand.checkpoint import CONFIG, Checkpoint, open_checkpoint
 from blockexpand.digests import digest_json
 from blockexpand.errors import PackError, RecordError
-from blockexpand.expansion import ExpansionRecord, Plan, read_expansion
 from blockexpand.families import Family, entry, family_for, with_entries
 from blockexpand.records import parse_json, read_json
+from blockexpand.records.expansion import ExpansionRecord, FileText, read_expansion
+from blockexpand.records.plan import Plan
 from blockexpand.staging import PACK_NAME, RECORD_NAME
 
 _RUN = "blockexpand.run"

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from blockexpand.errors import PublishError
-from blockexpand.expansion import Plan
 from blockexpand.families import known_families
 from blockexpand.packs.pack import scaled_words
-from blockexpand.packs.record import Card, PackRecord, Scaled
+from blockexpand.records.pack import Card, PackRecord, Scaled
+from blockexpand.records.plan import Plan
 
 CARD = "README.md"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

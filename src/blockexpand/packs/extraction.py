@@ -21,12 +21,13 @@ from blockexpand.checkpoint import (
     refuse_not_finite,
 )
 from blockexpand.errors import PackError, nearest
-from blockexpand.expansion import AttachedPack, ExpansionRecord, Plan
 from blockexpand.packs.base import base_within, new_names, old_names, open_expanded, run_of
 from blockexpand.packs.card import write_pack_card
 from blockexpand.packs.pack import WEIGHTS, Pack, header_of, read_pack
-from blockexpand.packs.record import Card, PackRecord, Scaled, dtypes_of, tensors_of
 from blockexpand.records import from_plain, read_json, write_record
+from blockexpand.records.expansion import AttachedPack, ExpansionRecord
+from blockexpand.records.pack import Card, PackRecord, Scaled, dtypes_of, tensors_of
+from blockexpand.records.plan import Plan
 from blockexpand.staging import PACK_NAME, check_output, staged_folder
 
 

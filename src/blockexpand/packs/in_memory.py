@@ -22,14 +22,16 @@ from torch import Tensor, nn
 
 from blockexpand import live
 from blockexpand.checkpoint import Checkpoint, digest_tensors, num_bytes
-from blockexpand.checkpoint.digesting import new_hasher
+from blockexpand.checkpoint.passes import new_hasher
 from blockexpand.errors import PackError, PlanError, nearest
-from blockexpand.expansion import AttachedPack, BlockTensor, NewBlock, Plan, combine_in_memory
+from blockexpand.expansion import combine_in_memory
 from blockexpand.families import Family, family_for
 from blockexpand.families.modules import as_in_files, config_entries, load_model, stack_of
 from blockexpand.live.state import is_expanded
 from blockexpand.packs.compatibility import check_digests, in_order
 from blockexpand.packs.pack import Pack
+from blockexpand.records.expansion import AttachedPack
+from blockexpand.records.plan import BlockTensor, NewBlock, Plan
 from blockexpand.units import FLOATS, torch_dtype
 
 Verify = Literal["donors", "all", "files", "none"]

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockexpand.checkpoint import Checkpoint, TensorEntry, build_header, read_header
-from blockexpand.checkpoint.digesting import new_hasher
 from blockexpand.checkpoint.header import ALIGNMENT_BYTES, open_to_read
+from blockexpand.checkpoint.passes import new_hasher
 from blockexpand.errors import PackError, RecordError
-from blockexpand.packs.record import PackRecord, Scaled, tensors_of
 from blockexpand.records import read_record
+from blockexpand.records.pack import PackRecord, Scaled, tensors_of
 from blockexpand.staging import PACK_NAME
 
 WEIGHTS = "blocks.safetensors"

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from blockexpand import __version__
-from blockexpand.checkpoint.digesting import count_not_finite, new_hasher
+from blockexpand.checkpoint.passes import count_not_finite, new_hasher
 from blockexpand.errors import PackError
-from blockexpand.expansion import SILENT, BlockTensor
 from blockexpand.packs.card import write_pack_card
 from blockexpand.packs.pack import WEIGHTS, Pack, header_of, opened, read_pack
-from blockexpand.packs.record import LEAST_GAIN, MOST_GAIN, PackRecord, Scaled, tensors_of
 from blockexpand.progress import bar
 from blockexpand.records import write_record
+from blockexpand.records.pack import LEAST_GAIN, MOST_GAIN, PackRecord, Scaled, tensors_of
+from blockexpand.records.plan import SILENT, BlockTensor
 from blockexpand.staging import PACK_NAME, check_output, staged_folder
 from blockexpand.units import FLOATS
 

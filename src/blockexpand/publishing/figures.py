@@ -14,19 +14,18 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from blockexpand.checkpoint import Checkpoint, write_skeleton
 from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import PublishError
-from blockexpand.expansion import ExpansionRecord
 from blockexpand.packs import Pack
 from blockexpand.packs.base import base_within
 from blockexpand.packs.card import Figure
 from blockexpand.packs.pack import WEIGHTS
+from blockexpand.records.evaluation import Difference, EvaluationRecord, read_evaluation
+from blockexpand.records.expansion import ExpansionRecord
 
-if TYPE_CHECKING:
-    from blockexpand.evaluation import Difference, EvaluationRecord
+    from blockexpand.records.evaluation import Difference, EvaluationRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +68,6 @@ def checkpoint_figures(expanded: Checkpoint, record: ExpansionRecord, records: R
 
 
 def _read(records: Records) -> tuple[EvaluationRecord, EvaluationRecord | None]:
-    from blockexpand.evaluation import read_evaluation
-
     theirs = read_evaluation(records.base).record if records.base else None
     return read_evaluation(records.model).record, theirs
 
@@ -97,7 +94,7 @@ def _base_digest(expanded: Checkpoint, record: ExpansionRecord) -> str:
 
 
 def _figures(records: Records, ours: EvaluationRecord) -> tuple[Figure, ...]:
-    from blockexpand.evaluation import compare_records
+    from blockexpand.evaluation.verdict import compare_records
 
     compared = compare_records(records.model, records.base) if records.base else {}
     rows = [

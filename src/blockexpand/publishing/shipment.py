@@ -21,7 +21,6 @@ from typing import Any, Literal
 from blockexpand.checkpoint import CONFIG, Checkpoint, digest_tensors, refuse_not_finite
 from blockexpand.digests import digest_json
 from blockexpand.errors import PublishError, RecordError
-from blockexpand.expansion import ExpansionRecord
 from blockexpand.packs import Card, Pack, read_pack
 from blockexpand.packs.base import new_names, old_names, open_expanded, run_of
 from blockexpand.packs.card import CARD, Subject, card_text, states_licence
@@ -29,6 +28,7 @@ from blockexpand.packs.extraction import shareable, without_paths
 from blockexpand.packs.pack import WEIGHTS
 from blockexpand.publishing.figures import Records, checkpoint_figures, pack_figures
 from blockexpand.records import dump_json, from_plain, read_json, with_format
+from blockexpand.records.expansion import ExpansionRecord
 from blockexpand.staging import PACK_NAME, RECORD_NAME
 
 _BASE_CARD = "README.base.md"
