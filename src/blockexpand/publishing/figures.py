@@ -25,8 +25,6 @@ from blockexpand.packs.pack import WEIGHTS
 from blockexpand.records.evaluation import Difference, EvaluationRecord, read_evaluation
 from blockexpand.records.expansion import ExpansionRecord
 
-    from blockexpand.records.evaluation import Difference, EvaluationRecord
-
 
 @dataclass(frozen=True, kw_only=True)
 class Records:
