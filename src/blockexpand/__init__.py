@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from blockexpand.packs import load_with_packs, read_pack
     from blockexpand.publishing import push, write_card
     from blockexpand.reporting import report
-    from blockexpand.studies import study
     from blockexpand.training import BlockExpansionCallback, sft, train
 
 # The same list as above, for use: name -> room, or room:name where it has another name there (`detach` is also one of
@@ -59,7 +58,6 @@ _ROOMS = {
     "read_plan": "expansion",
     "report": "reporting",
     "sft": "training",
-    "study": "studies",
     "train": "training",
     "verify": "expansion",
     "write_card": "publishing",
@@ -98,7 +96,6 @@ __all__ = [
     "evaluate",
     "evaluate_suites",
     "compare",
-    "study",
     "report",
     "demo",
     "BlockexpandError",

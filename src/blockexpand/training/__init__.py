@@ -6,6 +6,7 @@ from blockexpand.training.forecast import Devices, Forecast, forecast
 from blockexpand.training.running import RunRecord, load_settings, sft, train
 from blockexpand.training.settings import TrainSettings
 from blockexpand.training.shipping import load_shipped, shipped_folder
+from blockexpand.training.tracker import read_metrics
 
 __all__ = [
     "BlockExpansionCallback",
@@ -18,6 +19,7 @@ __all__ = [
     "forecast",
     "load_settings",
     "load_shipped",
+    "read_metrics",
     "sft",
     "shipped_folder",
     "train",

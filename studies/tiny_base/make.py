@@ -15,20 +15,24 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from blockexpand.corpus import PrepareRecipe, SplitRecipe, open_corpus, prepare
-from blockexpand.corpus.documents import Document, split_of
-from blockexpand.corpus.reading import documents
-from blockexpand.corpus.sources import JsonSource
-from blockexpand.demonstration.general_text import SHARES, divide, general_documents
-from blockexpand.demonstration.tokenizer import save_tokenizer, train_tokenizer
+from blockexpand.corpus import (
+    Document,
+    JsonSource,
+    PrepareRecipe,
+    SplitRecipe,
+    documents,
+    open_corpus,
+    prepare,
+    split_of,
+)
 from blockexpand.evaluation import HeldOut, evaluate
 from blockexpand.progress import progress_on_stderr, say
 from blockexpand.records import read_json, read_record, write_json, write_record
 from blockexpand.records.corpus import CorpusRecord
 from blockexpand.staging import RECORD_NAME
-from blockexpand.training import RunRecord, train
-from blockexpand.training.running import load_settings
-from blockexpand.training.tracker import read_metrics
+from blockexpand.training import RunRecord, load_settings, read_metrics, train
+from studies.tiny_base.general_text import SHARES, divide, general_documents
+from studies.tiny_base.tokenizer import save_tokenizer, train_tokenizer
 
 _RECIPE = Path(__file__).parent / "tiny-base.yaml"
 RECORD = Path(__file__).parent / "base_record.json"
@@ -201,9 +205,7 @@ def main() -> None:
     """The command of `make tiny-base`."""
     from cyclopts import App
 
-    app = App(
-        name="python -m blockexpand.demonstration.tiny_base", help="Make the tiny base.", result_action="return_value"
-    )
+    app = App(name="python -m studies.tiny_base.make", help="Make the tiny base.", result_action="return_value")
     app.default(make)
     with progress_on_stderr():
         record = app()
