@@ -14,8 +14,8 @@ import blockexpand
 from blockexpand.corpus import PrepareRecipe, SplitRecipe
 from blockexpand.data import TINY_BASE
 from blockexpand.records import from_plain, read_json, read_yaml
+from blockexpand.records.run import TrainSettings
 from blockexpand.staging import RECORD_NAME, staged_folder
-from blockexpand.training import TrainSettings
 from studies.recipe import BaseRecipe
 
 _TEXTS = Path(__file__).parent / "texts.yaml"

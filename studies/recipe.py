@@ -13,7 +13,7 @@ from typing import Any
 
 from blockexpand.errors import UsageError, nearest
 from blockexpand.records import apply_overrides, check, from_plain, read_yaml
-from blockexpand.training.settings import ArmSettings, BlocksArm, OptimizerSettings, RetentionSettings
+from blockexpand.records.run import ArmSettings, BlocksArm, OptimizerSettings, RetentionSettings
 
 _RECIPES = Path(__file__).parent / "recipes"
 TINY = "tiny"

@@ -19,11 +19,11 @@ import blockexpand
 from blockexpand.comparison import Summary, over_seeds
 from blockexpand.corpus import PrepareRecipe
 from blockexpand.digests import digest_json
-from blockexpand.evaluation import Interval, ratio_difference, read_evaluation
 from blockexpand.records import from_plain, read_record, write_record
+from blockexpand.records.evaluation import read_evaluation
+from blockexpand.records.intervals import Interval, ratio_difference
+from blockexpand.records.run import DataSettings, RunRecord, TrainSettings
 from blockexpand.staging import RECORD_NAME
-from blockexpand.training import RunRecord, TrainSettings
-from blockexpand.training.settings import DataSettings
 from studies.recipe import MethodRecipe, SequenceRecipe
 from studies.tasks import TASKS, Question, make_task
 

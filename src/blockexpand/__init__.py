@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from blockexpand.corpus import prepare
     from blockexpand.demonstration import demo
     from blockexpand.errors import BlockexpandError
-    from blockexpand.evaluation import evaluate, evaluate_suites
-    from blockexpand.expansion import Plan, expand, read_plan, verify
-    from blockexpand.guidance import Calibration, plan
+    from blockexpand.evaluation.evaluating import evaluate
+    from blockexpand.evaluation.measurement import evaluate_suites
+    from blockexpand.expansion import Plan, expand, plan, read_plan, verify
     from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
     from blockexpand.packs import attach as attach_packs
     from blockexpand.packs import detach as detach_packs
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _ROOMS = {
     "BlockExpansionCallback": "training",
     "BlockexpandError": "errors",
-    "Calibration": "guidance",
     "Plan": "expansion",
     "adopt": "live",
     "attach_packs": "packs:attach",
@@ -42,8 +41,8 @@ _ROOMS = {
     "demo": "demonstration",
     "detach": "live",
     "detach_packs": "packs:detach",
-    "evaluate": "evaluation",
-    "evaluate_suites": "evaluation",
+    "evaluate": "evaluation.evaluating",
+    "evaluate_suites": "evaluation.measurement",
     "expand": "expansion",
     "expand_live": "live",
     "extract_pack": "packs:extract",
@@ -51,7 +50,7 @@ _ROOMS = {
     "load": "live",
     "load_with_packs": "packs",
     "new_blocks": "live",
-    "plan": "guidance",
+    "plan": "expansion",
     "prepare": "corpus",
     "push": "publishing",
     "read_pack": "packs",
@@ -66,7 +65,6 @@ _ROOMS = {
 __all__ = [
     # grow
     "plan",
-    "Calibration",
     "read_plan",
     "Plan",
     "expand",

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
+import blockexpand
 from blockexpand.corpus import (
     Document,
     JsonSource,
@@ -25,12 +26,12 @@ from blockexpand.corpus import (
     prepare,
     split_of,
 )
-from blockexpand.evaluation import HeldOut, evaluate
 from blockexpand.progress import progress_on_stderr, say
 from blockexpand.records import read_json, read_record, write_json, write_record
 from blockexpand.records.corpus import CorpusRecord
+from blockexpand.records.evaluation import HeldOut
+from blockexpand.records.run import RunRecord, load_settings, read_metrics
 from blockexpand.staging import RECORD_NAME
-from blockexpand.training import RunRecord, load_settings, read_metrics, train
 from studies.tiny_base.general_text import SHARES, divide, general_documents
 from studies.tiny_base.tokenizer import save_tokenizer, train_tokenizer
 
@@ -98,7 +99,7 @@ def make(work: Path, extra: Path | None = None) -> TinyBaseRecord:
         if not (here / "corpus" / RECORD_NAME).exists():
             prepare_general(here, here / "untrained", shape.row_tokens)
         if not (here / "run" / RECORD_NAME).exists():
-            train(load_settings(_RECIPE), resume=True)
+            blockexpand.train(load_settings(_RECIPE), resume=True)
         ship(here, here / "run" / "model", here / "base")
         record = _record(here, shape)
         write_record(here / RECORD.name, record)
@@ -108,7 +109,7 @@ def make(work: Path, extra: Path | None = None) -> TinyBaseRecord:
 def _record(work: Path, shape: TinyBaseShape) -> TinyBaseRecord:
     models = {"trained": work / "base", "untrained": work / "untrained"}
     scores = {
-        name: evaluate(model, {"general": work / "corpus"}, work / f"eval-{name}", overwrite=True)
+        name: blockexpand.evaluate(model, {"general": work / "corpus"}, work / f"eval-{name}", overwrite=True)
         for name, model in models.items()
     }
     lines = read_metrics(work / "run" / "metrics.jsonl")

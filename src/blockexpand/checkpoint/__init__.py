@@ -14,9 +14,9 @@ from blockexpand.checkpoint.header import (
     parse_header,
     read_header,
 )
-from blockexpand.checkpoint.hub import hub_name
 from blockexpand.checkpoint.reading import CONFIG, Checkpoint, open_checkpoint
 from blockexpand.checkpoint.skeletons import FileText, skeleton_of, write_skeleton
+from blockexpand.checkpoint.source import cache_folder, hub_name, locate_model, tokenizer_file
 from blockexpand.checkpoint.writing import (
     OutputFile,
     OutputTensor,
@@ -38,6 +38,9 @@ __all__ = [
     "CONFIG",
     "open_checkpoint",
     "hub_name",
+    "cache_folder",
+    "locate_model",
+    "tokenizer_file",
     "end_tokens",
     "end_of_turn",
     "stated_ends",

@@ -6,7 +6,6 @@ from blockexpand.expansion.costing import Cost, backward_flops, forward_flops
 from blockexpand.expansion.drawing import draw, draw_rich
 from blockexpand.expansion.expanding import check_fit, expand
 from blockexpand.expansion.formulas import unsayable
-from blockexpand.expansion.guided import MEASURE_WORDS, BlockScore, Guidance, Measure
 from blockexpand.expansion.making import plan
 from blockexpand.expansion.placing import Insertion
 from blockexpand.expansion.plans import SILENT, BaseFacts, NewBlock, Placement, Plan, StackEntry, read_plan
@@ -24,10 +23,6 @@ __all__ = [
     "StackEntry",
     "SILENT",
     "Placement",
-    "Guidance",
-    "BlockScore",
-    "Measure",
-    "MEASURE_WORDS",
     "BaseFacts",
     "BlockTensor",
     "BlockKind",

@@ -81,7 +81,6 @@ def _joint(first: Plan, blocks: tuple[NewBlock, ...], rewritten: Rewrite) -> Pla
         config_changes=rewritten.changes,
         config_before=rewritten.before,
         notes=rewritten.notes,
-        guidance=None,
     )
 
 

@@ -5,8 +5,6 @@ In: a plan. Out: text, in box-drawing characters or plain ASCII, or the same as 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,8 +16,6 @@ if TYPE_CHECKING:
 
 _WIDTH = 15
 """Inside of a block, in characters."""
-_BAR = 12
-"""The longest bar beside a block, in characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +28,10 @@ class _Glyphs:
     arrow: str
     times: str
     separator: str
-    bar: str
 
 
-_UNICODE = _Glyphs(
-    top="┌─┐", wall="│", bottom="└─┘", shade="░", dots="…", arrow="→", times="\u00d7", separator=" · ", bar="▪"
-)
-_ASCII = _Glyphs(
-    top="+-+", wall="|", bottom="+-+", shade=":", dots="..", arrow="->", times="x", separator=" - ", bar="#"
-)
+_UNICODE = _Glyphs(top="┌─┐", wall="│", bottom="└─┘", shade="░", dots="…", arrow="→", times="\u00d7", separator=" · ")
+_ASCII = _Glyphs(top="+-+", wall="|", bottom="+-+", shade=":", dots="..", arrow="->", times="x", separator=" - ")
 
 Segment = tuple[str, str]
 """Words and their rich style; an empty style is plain."""
@@ -66,13 +57,12 @@ def _lines(plan: Plan, show_all: bool, glyphs: _Glyphs) -> list[list[Segment]]:
     left, rule, right = glyphs.top
     lines: list[list[Segment]] = [
         [(f"{base.source} ({base.family}): {total}", "bold")],
-        [(_placement(plan), "")],
+        [(plan.placement.words, "")],
         [("", "")],
         [(f"{'':8}{'output head':^{_WIDTH + 2}}", "dim")],
         [(f"{'':8}{left}{rule * _WIDTH}{right}", "")],
     ]
-    scores = _scores(plan, glyphs)
-    lines += [_row(run, glyphs, scores) for run in reversed(_runs(plan.stack, show_all or bool(scores)))]
+    lines += [_row(run, glyphs) for run in reversed(_runs(plan.stack, show_all))]
     left, rule, right = glyphs.bottom
     lines += [
         [(f"{'':8}{left}{rule * _WIDTH}{right}", "")],
@@ -97,37 +87,13 @@ def _runs(stack: tuple[StackEntry, ...], show_all: bool) -> list[list[StackEntry
     return runs
 
 
-def _placement(plan: Plan) -> str:
-    if plan.guidance is None:
-        return plan.placement.words
-    return f"{plan.guidance.words}; bars are logarithmic"
-
-
-def _scores(plan: Plan, glyphs: _Glyphs) -> dict[int, str]:
-    """A bar and a figure for each old block of a guided plan."""
-    if plan.guidance is None:
-        return {}
-    harms = plan.guidance.harms
-    bars = [f"{glyphs.bar * length:<{_BAR}}" for length in bar_lengths(harms)]
-    return {old: f"  {bar}  {harm:.3g}" for old, (bar, harm) in enumerate(zip(bars, harms, strict=True))}
-
-
-def bar_lengths(harms: Sequence[float]) -> list[int]:
-    """Lengths from 1 to the longest on a logarithmic scale, since a first block may count fifty times another; 0
-    where nothing is lost."""
-    positive = [harm for harm in harms if harm > 0]
-    low, high = min(positive, default=1.0), max(positive, default=1.0)
-    step = (_BAR - 1) / math.log(high / low) if high > low else 0.0
-    return [1 + round(step * math.log(harm / low)) if harm > 0 else 0 for harm in harms]
-
-
-def _row(run: list[StackEntry], glyphs: _Glyphs, scores: dict[int, str]) -> list[Segment]:
+def _row(run: list[StackEntry], glyphs: _Glyphs) -> list[Segment]:
     first, last = run[0], run[-1]
     positions = str(first.position) if first is last else f"{first.position}-{last.position}"
     if first.new is not None:
         return _new_row(positions, first.new, glyphs)
     label = f"old {first.old}" if first is last else f"old {first.old}{glyphs.dots}{last.old}"
-    beside = f"  {glyphs.times}{len(run)}" if first is not last else scores.get(first.old or 0, "")
+    beside = f"  {glyphs.times}{len(run)}" if first is not last else ""
     return [(f"{positions:>7} {glyphs.wall}{label:^{_WIDTH}}{glyphs.wall}", ""), (beside, "dim")]
 
 

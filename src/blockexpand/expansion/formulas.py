@@ -7,7 +7,7 @@ say is worked out block by block and compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,50 +55,6 @@ def solve(rule: Formula, config: dict[str, Any], depth: int, sources: Sequence[i
             changed = {key: value for key, value in candidate.items() if value != numbers[key]}
             return Solution(changes=changed, before={key: numbers[key] for key in changed})
     return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kinds:
-    """What one rule says of the base's blocks, and what it could say of a deeper stack."""
-
-    kinds: tuple[bool, ...]
-    """Of each block of the base: whether it is of the rule's kind."""
-    stacks: tuple[tuple[bool, ...], ...]
-    """Every stack of the asked length that some numbers state."""
-
-
-def stateable(family: Family, config: dict[str, Any], length: int) -> list[Kinds]:
-    """For each rule by which the config states kinds by numbers: all that it could state of `length` blocks.
-
-    Raises:
-        PlanError: a number of the base is no whole number.
-    """
-    text, depth = family.text(config), family.depth(config)
-    return [
-        Kinds(
-            kinds=tuple(_kinds(rule, _numbers(rule, text, depth), depth)),
-            stacks=tuple(sorted({tuple(_kinds(rule, numbers, length)) for numbers in _all_numbers(rule, length)})),
-        )
-        for rule in family.per_layer
-        if isinstance(rule, First | Every | Between)
-    ]
-
-
-def _all_numbers(rule: Formula, length: int) -> Iterator[dict[str, int]]:
-    """Numbers that between them state every stack of `length` blocks which any numbers state."""
-    match rule:
-        case First():
-            yield from ({rule.key: first} for first in range(length + 1))
-        case Every():
-            # One period beyond the stack, so that none or a single block may be of the kind.
-            periods = range(1, length + 2)
-            yield from ({rule.period_key: p, rule.offset_key: o} for p in periods for o in range(p))
-        case Between():
-            for start in range(length + 1):
-                for end in range(start, length):
-                    for interval in range(1, end + 2):
-                        yield {rule.start_key: start, rule.end_key: end, rule.interval_key: interval}
-            yield {rule.start_key: length, rule.end_key: length, rule.interval_key: 1}
 
 
 def unsayable(family: Family, config: dict[str, Any], sources: Sequence[int]) -> str | None:

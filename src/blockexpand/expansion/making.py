@@ -14,9 +14,8 @@ from blockexpand.checkpoint import Checkpoint, hub_name, open_checkpoint
 from blockexpand.digests import digest_json
 from blockexpand.errors import PlanError, nearest
 from blockexpand.expansion.costing import cost
-from blockexpand.expansion.formulas import stateable, unsayable
-from blockexpand.expansion.guided import Guidance, check_guided, place_guided
-from blockexpand.expansion.placing import Insertion, Placed, place
+from blockexpand.expansion.formulas import unsayable
+from blockexpand.expansion.placing import Insertion, place
 from blockexpand.expansion.plans import SILENT, BaseFacts, NewBlock, Placement, Plan, number
 from blockexpand.expansion.rewriting import rewrite
 from blockexpand.expansion.survey import BlockKind, Init, Survey, started, survey
@@ -30,7 +29,7 @@ def plan(
     base: str | Path | Checkpoint,
     blocks: int | None = None,
     *,
-    placement: str | Guidance = "interleaved",
+    placement: str = "interleaved",
     after: Sequence[int | Insertion] | None = None,
     per_group: int = 1,
     init: Init = "identity",
@@ -41,8 +40,7 @@ def plan(
         base: a model folder, a hub id, or an opened checkpoint.
         blocks: how many new blocks in all.
         placement: "interleaved" (the paper's: copies of each group's top `per_group` blocks on top of it),
-            "prefix" (below block 0, copies of the first blocks), "suffix" (above the last, of the last), or
-            measured scores (`blockexpand.plan` measures them): on top of the blocks that general text misses least.
+            "prefix" (below block 0, copies of the first blocks) or "suffix" (above the last, of the last).
         after: instead of `blocks`: a new block on top of each listed old block, a copy of it (or of the one that an
             `Insertion` names); -1 for below block 0.
         per_group: new blocks for each group when interleaved.
@@ -59,7 +57,7 @@ def plan(
             f"unknown init {init!r}; expected one of {', '.join(get_args(Init))}; {nearest(str(init), get_args(Init))}"
         )
     kinds = started(facts.kinds, init)
-    placed, said = _placed(facts, checkpoint.config, placement, blocks, (after, per_group))
+    placed = place(facts.depth, blocks, placement, after, per_group)
     new_blocks = number(placed.insertions)
     positions = tuple(block.position for block in new_blocks)
     sources = _sources(facts.depth, placed.insertions)
@@ -81,14 +79,12 @@ def plan(
         config_before=result.before,
         notes=(
             *_about_family(facts.family),
-            *said,
             *result.notes,
             *_notes(new_blocks),
             *_about_gains(kinds),
             *_about_code(checkpoint.config),
         ),
         cost=cost(facts, checkpoint.config, sources, positions),
-        guidance=placement if isinstance(placement, Guidance) else None,
     )
 
 
@@ -104,20 +100,6 @@ def _base_facts(checkpoint: Checkpoint, facts: Survey) -> BaseFacts:
         discovered=facts.family.discovered,
         hub=hub_name(checkpoint.folder),
     )
-
-
-def _placed(
-    facts: Survey,
-    config: dict[str, Any],
-    placement: str | Guidance,
-    blocks: int | None,
-    others: tuple[Sequence[int | Insertion] | None, int],
-) -> tuple[Placed, tuple[str, ...]]:
-    """The insertions, and what is to be said of them; `others` are `after` and `per_group`."""
-    if not isinstance(placement, Guidance):
-        return place(facts.depth, blocks, placement, *others), ()
-    wanted = check_guided(placement, facts.depth, blocks, others)
-    return place_guided(placement, wanted, stateable(facts.family, config, facts.depth + wanted))
 
 
 def _sources(depth: int, insertions: Sequence[Insertion]) -> list[int]:

@@ -17,7 +17,7 @@ from typing import Literal
 
 from blockexpand.errors import PlanError, nearest
 
-PlacementKind = Literal["interleaved", "prefix", "suffix", "explicit", "guided"]
+PlacementKind = Literal["interleaved", "prefix", "suffix", "explicit"]
 _BY_COUNT = ("interleaved", "prefix", "suffix")
 
 
@@ -51,11 +51,6 @@ def place(
     Raises:
         PlanError: the request contradicts itself, or does not fit a model of `depth` blocks.
     """
-    if placement == "guided":
-        raise PlanError(
-            "placement 'guided' without scores; expected text to measure the base on; give `calibration` to "
-            "blockexpand.plan, or --text to `blockexpand plan`"
-        )
     if placement not in _BY_COUNT:
         hint = nearest(str(placement), _BY_COUNT)
         raise PlanError(f"unknown placement {placement!r}; expected one of {', '.join(_BY_COUNT)}; {hint}")

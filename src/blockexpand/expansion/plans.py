@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from blockexpand.expansion.costing import Cost
-from blockexpand.expansion.guided import Guidance
 from blockexpand.expansion.placing import Insertion, PlacementKind
 from blockexpand.expansion.survey import BlockKind, BlockTensor, Init
 from blockexpand.families import Family
@@ -90,7 +89,7 @@ class Placement:
     """How the new blocks were placed."""
 
     kind: PlacementKind
-    """interleaved, prefix, suffix, explicit positions, or guided by measured importance."""
+    """interleaved, prefix, suffix, or explicit positions."""
     per_group: int
     """New blocks on top of each group; 1 unless interleaved."""
     group_sizes: tuple[int, ...]
@@ -140,8 +139,6 @@ class Plan:
     """Where blocks differ in kind: which are of which, and the tensors of each."""
     init: Init = field(default="identity", metadata=WRITTEN_WHEN_SET)
     """How the new blocks start: silent, or, for an ablation, not."""
-    guidance: Guidance | None = field(default=None, metadata=WRITTEN_WHEN_SET)
-    """The scores by which a guided placement was chosen."""
 
     def __post_init__(self) -> None:
         depth, blocks = self.base.num_blocks, self.new_blocks
@@ -159,7 +156,6 @@ class Plan:
             self.config_before,
             "the same keys",
         )
-        self._check_guidance()
         check(bool(self.block) != bool(self.kinds), "kinds", len(self.kinds), "kinds or block, one of the two")
         listed = sorted(block for kind in self.kinds for block in kind.blocks)
         check(not listed or listed == list(range(depth)), "kinds", listed, "each block of the base once")
@@ -167,16 +163,6 @@ class Plan:
             silent = any(t.starts in SILENT for t in tensors)
             expected = "a tensor that starts at zero" if self.init == "identity" else f"none at zero with {self.init}"
             check(silent == (self.init == "identity"), "block", [t.tail for t in tensors], expected)
-
-    def _check_guidance(self) -> None:
-        """Scores belong to a guided placement, one for each old block, and there is one new block in a place."""
-        is_guided = self.placement.kind == "guided"
-        expected = "scores for a guided placement and none for another"
-        check(is_guided == (self.guidance is not None), "guidance", self.placement.kind, expected)
-        if self.guidance is not None:
-            num_scores, places = len(self.guidance.scores), [block.after for block in self.new_blocks]
-            check(num_scores == self.base.num_blocks, "guidance.scores", num_scores, str(self.base.num_blocks))
-            check(len(set(places)) == len(places), "new_blocks", places, "one new block in each guided place")
 
     @property
     def num_blocks(self) -> int:

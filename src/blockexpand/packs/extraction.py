@@ -188,11 +188,8 @@ def _evaluation(about: About | None, facts: dict[str, Any]) -> dict[str, Any] | 
 
 def shareable(plan: Plan) -> Plan:
     """The plan without paths of this machine."""
-    guidance = plan.guidance
-    if guidance is not None:
-        guidance = dataclasses.replace(guidance, texts=tuple(Path(text).name for text in guidance.texts))
     base = dataclasses.replace(plan.base, source=without_paths(plan.base.source))
-    return dataclasses.replace(plan, base=base, guidance=guidance)
+    return dataclasses.replace(plan, base=base)
 
 
 def without_paths(value: Any) -> Any:
