@@ -135,9 +135,19 @@ def _chain(
             checkpoint_every_steps=10**9,
             seed=seed,
         )
-        done.append((run, blockexpand.train(settings, resume=True)))
+        done.append((run, _trained(settings)))
         model = start if method.per_task else run / "model"
     return done
+
+
+def _trained(settings: TrainSettings) -> RunRecord:
+    """The run of these settings, done now unless it is finished."""
+    path = Path(settings.out) / RECORD_NAME
+    if path.is_file():
+        record = read_record(RunRecord, path)
+        if record.settings == settings:
+            return record
+    return blockexpand.train(settings, resume=True)
 
 
 def _expanded(base: Path, blocks: int, folder: Path) -> Path:
