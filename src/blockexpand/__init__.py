@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from blockexpand.publishing import push
     from blockexpand.records.plan import Plan, read_plan
     from blockexpand.reporting import report
-    from blockexpand.studies import study
     from blockexpand.training import BlockExpansionCallback, sft, train
 
 # The same list as above, for use: name -> room, or room:name where it has another name there (`detach` is also one of
@@ -59,7 +58,6 @@ _ROOMS = {
     "read_plan": "records.plan",
     "report": "reporting",
     "sft": "training",
-    "study": "studies",
     "train": "training",
     "verify": "expansion",
 }
@@ -95,7 +93,6 @@ __all__ = [
     "evaluate",
     "evaluate_suites",
     "compare",
-    "study",
     "report",
     "demo",
     "BlockexpandError",
