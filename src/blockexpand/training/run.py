@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from blockexpand import __version__
-from blockexpand.checkpoint import locate_model
+from blockexpand.checkpoint import end_of_turn, locate_model
 from blockexpand.corpus import open_corpus
+from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.digests import digest_json
 from blockexpand.errors import Interrupted, Preempted, TrainingError
 from blockexpand.live.attention import set_attention
@@ -154,7 +155,10 @@ def _ship(settings: TrainSettings, loop: Loop, progress: Progress, tensors: dict
         save_tensors(out / SHIPPED, tensors)
         write_record(out / RECORD_NAME, _record(settings, loop, progress))
         return
-    export_model(source, out / "model", tensors, training)
+    end = None
+    if open_corpus(settings.data.domain).record.conversations:
+        end = end_of_turn(load_tokenizer(settings.model))
+    export_model(source, out / "model", tensors, training, end)
     num_unchanged = prove_unchanged(source, out / "model", tensors)
     counts = {"num_trained_tensors": len(tensors), "num_unchanged_tensors": num_unchanged}
     write_record(out / RECORD_NAME, dataclasses.replace(_record(settings, loop, progress), **counts))
