@@ -51,8 +51,8 @@ def document_hits(model: PreTrainedModel, rows: TokenRows, rows_per_pass: int = 
     for chosen in batches(rows.num_rows, rows_per_pass):
         trained_NT = rows.trained_NT(chosen)
         batch = RowBatch.of(rows.tokens_NT(chosen), rows.positions_NT(chosen), trained_NT, device)
-        hidden_RD = hidden_states(model, batch)[batch.predicted_BT()]
-        right_R = (head.logits_CV(hidden_RD).argmax(-1) == batch.targets_R()).double().cpu().numpy()
+        hidden_RD = batch.predicting(hidden_states(model, batch))
+        right_R = (head.logits_CV(hidden_RD).argmax(-1) == batch.targets_R).double().cpu().numpy()
         for document, part in by_document(rows, chosen, trained_NT, right_R):
             right[document] = right.get(document, 0) + int(part.sum())
             tokens[document] = tokens.get(document, 0) + len(part)
