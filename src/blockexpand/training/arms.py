@@ -29,9 +29,9 @@ from transformers.pytorch_utils import Conv1D
 from blockexpand import live
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.errors import TrainingError
-from blockexpand.expansion import read_expansion
 from blockexpand.families import family_for, known_families, modules
 from blockexpand.families.modules import stack_of
+from blockexpand.records.expansion import read_expansion
 from blockexpand.records.run import (
     BasePrecision,
     BlocksArm,
