@@ -31,6 +31,7 @@ from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.errors import TrainingError
 from blockexpand.families import family_for, known_families, modules
 from blockexpand.families.modules import stack_of
+from blockexpand.live.parts import blocks_of
 from blockexpand.records.expansion import read_expansion
 from blockexpand.records.run import (
     BasePrecision,
@@ -41,7 +42,6 @@ from blockexpand.records.run import (
     OldBlocksArm,
     TrainSettings,
 )
-from blockexpand.live.parts import blocks_of
 from blockexpand.units import FLOATS
 
 
@@ -84,7 +84,7 @@ class Arm(Protocol):
         ...
 
 
-def load_model(folder: Path, dtype: torch.dtype, empty: bool = False) -> PreTrainedModel:
+def load_model(folder: Path, dtype: torch.dtype | None = None, empty: bool = False) -> PreTrainedModel:
     """The causal language model in `folder`, frozen, in eval mode, without remote code or network.
 
     `empty`: without its values, on the meta device.
@@ -318,9 +318,7 @@ class OldBlocks:
         check_blocks(self._blocks, len(layers), folder)
         chosen = {id(p) for index in self._blocks for p in layers[index].parameters()}
         parameters = {name: p for name, p in model.named_parameters() if id(p) in chosen}
-        return dataclasses.replace(
-            _trainee(model, parameters, needs_reference), num_shared_blocks=min(self._blocks)
-        )
+        return dataclasses.replace(_trainee(model, parameters, needs_reference), num_shared_blocks=min(self._blocks))
 
 
 def check_blocks(blocks: tuple[int, ...], depth: int, folder: Path) -> None:

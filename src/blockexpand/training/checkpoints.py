@@ -50,8 +50,6 @@ class Progress:
 
     step: int
     """Steps done."""
-    settings_digest: str
-    """A run resumes only under the settings it began with."""
     general_weight: float = 1.0
     """The controller's: what the general rows' losses are multiplied by."""
     base_general: float | None = None

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
-from blockexpand.live.generation import CONTEXT_KEYS
 from blockexpand.corpus.rows import Corpus, TokenRows, open_corpus
 from blockexpand.corpus.tokenizer import tokenizer_digest
 from blockexpand.errors import TrainingError
 from blockexpand.live.forward import RowBatch
+from blockexpand.live.generation import CONTEXT_KEYS
 from blockexpand.records.run import REPLAY, SELF, TrainSettings
 from blockexpand.training.processes import World
 
@@ -118,9 +118,7 @@ class RunData:
         tokens, positions, trained = (np.concatenate(part) for part in zip(*arrays, strict=True))
         batch = RowBatch.of(tokens, positions, trained, self.world.device)
         places = sum(batch.counts_B[:num_domain_rows])
-        return Pass(
-            batch=batch, num_domain_rows=num_domain_rows, num_domain_places=places, has_general=has_general
-        )
+        return Pass(batch=batch, num_domain_rows=num_domain_rows, num_domain_places=places, has_general=has_general)
 
     def validation_batches(self, name: str) -> Iterator[RowBatch]:
         """This process's part of a fixed sample of the validation split of `domain` or `general`.

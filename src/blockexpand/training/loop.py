@@ -54,7 +54,7 @@ from blockexpand.training.data import Pass, RunData
 from blockexpand.training.memory import keeps_gradients
 from blockexpand.training.metrics import Tracker
 from blockexpand.training.optimizers import build_optimizers, rate_at, set_rate
-from blockexpand.training.processes import Root, World, whole, gathered, sync_gradients
+from blockexpand.training.processes import Root, gathered, sync_gradients, whole
 from blockexpand.training.retention import adapted_weight, is_better
 
 _MOST_SKIPPED = 3
