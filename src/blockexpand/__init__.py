@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from blockexpand.publishing import push, write_card
     from blockexpand.records.plan import Plan, read_plan
     from blockexpand.reporting import report
-    from blockexpand.studies import study
     from blockexpand.training import BlockExpansionCallback, train
 
 # The same list as above, for use: name -> room, or room:name where it has another name there (`detach` is also one of
@@ -58,7 +57,6 @@ _ROOMS = {
     "read_pack": "packs",
     "read_plan": "records.plan",
     "report": "reporting",
-    "study": "studies",
     "train": "training",
     "verify": "expansion",
     "write_card": "publishing",
@@ -95,7 +93,6 @@ __all__ = [
     "evaluate",
     "evaluate_suites",
     "compare",
-    "study",
     "report",
     "demo",
     "BlockexpandError",

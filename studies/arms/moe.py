@@ -56,7 +56,7 @@ class TwoProjections(nn.Module):
 class Moe:
     """The paper's comparison to block expansion by a mixture of experts."""
 
-    def __init__(self, start: Literal["zero", "copy"]) -> None:
+    def __init__(self, start: Literal["zero", "copy"] = "zero") -> None:
         """How the second projection starts."""
         self._start: Literal["zero", "copy"] = start
 

@@ -52,9 +52,13 @@ class SideBySide:
 class Parallel:
     """Some blocks with a trained copy beside each."""
 
-    def __init__(self, blocks: tuple[int, ...], share: float) -> None:
+    def __init__(self, blocks: tuple[int, ...], share: float = 0.5) -> None:
         """Which blocks of the base, and the copies' share of their outputs."""
-        self._blocks, self._share = blocks, share
+        if not 0 < share <= 1 or len(set(blocks)) != len(blocks):
+            raise TrainingError(
+                f"blocks {list(blocks)}, share {share}: expected each block once, and a share in (0, 1]"
+            )
+        self._blocks, self._share = tuple(blocks), share
 
     def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool, empty: bool = False) -> Trainee:
         """Load the checkpoint and put the copies beside its blocks; the reference leaves them out.
