@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from blockexpand.comparison import ArmRecipe, ExamineSettings, PlanRecipe, compare, read_examination
-from blockexpand.comparison.examining import Watched, token_shift
-from blockexpand.comparison.growing import grown
+from blockexpand.comparison import compare
+from blockexpand.comparison.examiner import Watched, token_shift
+from blockexpand.comparison.trials import grown
 from blockexpand.errors import ComparisonError, RecordError
+from blockexpand.records.comparison import ArmRecipe, ExamineSettings, PlanRecipe, read_examination
 from blockexpand.records.evaluation import read_evaluation
 from blockexpand.records.expansion import read_expansion
 from blockexpand.records.intervals import ratio_difference, seeded_ratio_difference

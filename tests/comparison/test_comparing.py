@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blockexpand.comparison import ArmRecipe, CompareRecipe, PlanRecipe, compare, load_recipe, read_comparison
-from blockexpand.comparison.recipe import trial_plans
-from blockexpand.comparison.results import pareto
+from blockexpand.comparison import compare, load_recipe
+from blockexpand.comparison.summary import pareto
+from blockexpand.comparison.trials import trial_plans
 from blockexpand.errors import ComparisonError, RecordError
 from blockexpand.records import dump_json
+from blockexpand.records.comparison import ArmRecipe, CompareRecipe, PlanRecipe, read_comparison
 from blockexpand.records.evaluation import read_evaluation
 from blockexpand.records.run import (
     BlocksArm,

@@ -14,21 +14,23 @@ from pathlib import Path
 
 import numpy as np
 
-from blockexpand.comparison import (
+from blockexpand.comparison.summary import pareto
+from blockexpand.records import write_record
+from blockexpand.records.comparison import (
     ArmRecipe,
     ArmResult,
     BlockEffect,
     CompareRecipe,
     Comparison,
+    Contrast,
     Examination,
     ExamineSettings,
     PlanRecipe,
     Seen,
     Shift,
+    Summary,
     Trial,
 )
-from blockexpand.comparison.results import Contrast, Summary, pareto
-from blockexpand.records import write_record
 from blockexpand.records.corpus import CorpusRecord, SplitCounts
 from blockexpand.records.evaluation import EvaluationRecord, HeldOut, Scores
 from blockexpand.records.expansion import Check, ExpansionRecord, Proof

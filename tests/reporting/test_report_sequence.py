@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from page_reader import PageReader
 
-from blockexpand.comparison.results import Summary
 from blockexpand.errors import ReportError
 from blockexpand.records import write_record
+from blockexpand.records.comparison import Summary
 from blockexpand.records.intervals import Interval
 from blockexpand.reporting import SequenceRecord, report
 from blockexpand.reporting.sequence_tables import sequence_tables

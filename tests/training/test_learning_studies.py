@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from blockexpand.comparison import CompareRecipe
 from blockexpand.records import from_plain, read_yaml
+from blockexpand.records.comparison import CompareRecipe
 
 STUDIES = sorted((Path(__file__).parents[2] / "benchmarks" / "learning").glob("*.yaml"))
 

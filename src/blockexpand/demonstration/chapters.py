@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from blockexpand.comparison import CompareRecipe, Comparison, PlanRecipe, compare, read_comparison
+from blockexpand.comparison import compare
 from blockexpand.corpus import prepare
 from blockexpand.demonstration.instructions import write_instructions
 from blockexpand.demonstration.paths import BASE
@@ -20,6 +20,7 @@ from blockexpand.evaluation.evaluating import evaluate
 from blockexpand.expansion import verify
 from blockexpand.progress import say
 from blockexpand.records import write_record
+from blockexpand.records.comparison import CompareRecipe, Comparison, PlanRecipe, read_comparison
 from blockexpand.records.run import DataSettings, TrainSettings
 from blockexpand.reporting import report
 from blockexpand.training import train

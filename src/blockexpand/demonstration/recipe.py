@@ -6,11 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from blockexpand.comparison import ArmRecipe
 from blockexpand.corpus import PrepareRecipe, SplitRecipe
 from blockexpand.corpus.sources import ChatSource
 from blockexpand.demonstration.paths import RECIPE
 from blockexpand.records import check, from_plain, read_yaml
+from blockexpand.records.comparison import ArmRecipe
 from blockexpand.records.run import ArmSettings, OptimizerSettings, RetentionSettings, ScheduleSettings
 
 

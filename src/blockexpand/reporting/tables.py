@@ -10,7 +10,7 @@ import csv
 import io
 from dataclasses import dataclass, replace
 
-from blockexpand.comparison.results import Summary
+from blockexpand.records.comparison import Summary
 from blockexpand.records.intervals import Interval
 from blockexpand.reporting.formats import Kind, write
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-from blockexpand.comparison import Comparison
+from blockexpand.records.comparison import Comparison
 from blockexpand.reporting import formats
 from blockexpand.reporting.methods import methods_of
 from blockexpand.reporting.result_tables import BROKEN, arms_table

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from blockexpand.comparison import ArmResult, Comparison
+from blockexpand.records.comparison import ArmResult, Comparison
 from blockexpand.reporting import formats
 from blockexpand.reporting.judging import keeps_budget
 from blockexpand.reporting.methods import methods_of

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from blockexpand.comparison import ArmResult, Comparison
+from blockexpand.records.comparison import ArmResult, Comparison
 from blockexpand.reporting import formats
 from blockexpand.reporting.methods import Method, methods_of
 from blockexpand.reporting.tables import Spread, interval, spread_of
