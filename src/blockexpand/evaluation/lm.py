@@ -19,6 +19,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from blockexpand.errors import EvaluationError
+from blockexpand.evaluation.endpoint import Request
 from blockexpand.packs.in_memory import only
 from blockexpand.records.pack import Names, name_of
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 8
 """Requests under way at a time: enough for a server to batch, few enough for public rate limits."""
-_MOST_STOPS = 4  # OpenAI's chat completions take no more; the text is cut at the others here
 
 Heard = Callable[..., None]
 """Called with (method, arguments, value) and seconds, error, cut, for each answer as it comes."""
@@ -249,16 +249,15 @@ class EndpointLM(LM):
         """The text or the error, and the seconds."""
         prompt, settings = request.args
         stops = tuple(settings.get("until", ()))
-        answer = self.endpoint.chat(
-            [{"role": "user", "content": prompt}],
-            _new_tokens(settings, 256),
-            float(settings.get("temperature", 0.0)) if settings.get("do_sample") else 0.0,
-            stops[:_MOST_STOPS],
+        answer = self.endpoint.ask(
+            Request(
+                messages=[{"role": "user", "content": prompt}],
+                max_tokens=_new_tokens(settings, 256),
+                temperature=float(settings.get("temperature", 0.0)) if settings.get("do_sample") else 0.0,
+                stop=stops,
+            )
         )
-        if answer.error:
-            return None, answer.error, answer.seconds
-        places = [place for stop in stops if (place := answer.text.find(stop)) >= 0]
-        return answer.text[: min(places, default=None)], None, answer.seconds
+        return (None if answer.error else answer.text), answer.error, answer.seconds
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Refused."""
