@@ -14,7 +14,7 @@ from blockexpand.corpus.tokenizer import load_tokenizer, tokenizer_digest
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.tiny_base import RECORD, TinyBaseRecord, TinyBaseShape, make
 from blockexpand.errors import CorpusError
-from blockexpand.evaluation.evaluating import model_digest
+from blockexpand.evaluation.measurement import model_digest
 from blockexpand.records import read_record
 
 

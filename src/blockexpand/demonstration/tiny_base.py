@@ -21,7 +21,7 @@ from blockexpand.corpus.reading import documents
 from blockexpand.corpus.sources import JsonSource
 from blockexpand.demonstration.general_text import SHARES, divide, general_documents
 from blockexpand.demonstration.tokenizer import save_tokenizer, train_tokenizer
-from blockexpand.evaluation.evaluating import evaluate
+from blockexpand.evaluation.measurement import evaluate
 from blockexpand.progress import progress_on_stderr, say
 from blockexpand.records import read_json, read_record, write_json, write_record
 from blockexpand.records.corpus import CorpusRecord
