@@ -23,7 +23,7 @@ from blockexpand.comparison.trials import TrialPlan, alone, bring, grown, in_cac
 from blockexpand.corpus import open_corpus
 from blockexpand.digests import digest_file
 from blockexpand.errors import ComparisonError
-from blockexpand.evaluation.evaluating import Subject, evaluate, model_digest
+from blockexpand.evaluation.measurement import Subject, evaluate, model_digest
 from blockexpand.progress import Mode, bar, progress_in, progress_mode
 from blockexpand.records import apply_overrides, from_plain, read_record, read_yaml, write_record
 from blockexpand.records.comparison import COMPARISON_NAME, CompareRecipe, Comparison, Trial

@@ -17,7 +17,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from blockexpand.errors import ComparisonError
-from blockexpand.evaluation.evaluating import model_digest
+from blockexpand.evaluation.measurement import model_digest
 from blockexpand.expansion import expand, plan
 from blockexpand.records.comparison import ArmRecipe, CompareRecipe, PlanRecipe
 from blockexpand.records.plan import Insertion, Plan

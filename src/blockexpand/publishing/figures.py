@@ -125,7 +125,7 @@ def _tasks(ours: EvaluationRecord, compared: dict[str, Difference]) -> list[Figu
             continue
         versions = ", ".join(sorted({part.version for part in one.parts.values()}))
         told = f"{one.suite} v{one.suite_version}, task version {versions}, {one.shots}-shot"
-        limit = f", the first {ours.suites.limit}" if ours.suites and ours.suites.limit else ""
+        limit = f", the first {ours.limit}" if ours.limit else ""
         more = {"suite": told + limit, "samples": one.num_samples, "higher_is_better": one.higher_is_better}
         found.append(_figure(name, compared, metric=one.metric, side=one.side, ours=one.value, **more))
     return found
@@ -138,7 +138,9 @@ def _figure(name: str, compared: dict[str, Difference], **known: Any) -> Figure:
     given: dict[str, Any] = {"side": side, "held_out": False, "suite": None}
     given |= {"theirs": None, "low": None, "high": None, "higher_is_better": False} | known
     if one is not None:
-        given |= {"ours": one.ours, "theirs": one.theirs, "low": one.interval.low, "high": one.interval.high}
+        given |= {"ours": one.ours, "theirs": one.theirs}
+        if one.interval is not None:
+            given |= {"low": one.interval.low, "high": one.interval.high}
     return Figure(name=name, **given)
 
 

@@ -13,7 +13,7 @@ from blockexpand.records.agents import AgentRun, Episode, Task
 from blockexpand.records.comparison import Examination
 from blockexpand.records.evaluation import Evaluation
 from blockexpand.records.intervals import mean_difference
-from blockexpand.records.judge import JudgeRun, Judgement, PairOutcome, Tally, outcome_of
+from blockexpand.records.judge import Judgement, JudgeRun, PairOutcome, Tally, outcome_of
 from blockexpand.reporting import formats
 from blockexpand.reporting.methods import Method
 from blockexpand.reporting.sources import Found
@@ -32,7 +32,9 @@ EPISODES_RULE = (
     "Of each set, in the order of the tasks and at the largest budget: the first episode that was solved and the first "
     "that was not."
 )
-JUDGED_RULE = "In the order of the questions: the first that the first model won, the first that it lost, the first tie."
+JUDGED_RULE = (
+    "In the order of the questions: the first that the first model won, the first that it lost, the first tie."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,9 @@ def continuations(found: Examination, methods: Mapping[str, Method]) -> list[Sam
     for text, prompts in found.prompts.items():
         for number, prompt in enumerate(prompts):
             outputs = [("The base", _short(found.base.continuations[text][number]), None)]
-            outputs += [(methods[n].name, _short(seen.continuations[text][number]), None) for n, seen in found.arms.items()]
+            outputs += [
+                (methods[n].name, _short(seen.continuations[text][number]), None) for n, seen in found.arms.items()
+            ]
             samples.append(Sample(about=text, prompt=_short(prompt), outputs=tuple(outputs)))
     return samples
 
@@ -222,7 +226,10 @@ def agent_packs_table(runs: Sequence[Found[AgentRun]]) -> Table | None:
 def agent_rates(runs: Sequence[Found[AgentRun]]) -> list[tuple[str, Spread]]:
     """A row for each run and budget of turns."""
     return [
-        (f"{found.label}, {one.budget} turn{'s' * (one.budget > 1)}", Spread(value=one.rate, low=one.low, high=one.high))
+        (
+            f"{found.label}, {one.budget} turn{'s' * (one.budget > 1)}",
+            Spread(value=one.rate, low=one.low, high=one.high),
+        )
         for found in runs
         for one in found.value.record.rates
         if not one.set and one.num_tasks
@@ -309,7 +316,8 @@ def judged_table(runs: Sequence[Found[JudgeRun]]) -> Table | None:
         Column(key="num_errors", title="Errors", kind="count", unit="not counted"),
     )
     notes = (
-        "; ".join(f"{found.label}: {_about(found.value)}" for found in runs) + ". The judge saw every conversation twice, "
+        "; ".join(f"{found.label}: {_about(found.value)}" for found in runs)
+        + ". The judge saw every conversation twice, "
         "with the models in both orders; a win needs both looks, and where they differ it is a tie. A tie is half a win "
         "in the rate; intervals are Wilson\u2019s, 95 %, over the questions.",
     )

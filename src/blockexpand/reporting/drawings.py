@@ -129,7 +129,9 @@ def draw_stack(plan: Plan, name: str = "stack") -> Drawing:
     for at, row in enumerate(rows):
         first, last = row[0], row[-1]
         colour = OLD if first.new is None else SERIES[0]
-        axes.add_patch(FancyBboxPatch((1.6, at + 0.1), 3, 0.8, boxstyle="round,pad=0,rounding_size=0.1", fc=colour, ec="none"))
+        axes.add_patch(
+            FancyBboxPatch((1.6, at + 0.1), 3, 0.8, boxstyle="round,pad=0,rounding_size=0.1", fc=colour, ec="none")
+        )
         old = f"old {first.old}" if first is last else f"old {first.old} to {last.old}"
         words, ink = (old, INK) if first.new is None else ("new", "white")
         axes.text(3.1, at + 0.46, words, ha="center", va="center", color=ink, fontsize=11)
@@ -193,7 +195,9 @@ def draw_frontier(comparison: Comparison) -> Drawing:
         axes.plot(*faint.T, method.marker, color=colour, alpha=0.3, markersize=4, markeredgewidth=0)
         style = (0, (2, 1.5)) if arm.unrestricted else "-"
         axes.plot(*front.T, color=colour, linestyle=style, marker=method.marker, markersize=5, label=method.name)
-        axes.plot(*chosen.T, method.marker, color=colour, markersize=11, markeredgecolor=INK, markeredgewidth=1.4, zorder=5)
+        axes.plot(
+            *chosen.T, method.marker, color=colour, markersize=11, markeredgecolor=INK, markeredgewidth=1.4, zorder=5
+        )
         percents += [*faint[:, 0], *chosen[:, 0]]
         told += [f"{method.name} {formats.difference(t[1])} at {formats.rise(t[0] / 100)}" for t in chosen[:1]]
     axes.plot([0], [0], marker="+", color=INK, markersize=12, markeredgewidth=2, linestyle="none", label="the base")
@@ -288,7 +292,12 @@ def draw_courses(courses: Sequence[Course], budget: float | None) -> Drawing | N
     labels = [one.name for one in courses if one.name]
     figure, panels = _figure((460 if rises else 250) + _legend_height(labels), 2 if rises else 1, sharex=True)
     for one in courses:
-        style: dict[str, Any] = {"color": colour_of(one.colour), "marker": one.marker, "markersize": 5, "linewidth": 1.6}
+        style: dict[str, Any] = {
+            "color": colour_of(one.colour),
+            "marker": one.marker,
+            "markersize": 5,
+            "linewidth": 1.6,
+        }
         if len(one.curve) > 1:
             points = np.array([(m.step, m.domain) for m in one.curve], dtype=float)
         else:

@@ -1,4 +1,4 @@
-"""The tables of everything but a comparison: budgets, evaluations and their differences, runs, proofs, texts, packs.
+"""The tables of everything but a comparison: budgets, evaluations and their differences, runs, proofs, texts.
 
 In: records as they were found. Out: tables of raw values. A kind of which nothing was found gives no table.
 """
@@ -12,7 +12,6 @@ from blockexpand.records.corpus import CorpusRecord
 from blockexpand.records.evaluation import Evaluation
 from blockexpand.records.expansion import Proof
 from blockexpand.records.intervals import LEAST_PAIRS, ratio_difference
-from blockexpand.records.pack import PackRecord
 from blockexpand.records.run import Measurement, RunRecord
 from blockexpand.reporting.sources import Found, Run, Source, model_name
 from blockexpand.reporting.tables import Column, Spread, Table, Value, spread_of
@@ -261,17 +260,6 @@ def corpora_table(corpora: Sequence[Found[CorpusRecord]]) -> Table | None:
         Column(key="digest", title="Digest"),
     )
     return Table(name="texts", title="The texts", columns=columns, rows=tuple(rows)) if rows else None
-
-
-def packs_table(packs: Sequence[Found[PackRecord]]) -> Table | None:
-    """What packs are of."""
-    rows = [(one.value.name, len(one.value.plan.new_blocks), model_name(one.value.plan.base.source)) for one in packs]
-    columns = (
-        Column(key="pack", title="Pack"),
-        Column(key="num_blocks", title="New blocks", kind="count"),
-        Column(key="base", title="Base"),
-    )
-    return Table(name="packs", title="Packs", columns=columns, rows=tuple(rows)) if rows else None
 
 
 def sources_table(sources: Sequence[Source]) -> Table:

@@ -32,14 +32,13 @@ from blockexpand.records.corpus import CorpusRecord
 from blockexpand.records.evaluation import Evaluation, EvaluationRecord, read_evaluation
 from blockexpand.records.expansion import ExpansionRecord, Proof, read_expansion
 from blockexpand.records.judge import JudgeRecord, JudgeRun, read_judge
-from blockexpand.records.pack import PackRecord
 from blockexpand.records.run import RunRecord, read_metrics
-from blockexpand.staging import PACK_NAME, RECORD_NAME
+from blockexpand.staging import RECORD_NAME
 
 T = TypeVar("T")
 
 _PROOF_NAME, _BUDGET_NAME = "proof.json", "budget.json"
-_NAMES = (COMPARISON_NAME, RECORD_NAME, _PROOF_NAME, _BUDGET_NAME, PACK_NAME)
+_NAMES = (COMPARISON_NAME, RECORD_NAME, _PROOF_NAME, _BUDGET_NAME)
 """The files in which a folder of ours says what it is."""
 _BESIDE = ("metrics.jsonl", "answers.jsonl", "episodes.jsonl", "tasks.jsonl", "questions.jsonl", "judgements.jsonl")
 """Files that may lie beside a record and belong to it."""
@@ -93,7 +92,6 @@ class Material:
     corpora: tuple[Found[CorpusRecord], ...] = ()
     agents: tuple[Found[AgentRun], ...] = ()
     judged: tuple[Found[JudgeRun], ...] = ()
-    packs: tuple[Found[PackRecord], ...] = ()
     budgets: tuple[Found[BudgetStatement], ...] = ()
     sources: tuple[Source, ...] = ()
 
@@ -187,15 +185,12 @@ def gather(folders: Sequence[str | Path]) -> Material:
         corpora=gathering.of(CorpusRecord.FORMAT),
         agents=gathering.of(AgentRecord.FORMAT),
         judged=gathering.of(JudgeRecord.FORMAT),
-        packs=gathering.of(PackRecord.FORMAT),
         budgets=gathering.of(BudgetStatement.FORMAT),
         sources=tuple(gathering.sources),
     )
 
 
-_EXPECTED = (
-    "expected a folder that learn, compare, eval, agent, judge, train, expand, verify, prepare or pack extract wrote"
-)
+_EXPECTED = "expected a folder that learn, compare, eval, agent, judge, train, expand, verify or prepare wrote"
 
 
 def _records_in(folder: Path) -> list[str]:
@@ -237,7 +232,6 @@ _READERS: dict[str, Callable[[Path], Any]] = {
     CorpusRecord.FORMAT: lambda folder: read_record(CorpusRecord, folder / RECORD_NAME),
     AgentRecord.FORMAT: read_agent,
     JudgeRecord.FORMAT: read_judge,
-    PackRecord.FORMAT: lambda folder: read_record(PackRecord, folder / PACK_NAME),
     BudgetStatement.FORMAT: lambda folder: read_record(BudgetStatement, folder / _BUDGET_NAME),
 }
 
@@ -269,7 +263,9 @@ def _named(evaluations: Sequence[Found[Evaluation]]) -> tuple[Found[Evaluation],
     """Evaluations under the names of their models; those of one name have their folders' names besides."""
     names = [model_name(found.value.record.model) for found in evaluations]
     return tuple(
-        Found(label=f"{name} ({found.label})" if names.count(name) > 1 else name, folder=found.folder, value=found.value)
+        Found(
+            label=f"{name} ({found.label})" if names.count(name) > 1 else name, folder=found.folder, value=found.value
+        )
         for name, found in zip(names, evaluations, strict=True)
     )
 

@@ -51,9 +51,9 @@ from blockexpand.training.checkpoints import (
     restore_trainable,
 )
 from blockexpand.training.data import Pass, RunData
-from blockexpand.training.preview import keeps_gradients
 from blockexpand.training.metrics import Tracker
 from blockexpand.training.optimizers import build_optimizers, rate_at, set_rate
+from blockexpand.training.preview import keeps_gradients
 from blockexpand.training.processes import Root, gathered, sync_gradients, whole
 from blockexpand.training.retention import adapted_weight, is_better
 
