@@ -103,8 +103,8 @@ def _losses(trials: Sequence[Trial], out: Path, base: Evaluation) -> dict[str, l
     for trial, evaluation in zip(trials, evaluations, strict=True):
         if evaluation.record.corpora != base.record.corpora:
             raise ComparisonError(
-                f"{out / trial.run / 'eval'} was measured on other documents than {out / 'base-eval'}; results pair only "
-                "on equal ones; remove both folders and run compare again"
+                f"{out / trial.run / 'eval'} was measured on other documents than {out / 'base-eval'}; expected the "
+                "same, for pairs; remove both folders and run compare again"
             )
     return {name: [e.losses[name].nats_M for e in evaluations] for name in ("general", "domain")}
 

@@ -16,9 +16,9 @@ import shutil
 from collections.abc import Generator
 from pathlib import Path
 
+from blockexpand import expansion
 from blockexpand.errors import ComparisonError
 from blockexpand.evaluation.measurement import model_digest
-from blockexpand.expansion import expand, plan
 from blockexpand.records.comparison import ArmRecipe, CompareRecipe, PlanRecipe
 from blockexpand.records.plan import Insertion, Plan
 from blockexpand.records.run import NO_RETENTION, TrainSettings
@@ -45,7 +45,7 @@ def grown(recipe: CompareRecipe, folder: Path) -> dict[str, Path]:
         models[arm.name] = folder / "expanded" / f"{base}-{_name(wanted)}"
         with alone(models[arm.name]):
             if not (models[arm.name] / RECORD_NAME).is_file():
-                expand(recipe.base, models[arm.name], wanted)
+                expansion.expand(recipe.base, models[arm.name], wanted)
     return models
 
 
@@ -54,8 +54,8 @@ def planned(recipe: CompareRecipe, wish: PlanRecipe) -> Plan:
     if wish.repeat is not None:
         first, end = wish.repeat
         copies = [Insertion(after=end - 1, donor=donor) for donor in range(first, end)]
-        return plan(recipe.base, after=copies, init=wish.init)
-    return plan(
+        return expansion.plan(recipe.base, after=copies, init=wish.init)
+    return expansion.plan(
         recipe.base,
         wish.blocks,
         placement=wish.placement,

@@ -1,7 +1,7 @@
 """What models said: answers before and after, runs of agents, pairs that a judge compared, continuations.
 
-In: evaluations, folders that `agent` and `judge` left, what `learn` kept. Out: tables, rates to draw, and samples chosen
-by rules that the page states. Every episode and conversation stands on a page of its own beside the main one.
+In: evaluations, folders that `agent` and `judge` left. Out: tables, rates to draw, and samples chosen by rules that the
+page states. Every episode and conversation stands on a page of its own beside the main one.
 """
 
 from __future__ import annotations
@@ -316,10 +316,9 @@ def judged_table(runs: Sequence[Found[JudgeRun]]) -> Table | None:
         Column(key="num_errors", title="Errors", kind="count", unit="not counted"),
     )
     notes = (
-        "; ".join(f"{found.label}: {_about(found.value)}" for found in runs)
-        + ". The judge saw every conversation twice, "
-        "with the models in both orders; a win needs both looks, and where they differ it is a tie. A tie is half a win "
-        "in the rate; intervals are Wilson\u2019s, 95 %, over the questions.",
+        "; ".join(f"{found.label}: {_about(found.value)}" for found in runs) + ". The judge saw every conversation "
+        "twice, with the models in both orders; a win needs both looks, and where they differ it is a tie. A tie is "
+        "half a win in the rate; intervals are Wilson\u2019s, 95 %, over the questions.",
     )
     title = "Who was preferred"
     return Table(name="judged", title=title, columns=columns, rows=tuple(rows), notes=notes) if rows else None

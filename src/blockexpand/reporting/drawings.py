@@ -36,6 +36,7 @@ assert len(SERIES) == NUM_COLOURS, "as many colours as methods.py counts"
 _WIDTH = 520
 """Of a drawing, in CSS pixels: its words can be read on a phone, where it is 358 wide."""
 _MOST_DRAWN_SINGLY = 40
+_BOX = "round,pad=0,rounding_size=0.1"
 _SMOOTHED_OVER = 1 / 25
 """Share of a run's steps that one point of a training loss is the mean of."""
 _NUM_MARKERS = 8
@@ -206,8 +207,8 @@ def draw_frontier(comparison: Comparison) -> Drawing:
     axes.set_ylabel("gain (nats per token)")
     _legend(figure, axes)
     caption = (
-        "Up is more learnt, left is less forgotten. Faint: every measured checkpoint; joined: those that no other one of "
-        "the method beats in both; large: those that were chosen. On the steering sample, which is not the table's text."
+        "Up is more learnt, left is less forgotten. Faint: every measured checkpoint; joined: those that no other one "
+        "of the method beats in both; large: those chosen. On the steering sample, which is not the table's text."
     )
     alt = "Gain against forgetting. Chosen: " + "; ".join(told) + "."
     return _drawn("frontier", "What each method can reach", caption, alt, figure)

@@ -191,7 +191,7 @@ def runs_table(runs: Sequence[Found[Run]]) -> Table | None:
         Column(key="domain_after", title="after", kind="loss"),
         Column(key="rise", title="General loss", kind="rise"),
         Column(key="tokens_per_second", title="Speed", kind="rate", unit="tokens per second"),
-        Column(key="load", title="Load", kind="loss", unit="of others beside it"),
+        Column(key="load", title="Load", kind="rate", unit="of others beside it"),
         Column(key="cpu_seconds", title="CPU time", kind="seconds"),
         Column(key="peak_memory_bytes", title="Peak memory", kind="bytes"),
         Column(key="train_seconds", title="Training time", kind="seconds"),

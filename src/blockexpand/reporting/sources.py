@@ -132,8 +132,8 @@ class _Gathering:
             run = folder / arm.trials[0].run
             if not run.resolve().is_relative_to(folder.resolve()):
                 raise ReportError(
-                    f"cannot report on {folder / COMPARISON_NAME}: the run {arm.trials[0].run!r} is outside its folder; "
-                    "expected a path inside it; run compare again"
+                    f"cannot report on {folder / COMPARISON_NAME}: the run {arm.trials[0].run!r} is outside it; "
+                    "expected a path inside; run compare again"
                 )
             if recipe.plan is not None and (run / "model" / RECORD_NAME).is_file():
                 self.read(run / "model", RECORD_NAME, arm.name)
@@ -144,8 +144,8 @@ class _Gathering:
         found = self.found.get(kind, [])
         if len(found) > 1:
             raise ReportError(
-                f"{len(found)} comparisons were given ({', '.join(str(f.folder) for f in found)}); expected at most one; "
-                "make a report of each"
+                f"{len(found)} comparisons were given ({', '.join(str(f.folder) for f in found)}); expected at most "
+                "one; make a report of each"
             )
         return found[0] if found else None
 
