@@ -221,7 +221,7 @@ def test_suites_are_shown_with_their_versions(story: Story, tmp_path: Path) -> N
 
 
 def test_a_pack_s_results_are_those_of_its_folder_or_of_the_base_with_it(story: Story, tmp_path: Path, said) -> None:
-    from blockexpand.evaluation.measurement import Candidate
+    from blockexpand.evaluation.measurement import subject_of
 
     pack = copied(story.pack, tmp_path / "p")
     both = ("--results", story.records, "--against", story.base_records)
@@ -229,7 +229,7 @@ def test_a_pack_s_results_are_those_of_its_folder_or_of_the_base_with_it(story: 
     assert "**Gain**" in (pack / CARD).read_text()
     # As `eval BASE --pack PACK` fingerprints what it measured.
     mixed = copied(story.records, tmp_path / "mixed")
-    digest = Candidate(model=str(story.base), packs=(str(pack),)).digest()
+    digest = subject_of(story.base, [pack]).digest()
     edit_json(mixed / "blockexpand.json", lambda record: record.update(model_digest=digest))
     assert said("card", pack, "--results", mixed, "--against", story.base_records)["num_figures"] == 2
 
