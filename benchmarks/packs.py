@@ -23,15 +23,13 @@ from typing import Any
 import torch
 
 from blockexpand import live
-from blockexpand.corpus import open_corpus, prepare
-from blockexpand.corpus.sources import CodeSource
+from blockexpand.corpus import Source, open_corpus, prepare
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import load_demo
 from blockexpand.evaluation.losses import document_losses
 from blockexpand.expansion import expand, plan
 from blockexpand.packs import About, extract, load_with_packs, read_pack
-from blockexpand.packs.calibrating import best_of, find_gains, passes
-from blockexpand.packs.memory import only, scaled
+from blockexpand.packs.in_memory import only, scaled
 from blockexpand.progress import progress_on_stderr
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training import train
@@ -61,7 +59,7 @@ def make_texts(wanted: Collection[str]) -> None:
     import torch as installed
 
     demo = load_demo(full=False)
-    headers = CodeSource(kind="code", path=str(Path(installed.__file__).parent / "include"), extensions=(".h",))
+    headers = Source(kind="code", path=str(Path(installed.__file__).parent / "include"), endings=(".h",))
     texts = {
         "code": demo.domain,
         "cpp": dataclasses.replace(demo.domain, sources=(headers,)),
@@ -146,10 +144,6 @@ def _compose(packs: Sequence[Path]) -> None:
     for gain in (0.5, 0.7, 0.85):
         with scaled(model, {"code": gain, "cpp": gain}):
             results[f"stacked, writers times {gain}"] = losses(model)
-    gains = _calibrated(model)
-    with scaled(model, gains):
-        words = ", ".join(f"{name} {gain:.3f}" for name, gain in gains.items())
-        results[f"stacked, gains calibrated ({words})"] = losses(model)
     both = load_with_packs(BASE, [joint])
     results["one expansion of 8 blocks, trained on both"] = losses(both)
     print("base: " + ", ".join(f"{name} {loss:.4f}" for name, loss in base.items()))
@@ -159,7 +153,7 @@ def _compose(packs: Sequence[Path]) -> None:
 
 
 def _blocks(model: Any, name: str) -> list[torch.nn.Module]:
-    from blockexpand.packs.memory import blocks_of
+    from blockexpand.packs.in_memory import blocks_of
 
     new = live.new_blocks(model)
     return [new[block] for block in sorted(blocks_of(model, [name]))]
@@ -217,44 +211,14 @@ def _side_by_side(model: Any) -> Generator[None]:
             handle.remove()
 
 
-def _calibrated(model: Any) -> dict[str, float]:
-    """As `pack calibrate` finds them, on eight validation rows of each domain and of general text (one weight each)."""
-    texts = {
-        name: passes(open_corpus(WORK / "text" / name).rows("validation").first(8), "cpu", name)
-        for name in ("general", "code", "cpp")
-    }
-    return best_of(find_gains(model, texts, dict.fromkeys(texts, 1.0), 16))
-
-
-def sizes(only: Sequence[str]) -> None:
-    """Packs of the runs that are there, stored in each way; and what 8 bits cost."""
-    for name in (one for one in ("code", "code-free") if one in only):
-        if not (WORK / "run" / name / RECORD_NAME).is_file():
-            print(f"{name} is not trained", flush=True)
-            continue
-        for encoding in ("plain", "delta", "int8"):
-            out = WORK / "encoded" / f"{name}.{encoding}"
-            shutil.rmtree(out, ignore_errors=True)
-            pack = extract(WORK / "run" / name, out, About(name="code"), encoding=encoding)
-            ratio = pack.num_bytes / pack.record.block_bytes
-            told = f"{name} {encoding}: {pack.num_bytes:,} bytes, {ratio:.4f} of its blocks"
-            if encoding != "delta":
-                found = losses(load_with_packs(BASE, [out]), ("general", "code"))
-                told += f"; general {found['general']:.5f}, code {found['code']:.5f}"
-            print(told, flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="+", choices=("train", "compose", "sizes", "speed"))
-    parser.add_argument(
-        "--only", nargs="+", choices=RUNS, default=list(RUNS), help="of `train` and `sizes`: which runs"
-    )
+    parser.add_argument("stages", nargs="+", choices=("train", "compose", "speed"))
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="of `train`: which runs")
     given = parser.parse_args()
     stages = {
         "train": lambda: train_all(given.only),
         "compose": compose,
-        "sizes": lambda: sizes(given.only),
         "speed": lambda: speed(WORK),
     }
     torch.set_num_threads(1)

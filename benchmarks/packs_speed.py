@@ -95,7 +95,7 @@ def times(base: str, pack: str) -> list[str]:
     import torch
 
     from blockexpand.packs import attach, detach, load_with_packs, read_pack
-    from blockexpand.packs.memory import attach_to_model, disable, enable
+    from blockexpand.packs.in_memory import attach_to_model, disable, enable
 
     torch.set_num_threads(1)
     opened, model = read_pack(pack), load_with_packs(base, [], torch.bfloat16)
@@ -124,7 +124,7 @@ def memory(base: str, pack: str, small_base: str, small_pack: str, verify: Any) 
     import torch
 
     from blockexpand.packs import detach, load_with_packs, read_pack
-    from blockexpand.packs.memory import attach_to_model
+    from blockexpand.packs.in_memory import attach_to_model
 
     torch.set_num_threads(1)
     detach(attach_to_model(load_with_packs(small_base, [], torch.bfloat16), [read_pack(small_pack)], verify=verify))

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 import blockexpand
 from blockexpand.demonstration.paths import BASE
 from blockexpand.packs import About, attach, extract
-from blockexpand.packs.memory import disable, enable, enabled
+from blockexpand.packs.in_memory import disable, enable, enabled
 from blockexpand.training import BlockExpansionCallback
 
 SENTENCES = {"code": "def add(a, b):\n    return a + b", "verse": "The moon is high, the sea is deep"}

@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 
 from blockexpand.serving import Service, Speaker, build_service
-from blockexpand.serving.listening import UnderWay, listen
+from blockexpand.serving.http import UnderWay, listen
 
 
 @dataclasses.dataclass

@@ -13,6 +13,8 @@ from collections.abc import Generator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from blockexpand.units import format_bytes, format_count, format_seconds
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -88,32 +90,24 @@ class _LineBar:
             where = _amount(self._done, self._unit)
             if self._total:
                 left = (self._total - self._done) / rate if rate > 0 else 0.0
-                where = f"{100 * self._done / self._total:3.0f}%  {_clock(left)} left"
+                where = f"{100 * self._done / self._total:3.0f}%  {format_seconds(left)} left"
             self._print(f"{where}  {_rate(rate, self._unit)}")
 
     def finish(self) -> None:
         seconds = max(time.monotonic() - self._start, 1e-9)
         rate = _rate(self._done / seconds, self._unit)
-        self._print(f"{_amount(self._done, self._unit)} in {_clock(seconds)}  {rate}")
+        self._print(f"{_amount(self._done, self._unit)} in {format_seconds(seconds)}  {rate}")
 
     def _print(self, words: str) -> None:
         print(f"  {self._title}  {words}  {self._note}".rstrip(), file=sys.stderr, flush=True)
 
 
 def _rate(rate: float, unit: str) -> str:
-    if unit == "B":
-        return f"{rate / 1e6:,.1f} MB/s" if rate >= 1e6 else f"{rate / 1e3:,.0f} kB/s"
-    return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s"
+    return f"{_amount(rate, unit)}/s" if unit == "B" or rate >= 10 else f"{rate:.2g} {unit}/s"
 
 
 def _amount(done: float, unit: str) -> str:
-    return f"{done / 1e6:,.1f} MB" if unit == "B" else f"{done:,.0f} {unit}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return format_bytes(done) if unit == "B" else f"{format_count(done)} {unit}"
 
 
 @contextlib.contextmanager
@@ -144,8 +138,10 @@ def _terminal_bar(title: str, total: float, unit: str) -> Generator[Bar]:
     class LeftColumn(ProgressColumn):
         def render(self, task: Task) -> Text:
             if task.finished:
-                return Text(_clock(task.elapsed or 0) + " taken", style="dim")
-            return Text(f"{_clock(task.time_remaining)} left" if task.time_remaining is not None else "", style="dim")
+                return Text(format_seconds(task.elapsed or 0) + " taken", style="dim")
+            return Text(
+                f"{format_seconds(task.time_remaining)} left" if task.time_remaining is not None else "", style="dim"
+            )
 
     columns = (
         TextColumn("  {task.description}"),

@@ -21,7 +21,7 @@ import numpy as np
 from scipy import special, stats
 
 LEVEL, BUDGET = 0.95, 0.01
-COUNTS = (10, 15, 20, 30, 50, 75, 100, 200, 300, 500, 1000, 3000, 10000)
+COUNTS = (10, 20, 30, 50, 100, 200, 500, 1000, 3000, 10000)
 RESAMPLES = 1000
 
 Draw = Callable[[np.random.Generator, tuple[int, int]], tuple[np.ndarray, np.ndarray]]
@@ -98,8 +98,8 @@ def bounds(base: np.ndarray, difference: np.ndarray, rng: np.random.Generator) -
     found["larger of t and bootstrap t"] = np.maximum(found["t"], found["bootstrap t"])
     found["t at 97.5 %"] = rise + stats.t.ppf((1 + LEVEL) / 2, n - 1) * error
     found["bootstrap t at 97.5 %"] = rise - np.quantile(t_again, (1 - LEVEL) / 2, axis=0) * error
-    most = np.maximum(found["t at 97.5 %"], found["bootstrap t at 97.5 %"])
-    found["larger at 97.5 %"] = most
+    for times in (1, 2, 3):
+        found[f"t, the worst document {times} times more"] = worse(difference, base, left, times)
     below = np.clip((again < 0).mean(0), 1e-3, 1 - 1e-3)
     z_0 = special.ndtri(below)
     acceleration = (left**3).sum(1) / (6 * ((left**2).sum(1)) ** 1.5)
@@ -109,6 +109,21 @@ def bounds(base: np.ndarray, difference: np.ndarray, rng: np.random.Generator) -
     at = np.clip((where * RESAMPLES).astype(int), 0, RESAMPLES - 1)
     found["BCa"] = rise + ordered[at, np.arange(len(rise))]
     return found
+
+
+def worse(difference: np.ndarray, base: np.ndarray, left: np.ndarray, times: int) -> np.ndarray:
+    """Student's bound as if the document that stands worst had been drawn so many times more.
+
+    What a sample of a skewed population misses is its tail; this puts a piece of it back, at a cost that falls as 1/n.
+    """
+    at = left.argmax(1)
+    rows = np.arange(len(left))
+    n = base.shape[1] + times
+    more_x, more_b = (np.repeat(part[rows, at][:, None], times, 1) for part in (difference, base))
+    x, b = np.concatenate([difference, more_x], 1), np.concatenate([base, more_b], 1)
+    rise = x.sum(1) / b.sum(1)
+    again = x - rise[:, None] * b
+    return rise + stats.t.ppf(LEVEL, n - 1) * again.std(1, ddof=1) / np.sqrt(n) / b.mean(1)
 
 
 def main() -> None:

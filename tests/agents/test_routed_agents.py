@@ -20,8 +20,8 @@ from blockexpand.errors import AgentError, Interrupted, PackError
 from blockexpand.evaluation import Message
 from blockexpand.evaluation.routes import Router
 from blockexpand.packs import attach
-from blockexpand.packs.memory import enabled, only
-from blockexpand.packs.routing import Names, Rule, name_of, route
+from blockexpand.packs.in_memory import enabled, only
+from blockexpand.packs.route import Names, Rule, name_of, route
 from blockexpand.sandbox import describe
 from helpers import edit_config
 from lm_helpers import make_lm, sentences

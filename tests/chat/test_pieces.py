@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from blockexpand.demonstration.paths import BASE
-from blockexpand.serving.pieces import Pieces
+from blockexpand.serving.text_stream import Pieces
 from helpers import make_tokenizer
 
 

@@ -17,9 +17,9 @@ from tokenizers.processors import TemplateProcessing
 
 from blockexpand.cli.main import run
 from blockexpand.errors import ChatError
-from blockexpand.packs import routing
-from blockexpand.packs.memory import enabled, only
-from blockexpand.packs.routing import Route, Rule
+from blockexpand.packs import route as routing
+from blockexpand.packs.in_memory import enabled, only
+from blockexpand.packs.route import Route, Rule
 from blockexpand.serving import Conversation, Page, Sampling, Speaker, build_page, open_speaker, talk
 from browser import browser, find_chromium
 from chat_ground import SAID, write_packs

@@ -13,8 +13,9 @@ import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockexpand.checkpoint.header import ALIGNMENT_BYTES, DTYPE_BITS, build_header, parse_header, read_header
+from blockexpand.checkpoint.header import ALIGNMENT_BYTES, build_header, parse_header, read_header
 from blockexpand.errors import CheckpointError
+from blockexpand.units import DTYPES
 
 PATH = Path("some/model.safetensors")
 GOOD = {
@@ -132,7 +133,7 @@ def test_a_file_that_cannot_be_opened_is_one_line(tmp_path: Path):
 
 
 def test_our_dtypes_are_those_of_the_safetensors_library():
-    for dtype, bits in DTYPE_BITS.items():
+    for dtype, bits in ((name, kind.bits) for name, kind in DTYPES.items()):
         header = json.dumps({"a": {"dtype": dtype, "shape": [8], "data_offsets": [0, bits]}}).encode()
         assert safetensors.deserialize(struct.pack("<Q", len(header)) + header + bytes(bits))
         assert parse_header(header, bits, PATH).tensors["a"].num_bytes == bits
@@ -140,11 +141,11 @@ def test_our_dtypes_are_those_of_the_safetensors_library():
     with pytest.raises(safetensors.SafetensorError, match="expected one of") as raised:
         safetensors.deserialize(struct.pack("<Q", len(header)) + header + bytes(16))
     for dtype in str(raised.value).split("expected one of")[1].split("at line")[0].split(","):
-        assert dtype.strip().strip("`") in DTYPE_BITS
+        assert dtype.strip().strip("`") in DTYPES
 
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(lambda n: n != "__metadata__")
-WHOLE = sorted(d for d, bits in DTYPE_BITS.items() if bits % 8 == 0)
+WHOLE = sorted(d for d, kind in DTYPES.items() if kind.bits % 8 == 0)
 TENSORS = st.lists(
     st.tuples(NAMES, st.sampled_from(WHOLE), st.lists(st.integers(0, 4), max_size=3).map(tuple)),
     max_size=6,
@@ -158,7 +159,7 @@ def test_what_we_write_safetensors_and_we_read_back(tensors: list[Any], metadata
     head = build_header(tensors, metadata)
     assert len(head) % ALIGNMENT_BYTES == 0
     size = sum(
-        DTYPE_BITS[d] // 8 * (s[0] if s else 1) * (s[1] if len(s) > 1 else 1) * (s[2] if len(s) > 2 else 1)
+        DTYPES[d].bits // 8 * (s[0] if s else 1) * (s[1] if len(s) > 1 else 1) * (s[2] if len(s) > 2 else 1)
         for _, d, s in tensors
     )
     header = parse_header(head[8:], size, PATH)

@@ -37,8 +37,8 @@ from blockexpand.evaluation.losses import document_losses
 from blockexpand.evaluation.routes import Router, count_of, routed_losses
 from blockexpand.live.forward import RowBatch, cross_entropies
 from blockexpand.packs import attach, load_with_packs
-from blockexpand.packs.memory import enabled, only
-from blockexpand.packs.routing import Names, Rule, name_of, route
+from blockexpand.packs.in_memory import enabled, only
+from blockexpand.packs.route import Names, Rule, name_of, route
 from lm_helpers import ROW_TOKENS, make_chats, make_corpus, make_lm
 from packs_ground import make_pack, make_trained
 from suite_ground import OWN, make_suite

@@ -24,8 +24,8 @@ from fuzz_targets import value_or_line
 from blockexpand.checkpoint import build_header, read_header
 from blockexpand.errors import BlockexpandError, CheckpointError, PackError
 from blockexpand.packs import attach_on_disk, detach_on_disk, read_pack, scale_on_disk
-from blockexpand.packs.coding import raw_pieces
 from blockexpand.packs.record import tensors_of
+from blockexpand.packs.weights import raw_pieces
 from helpers import MakeBase, edit_json
 from packs_ground import PackGround, make_ground, make_pack
 

@@ -12,8 +12,8 @@ import torch
 from blockexpand.errors import PackError, RecordError
 from blockexpand.live.forward import RowBatch, cross_entropies
 from blockexpand.packs import attach, load_with_packs
-from blockexpand.packs.memory import disable, enabled, only
-from blockexpand.packs.routing import Rule, candidates_of, choose, cost_of, losses_by_set, name_of, route, routed
+from blockexpand.packs.in_memory import disable, enabled, only
+from blockexpand.packs.route import Rule, candidates_of, choose, cost_of, losses_by_set, name_of, route, routed
 from helpers import load
 from packs_ground import PackGround, make_pack, make_trained
 

@@ -34,8 +34,8 @@ from blockexpand.packs import (
     scale_on_disk,
 )
 from blockexpand.packs.gains import Writer, set_gain
-from blockexpand.packs.memory import attached, disable, gains, scale, scaled
-from blockexpand.packs.scaling import _times
+from blockexpand.packs.in_memory import attached, disable, gains, scale, scaled
+from blockexpand.packs.scale import _times
 from blockexpand.publishing import Said, write_card
 from blockexpand.records import to_plain, write_record
 from blockexpand.staging import RECORD_NAME

@@ -29,9 +29,9 @@ def test_a_log_gets_lines_with_rate_and_time_left(
     out, err = capfd.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "  work   25%  1:00 left  5 tokens/s  loss 3.2",
-        "  work  100%  0:00 left  5 tokens/s  loss 3.2",
-        "  work  400 tokens in 1:20  5 tokens/s  loss 3.2",
+        "  work   25%  1 min 00 s left  5 tokens/s  loss 3.2",
+        "  work  100%  0.00 s left  5 tokens/s  loss 3.2",
+        "  work  400 tokens in 1 min 20 s  5 tokens/s  loss 3.2",
     ]
 
 
@@ -41,7 +41,7 @@ def test_bytes_are_told_in_megabytes(capfd: pytest.CaptureFixture[str], monkeypa
     with progress.progress_in("lines"), progress.bar("copy", 0, "B") as bar:
         now[0] = 2.0
         bar.advance(5_000_000)
-    assert capfd.readouterr().err == "  copy  5.0 MB in 0:02  2.5 MB/s\n"
+    assert capfd.readouterr().err == "  copy  5.00 MB in 2.0 s  2.50 MB/s\n"
 
 
 def test_a_terminal_gets_a_bar_on_standard_error(capfd: pytest.CaptureFixture[str]) -> None:

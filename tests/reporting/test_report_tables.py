@@ -34,7 +34,7 @@ from blockexpand.reporting.tables import Column, Spread, Table, cell_of, interva
         ("points", -0.153, "\u221215 points"),
         ("count", 1_500_000, "1,500,000"),
         ("parameters", 1_770_000, "1.77 M"),
-        ("parameters", 999_999, "1000 k"),
+        ("parameters", 999_999, "1.00 M"),
         ("parameters", 512, "512"),
         ("bytes", 1_234_000_000, "1.23 GB"),
         ("bytes", 12, "12 B"),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from blockexpand.packs import routing
-from blockexpand.packs.routing import Rule
+from blockexpand.packs import route as routing
+from blockexpand.packs.route import Rule
 from blockexpand.serving import Speaker, open_speaker
 from chat_ground import write_expanded, write_packs
 from serving_ground import Served, served

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from blockexpand.live import bypass
 from blockexpand.packs import attach_on_disk
-from blockexpand.packs.memory import enabled, only
-from blockexpand.packs.routing import route
+from blockexpand.packs.in_memory import enabled, only
+from blockexpand.packs.route import route
 from blockexpand.serving import Speaker, open_speaker
 from chat_ground import SAID
 from helpers import load

@@ -20,7 +20,7 @@ from blockexpand.agents import read_agent
 from blockexpand.cli.main import run
 from blockexpand.evaluation import Endpoint
 from blockexpand.evaluation.outcomes import read_samples
-from blockexpand.packs.memory import only
+from blockexpand.packs.in_memory import only
 from blockexpand.sandbox import describe
 from blockexpand.serving import Speaker, open_speaker
 from blockexpand.serving.likelihoods import text_of

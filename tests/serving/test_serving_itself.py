@@ -16,7 +16,7 @@ import pytest
 
 from blockexpand.errors import ChatError
 from blockexpand.serving import Service, Speaker, serve
-from blockexpand.serving.pieces import Pieces
+from blockexpand.serving.text_stream import Pieces
 from serving_ground import Served, served
 
 ASKED = {"model": "base", "messages": [{"role": "user", "content": "the cat sat"}], "temperature": 0, "max_tokens": 100}

@@ -13,10 +13,10 @@ from blockexpand.corpus import open_corpus
 from blockexpand.errors import RecordError, StudyError, TrainingError
 from blockexpand.evaluation.hits import document_hits
 from blockexpand.packs import load_with_packs, read_pack
-from blockexpand.packs.memory import only
-from blockexpand.packs.routing import route
-from blockexpand.packs.rule import Rule
+from blockexpand.packs.in_memory import only
+from blockexpand.packs.route import route
 from blockexpand.records import from_plain, read_record
+from blockexpand.records.pack import Rule
 from blockexpand.reporting.sequences import read_sequence, sequence_sentence
 from blockexpand.studies import Finding, known_studies, load_study, study
 from blockexpand.studies.outcomes import record_of
@@ -481,12 +481,9 @@ def test_a_base_is_made_with_the_tiny_bases_tokenizer(tmp_path: Path, monkeypatc
 
     text = tmp_path / "text.jsonl"
     text.write_text("".join(f'{{"text": "the house stood by the river number {n}"}}\n' for n in range(200)))
-    from blockexpand.corpus import PrepareRecipe, SplitRecipe, prepare
-    from blockexpand.corpus.sources import JsonSource
+    from blockexpand.corpus import PrepareRecipe, Source, SplitRecipe, prepare
 
-    recipe = PrepareRecipe(
-        sources=(JsonSource(kind="json", path=str(text)),), row_tokens=64, splits={"train": SplitRecipe(share=1.0)}
-    )
+    recipe = PrepareRecipe(sources=(Source(path=str(text)),), row_tokens=64, splits={"train": SplitRecipe(share=1.0)})
     prepare(recipe, BASE, tmp_path / "text")
     monkeypatch.setattr(bases, "_text", lambda _tokens, _root: tmp_path / "text")
     wish = BaseRecipe(name="mini", hidden_size=16, num_blocks=2, num_heads=2, tokens=1024, new_blocks=1)

@@ -15,7 +15,10 @@ from transformers import AutoModelForCausalLM
 pytest.importorskip("gguf")
 
 import gguf
+from huggingface_hub import constants
 
+from blockexpand.checkpoint import locate_model, open_checkpoint
+from blockexpand.errors import CheckpointError
 from world_gguf import gguf_names, paired, write_gguf
 from world_ground import World, continue_by_hand, logits_of
 
@@ -59,3 +62,34 @@ def test_the_file_runs_and_says_the_same(world: World, written: Path) -> None:
         torch.testing.assert_close(logits_of(model, tokens_BT), logits_of(world.model(), tokens_BT))
         said, expected = (continue_by_hand(one, tokens_BT, 12).tolist() for one in (model, world.model()))
         assert said == expected
+
+
+def test_a_gguf_file_is_a_model_and_its_numbers_are_kept(
+    world: World, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    plain = locate_model(written)
+    assert locate_model(written.parent) == plain  # made once
+    assert open_checkpoint(written).config["num_hidden_layers"] == world.plan.num_blocks
+    torch.testing.assert_close(logits_of(world.model(plain), world.tokens()), logits_of(world.model(), world.tokens()))
+
+
+@pytest.mark.parametrize("broken", ["cut", "empty", "architecture", "type"])
+def test_a_gguf_file_that_cannot_be_dequantised_is_refused_by_name(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    path, whole = tmp_path / "odd.gguf", written.read_bytes()
+    path.write_bytes(whole[: {"cut": len(whole) // 2}.get(broken, 200)])
+    if broken in ("architecture", "type"):
+        writer = gguf.GGUFWriter(path, "mpt" if broken == "architecture" else "llama")
+        kind = np.float32 if broken == "architecture" else np.int32
+        writer.add_tensor("token_embd.weight", np.ones((4, 32), dtype=kind))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    with pytest.raises(CheckpointError) as raised:
+        locate_model(path)
+    assert {"architecture": "'mpt'", "type": "I32"}.get(broken, str(path)) in str(raised.value)
+    assert not [p for p in (tmp_path / "blockexpand").rglob("*") if p.is_file()]

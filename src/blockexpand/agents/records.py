@@ -20,8 +20,8 @@ from blockexpand.agents.episodes import MOST_TURNS, Episode, Manner
 from blockexpand.agents.tasks import Task, sets_of
 from blockexpand.digests import digest_json
 from blockexpand.errors import AgentError, RecordError
-from blockexpand.packs.rule import Rule
 from blockexpand.records import WRITTEN_WHEN_SET, check, from_plain, parse_json, read_record, read_text, to_plain
+from blockexpand.records.pack import Rule
 from blockexpand.staging import RECORD_NAME, staged_file
 
 T = TypeVar("T")

@@ -58,9 +58,9 @@ from blockexpand.agents.tasks import Task
 from blockexpand.agents.tools import Shell, Tools
 from blockexpand.errors import AgentError, Interrupted
 from blockexpand.evaluation import Answer, Request
-from blockexpand.packs.rule import Names, name_of
 from blockexpand.progress import Bar, bar
 from blockexpand.records import read_record, write_record
+from blockexpand.records.pack import Names, name_of
 from blockexpand.staging import RECORD_NAME, check_output
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ class _Stage:
         """One for each live episode; where packs are chosen, those of the same packs in one call, these alone on."""
         if (router := self._cast.router) is None:
             return self._cast.speaker.ask(requests)
-        from blockexpand.packs.memory import only
+        from blockexpand.packs.in_memory import only
 
         alike: dict[Names, list[int]] = {}
         for number, one in enumerate(self._live):

@@ -130,10 +130,9 @@ class LoadedSpeaker:
 
     def _ends(self) -> list[int]:
         """The tokens that end a turn."""
-        from blockexpand.corpus.tokenizer import ends_of
-        from blockexpand.live.generation import ending_tokens
+        from blockexpand.live.generation import ends_of_model
 
-        return ending_tokens(self.model, ends_of(self.tokenizer).eos)
+        return ends_of_model(self.model, self.tokenizer)
 
     def _stopping(self, stops: Sequence[str], num_prompt: int) -> Any:
         """A criterion for `generate`: which conversations have reached a stop text."""
@@ -187,9 +186,11 @@ def load_speaker(folder: str | Path, packs: Sequence[str | Path] = (), *, switch
 
     import torch
 
+    from blockexpand.checkpoint import locate_model
     from blockexpand.corpus.tokenizer import load_tokenizer
     from blockexpand.families.modules import load_model
 
+    folder = locate_model(folder)
     tokenizer = load_tokenizer(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if packs:
@@ -200,5 +201,5 @@ def load_speaker(folder: str | Path, packs: Sequence[str | Path] = (), *, switch
         from blockexpand.packs import load_attached
 
         return LoadedSpeaker(model=load_attached(folder, torch.float32, device), tokenizer=tokenizer)
-    model = cast("PreTrainedModel", load_model(Path(folder), dtype=torch.float32, device=device))
+    model = cast("PreTrainedModel", load_model(folder, dtype=torch.float32, device=device))
     return LoadedSpeaker(model=model, tokenizer=tokenizer)

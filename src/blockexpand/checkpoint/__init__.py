@@ -3,6 +3,7 @@
 from blockexpand.checkpoint.comparing import Comparison, compare_tensors
 from blockexpand.checkpoint.copying import Place, copy_tensors
 from blockexpand.checkpoint.digesting import TensorDigest, digest_tensors, refuse_counted, refuse_not_finite
+from blockexpand.checkpoint.ends import declare_end, end_of_turn, end_tokens, stated_ends
 from blockexpand.checkpoint.files import OtherFiles, copy_files, other_files, write_config
 from blockexpand.checkpoint.header import (
     Header,
@@ -13,9 +14,9 @@ from blockexpand.checkpoint.header import (
     parse_header,
     read_header,
 )
-from blockexpand.checkpoint.hub import hub_name
 from blockexpand.checkpoint.reading import CONFIG, Checkpoint, open_checkpoint
 from blockexpand.checkpoint.skeletons import FileText, skeleton_of, write_skeleton
+from blockexpand.checkpoint.source import cache_folder, hub_name, locate_model, tokenizer_file
 from blockexpand.checkpoint.writing import (
     OutputFile,
     OutputTensor,
@@ -37,6 +38,13 @@ __all__ = [
     "CONFIG",
     "open_checkpoint",
     "hub_name",
+    "cache_folder",
+    "locate_model",
+    "tokenizer_file",
+    "end_tokens",
+    "end_of_turn",
+    "stated_ends",
+    "declare_end",
     "read_header",
     "parse_header",
     "TensorDigest",

@@ -24,28 +24,17 @@ from blockexpand.checkpoint.reading import Checkpoint
 from blockexpand.checkpoint.working import in_threads, runs_of, windows
 from blockexpand.errors import CheckpointError
 from blockexpand.progress import bar
+from blockexpand.units import DTYPES
 
 _CHUNK_BYTES = 256 << 10
 """Stays in a core's second cache between reading, hashing and looking at the exponents; a multiple of 8."""
 
-# A value is NaN or infinite when every bit of its exponent is set (IEEE 754; bfloat16 is the upper half of
-# float32).
-_EXPONENT = {
-    "F16": ("<u2", 0x7C00),
-    "BF16": ("<u2", 0x7F80),
-    "F32": ("<u4", 0x7F80_0000),
-    "F64": ("<u8", 0x7FF0_0000_0000_0000),
-    # E4M3 has no infinities, and its NaN has the mantissa's bits set too (OCP 8-bit floating point 1.0, section 5.2).
-    "F8_E4M3": ("u1", 0x7F),
-    "F8_E5M2": ("u1", 0x7C),
-}
 _WIDEST = 8
-_WIDTHS = {kind: int(kind[-1]) for kind, _ in _EXPONENT.values()}
+"""Bytes of the widest number."""
 _HIGHEST = {
-    dtype: bytes(
-        byte for byte in range(256) if byte & (mask >> 8 * (_WIDTHS[kind] - 1)) == mask >> 8 * (_WIDTHS[kind] - 1)
-    )
-    for dtype, (kind, mask) in _EXPONENT.items()
+    dtype: bytes(byte for byte in range(256) if byte & (top := kind.exponent >> kind.bits - 8) == top)
+    for dtype, kind in DTYPES.items()
+    if kind.exponent
 }
 """What the highest byte of a NaN or an infinity can be: few values, which weights (below 1e38) hardly ever have."""
 
@@ -178,15 +167,15 @@ def _fill(handle: int, chunk: memoryview, position: int, file: str) -> None:
 
 def count_not_finite(chunk: bytearray, dtype: str) -> int:
     """How many of the numbers are NaN or infinite; 0 for dtypes that have neither."""
-    if dtype not in _EXPONENT:
+    if dtype not in _HIGHEST:
         return 0
-    kind, mask = _EXPONENT[dtype]
-    width = _WIDTHS[kind]
+    width = DTYPES[dtype].bits // 8
     highest = chunk[width - 1 :: width]
     if all(highest.find(byte) < 0 for byte in _HIGHEST[dtype]):
         return 0
     import numpy as np
 
-    exponent = np.array(mask, dtype=kind)
+    kind = f"<u{width}"
+    exponent = np.array(DTYPES[dtype].exponent, dtype=kind)
     bits: Any = np.frombuffer(chunk, dtype=kind) & exponent
     return int(np.count_nonzero(bits == exponent))

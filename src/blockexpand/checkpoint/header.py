@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from blockexpand.errors import CheckpointError, RecordError, nearest
 from blockexpand.records import parse_json
+from blockexpand.units import DTYPES
 
 MAX_HEADER_BYTES = 100_000_000
 """As in safetensors/src/tensor.rs (MAX_HEADER_SIZE)."""
@@ -30,14 +31,6 @@ time (docs/log.md, 2026-11-25), and can be shared where the file system knows re
 LENGTH_BYTES = 8
 """Before the header: how long it is, little endian."""
 _METADATA = "__metadata__"
-
-# safetensors 0.8, tensor.rs (Dtype): the width of one element in bits.
-DTYPE_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64,
-    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +81,7 @@ def num_elements(shape: Iterable[int]) -> int:
 
 def num_bytes(dtype: str, shape: Iterable[int]) -> int:
     """The bytes a tensor of whole bytes takes."""
-    bits = num_elements(shape) * DTYPE_BITS[dtype]
+    bits = num_elements(shape) * DTYPES[dtype].bits
     assert bits % 8 == 0, f"{dtype} of shape {tuple(shape)} does not fill whole bytes"
     return bits // 8
 
@@ -171,8 +164,8 @@ def _entry(name: str, item: Any, data_start: int, data_bytes: int, path: Path) -
     if not isinstance(item, dict) or set(item) != {"dtype", "shape", "data_offsets"}:
         _refuse(path, f"describes {name!r} as {item!r:.80}; expected exactly dtype, shape and data_offsets")
     dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        _refuse(path, f"gives {name!r} the dtype {dtype!r}; {nearest(str(dtype), DTYPE_BITS)}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        _refuse(path, f"gives {name!r} the dtype {dtype!r}; {nearest(str(dtype), DTYPES)}")
     if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2:
         _refuse(
             path,
@@ -181,7 +174,7 @@ def _entry(name: str, item: Any, data_start: int, data_bytes: int, path: Path) -
     start, end = offsets
     if not start <= end <= data_bytes:
         _refuse(path, f"puts {name!r} at bytes {start:,} to {end:,} of {data_bytes:,}")
-    expected = _bits(shape, DTYPE_BITS[dtype], limit=8 * data_bytes)
+    expected = _bits(shape, DTYPES[dtype].bits, limit=8 * data_bytes)
     if expected != 8 * (end - start):
         _refuse(path, f"gives {name!r} {end - start:,} bytes; {dtype} of shape {shape!r:.80} takes another number")
     return TensorEntry(file=path.name, dtype=dtype, shape=tuple(shape), start=data_start + start, end=data_start + end)

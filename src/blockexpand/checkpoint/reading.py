@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from blockexpand.checkpoint.header import Header, TensorEntry, read_header
-from blockexpand.checkpoint.hub import resolve
+from blockexpand.checkpoint.source import locate_model
 from blockexpand.errors import CheckpointError, RecordError
 from blockexpand.records import read_json
 
@@ -59,7 +59,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: it is not there, broken, incomplete, or not in safetensors.
     """
-    folder = resolve(source)
+    folder = locate_model(source)
     config = _read_config(folder)
     single, index = folder / SINGLE, folder / INDEX
     if single.is_file() and index.is_file():

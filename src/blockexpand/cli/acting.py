@@ -172,7 +172,7 @@ def speaker_of(model: str, server: Server) -> tuple[Speaker, Opposite]:
         if server.key_variable is not None:
             raise key_without_server(server.key_variable)
         from blockexpand.evaluation.evaluating import model_digest
-        from blockexpand.packs.rule import Rule
+        from blockexpand.records.pack import Rule
 
         auto = server.route == "auto"
         if auto:
@@ -204,7 +204,7 @@ def _router(speaker: Speaker, server: Server) -> Router | None:
     if server.route == "always" or not isinstance(speaker, agents.LoadedSpeaker):
         return None
     from blockexpand.evaluation.routes import Router
-    from blockexpand.packs.rule import Rule
+    from blockexpand.records.pack import Rule
 
     return Router(speaker.model, speaker.tokenizer, Rule())
 

@@ -139,8 +139,9 @@ class _Measured:
         return [name for one in self.suites.suite or [] for name in one.split(",") if name]
 
     def candidate(self, model: str) -> Candidate:
+        from blockexpand.checkpoint import locate_model
         from blockexpand.evaluation import Candidate, Endpoint
-        from blockexpand.packs.rule import Rule
+        from blockexpand.records.pack import Rule
 
         given = self.suites
         if not self.names and given.endpoint:
@@ -149,6 +150,7 @@ class _Measured:
             if given.key_variable is not None:
                 raise key_without_server(given.key_variable)
             rule = Rule() if given.route == "auto" else None
+            model = str(locate_model(model))
             candidate = Candidate(model=model, packs=tuple(given.pack or ()), dtype=given.dtype, rule=rule)
             candidate.check_route()
             return candidate
@@ -190,11 +192,14 @@ class _Measured:
     def records_of(self, against: Path, out: Path) -> Path:
         """The folder itself if it holds records; else what the model in it scores, in a folder beside `out`."""
         from blockexpand import evaluation
+        from blockexpand.checkpoint import locate_model
 
         if evaluation.has_records(against):
             return against
         beside = out.with_name(f"{out.name}-against")
-        self.write(evaluation.Candidate(model=str(against), dtype=self.suites.dtype), beside, overwrite=True)
+        self.write(
+            evaluation.Candidate(model=str(locate_model(against)), dtype=self.suites.dtype), beside, overwrite=True
+        )
         return beside
 
 

@@ -10,6 +10,7 @@ from cyclopts import Group, Parameter
 
 from blockexpand.cli.output import DEFAULTS, DONE, Shared, show
 from blockexpand.staging import RECORD_NAME
+from blockexpand.units import format_bytes
 
 if TYPE_CHECKING:
     from blockexpand.training import RunRecord, TrainSettings
@@ -104,18 +105,14 @@ def _forecast(settings: TrainSettings, dry: DryRun, common: Shared) -> int:
         f"  data    {found.domain_tokens:,} domain tokens ({epochs}), {found.general_tokens:,} general",
         f"  steps   {found.num_steps:,} of {found.rows_per_step:,} rows of {found.row_tokens:,} tokens",
         f"  work    {found.flops:.3g} operations" + (f", {kl:.1%} of them to ask the base" if kl else ""),
-        f"  memory  {_size(found.memory_bytes)} a process: {_size(found.state_bytes)} weights, gradients and moments, "
-        f"{_size(found.activation_bytes)} activations",
-        f"  disk    {_size(found.checkpoint_bytes)} a checkpoint, {settings.keep_checkpoints} kept",
+        f"  memory  {format_bytes(found.memory_bytes)} a process: {format_bytes(found.state_bytes)} weights, "
+        f"gradients and moments, {format_bytes(found.activation_bytes)} activations",
+        f"  disk    {format_bytes(found.checkpoint_bytes)} a checkpoint, {settings.keep_checkpoints} kept",
         f"  time    {found.hours:,.3g} hours on {devices.number} x {devices.peak_tflops:g} TFLOPS at {devices.mfu:.0%}",
         "Computed from headers and records; nothing was started.",
     ]
     show(common, found, "\n".join(lines))
     return DONE
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.1f} MB"
 
 
 def _outcome(record: RunRecord) -> str:

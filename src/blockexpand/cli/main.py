@@ -22,8 +22,7 @@ USAGE, INTERRUPTED = 2, 130
 
 # verb: (module, function, what it does) - in the order in which the job is done.
 VERBS = {
-    "doctor": ("blockexpand.cli.assisting:doctor", "Say what this machine can do, and what is missing."),
-    "init": ("blockexpand.cli.assisting:init", "Write a first recipe after a few questions."),
+    "doctor": ("blockexpand.cli.doctor:doctor", "Say what this machine can do, and what is missing."),
     "plan": ("blockexpand.cli.growing:plan", "Decide where new blocks go, and show what that costs."),
     "expand": ("blockexpand.cli.growing:expand", "Write the deeper checkpoint."),
     "verify": ("blockexpand.cli.growing:verify", "Prove that the deeper checkpoint is the base."),
@@ -46,41 +45,33 @@ VERBS = {
         "Let a judge compare two models' answers to questions of several turns.",
     ),
     "compare": (
-        "blockexpand.cli.measuring:compare",
+        "blockexpand.cli.compare:compare",
         "Run methods side by side at equal budget, by a recipe.",
     ),
     "study": (
-        "blockexpand.cli.studying:study",
+        "blockexpand.cli.study:study",
         "Run one of the paper's studies on the tiny base, or on another.",
     ),
-    "report": ("blockexpand.cli.measuring:report", "Put results on one HTML page."),
-    "pack extract": ("blockexpand.cli.packing:extract", "Take the new blocks out of a run or an expanded folder."),
-    "pack attach": ("blockexpand.cli.packing:attach", "Write the base with the blocks of one or more packs."),
-    "pack detach": ("blockexpand.cli.packing:detach", "Give the base back, byte for byte."),
-    "pack scale": ("blockexpand.cli.packing:scale", "Let a pack's blocks write a multiple of what they write."),
-    "pack calibrate": (
-        "blockexpand.cli.packing:calibrate",
-        "Find a gain for each of several packs that are to stand together, and scale them.",
-    ),
-    "pack show": ("blockexpand.cli.packing:show_pack", "Say what a pack is; safe for a stranger's."),
+    "report": ("blockexpand.cli.report:report", "Put results on one HTML page."),
+    "pack extract": ("blockexpand.cli.pack:extract", "Take the new blocks out of a run or an expanded folder."),
+    "pack attach": ("blockexpand.cli.pack:attach", "Write the base with the blocks of one or more packs."),
+    "pack detach": ("blockexpand.cli.pack:detach", "Give the base back, byte for byte."),
+    "pack scale": ("blockexpand.cli.pack:scale", "Let a pack's blocks write a multiple of what they write."),
+    "pack show": ("blockexpand.cli.pack:show_pack", "Say what a pack is; safe for a stranger's."),
     "card": (
-        "blockexpand.cli.publishing:card",
+        "blockexpand.cli.push:card",
         "Write the model card of a pack, a run or a checkpoint: README.md, with what the hub reads.",
     ),
-    "push": ("blockexpand.cli.publishing:push", "Check a pack or a checkpoint, and send it to the hub."),
-    "chat": ("blockexpand.cli.chatting:chat", "Talk to a model, and to the base inside it."),
+    "push": ("blockexpand.cli.push:push", "Check a pack or a checkpoint, and send it to the hub."),
+    "chat": ("blockexpand.cli.chat:chat", "Talk to a model, and to the base inside it."),
     "serve": (
-        "blockexpand.cli.serving:serve",
+        "blockexpand.cli.serve:serve",
         "Serve a model by OpenAI's API: it, the base inside it and each pack under a name of its own.",
     ),
-    "completion": (
-        "blockexpand.cli.completing:completion",
-        "Print the script by which a shell completes verbs and options.",
-    ),
-    "demo": ("blockexpand.cli.measuring:demo", "The whole story on the tiny base, in minutes."),
+    "demo": ("blockexpand.cli.demo:demo", "The whole story on the tiny base, in minutes."),
 }
 
-GROUPS = {"pack": "What was trained, as something to ship: extract, attach, detach, scale, calibrate, show."}
+GROUPS = {"pack": "What was trained, as something to ship: extract, attach, detach, scale, show."}
 """Verbs of two words: what the first is about."""
 
 
@@ -102,6 +93,7 @@ def build_app() -> App:
             groups[group] = App(name=group, help=GROUPS[group], sort_key=order)
             app.command(groups[group])
         (groups[group] if group else app).command(target, name=name, help=summary, sort_key=order)
+    app.register_install_completion_command(help="Let bash, zsh or fish complete verbs, options and their choices.")
     return app
 
 

@@ -11,7 +11,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from blockexpand.errors import CorpusError
 
 NUM_HASHES = 112
 """As Penedo et al. 2024 (FineWeb, arXiv 2406.17557, section 3.4)."""
+_SCHEME: Literal["affine32"] = "affine32"
+"""Of datasketch's hash functions: its default, said because it must be when signatures are read back."""
 _SPLIT_WORDS = 5
 _WORD = re.compile(r"\w+")
 _SIGN = re.compile(r"^[ \t]+|\w+|[^\w\s]", re.MULTILINE)
@@ -110,7 +112,7 @@ class Seen:
         from datasketch import MinHash
 
         low_G = gram_hashes(_SIGN.findall(text), self._run_words) >> np.uint64(32)
-        found = MinHash(num_perm=NUM_HASHES, hashfunc=int)
+        found = MinHash(num_perm=NUM_HASHES, hashfunc=int, scheme=_SCHEME)
         found.update_batch(low_G.tolist())
         return found.hashvalues
 
@@ -135,7 +137,7 @@ class Seen:
     def _minhash(signature: np.ndarray) -> Any:
         from datasketch import MinHash
 
-        return MinHash(num_perm=NUM_HASHES, hashvalues=signature)
+        return MinHash(num_perm=NUM_HASHES, hashvalues=signature, scheme=_SCHEME)
 
     def remember(self, key: int, signature: np.ndarray | None) -> None:
         """Count a document as seen."""

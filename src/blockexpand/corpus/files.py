@@ -20,7 +20,7 @@ import os
 import sysconfig
 import tokenize
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -116,7 +116,7 @@ class Contents:
     columns: tuple[str, ...] = ()
     """Of the first records, where it has any."""
     field: str | None = None
-    """The column that is read; None where several make a chat, or none has a name."""
+    """The column that is read; None where none has a name, or each record says what makes its chat."""
     separator: str | None = ""
     """What stands between two documents of a text file; None = blank lines, empty = a file is one document."""
 
@@ -157,16 +157,15 @@ def look_into(source: Source) -> Contents:
         CorpusError: it does not exist, holds nothing of its kind or several kinds, or a column has to be named.
     """
     parts = _parts_of(source)
-    records = [part for part in parts if part.form not in ("text", "code")]
-    if records:
-        return _look_at_records(source, parts, records[0])
-    kind = parts[0].form
-    separator: str | None = "" if kind == "code" else source.separator
-    if kind == "text" and separator is None:
-        with _opened(parts[0]) as (stream, _):
+    separator = source.separator
+    texts = [part for part in parts if part.form == "text"]
+    if separator is None and texts:
+        with _opened(texts[0]) as (stream, _):
             marked = _END_OF_TEXT in stream.read(1 << 16)
-        separator = _END_OF_TEXT if marked else None if len(parts) < _WHOLE_FILES else ""
-    return Contents(source=source, parts=tuple(parts), kind=kind, separator=separator)
+        separator = _END_OF_TEXT if marked else None if len(texts) < _WHOLE_FILES else ""
+    found = Contents(source=source, parts=tuple(parts), kind=parts[0].form, separator=separator)
+    records = [part for part in parts if part.form not in ("text", "code")]
+    return _look_at_records(found, records[0]) if records else found
 
 
 def _parts_of(source: Source) -> list[Part]:
@@ -263,18 +262,18 @@ def _is_library(name: str) -> bool:
     return not generated and _NO_LIBRARY.isdisjoint(name.split(os.sep))
 
 
-def _look_at_records(source: Source, parts: Sequence[Part], first: Part) -> Contents:
+def _look_at_records(contents: Contents, first: Part) -> Contents:
+    source = contents.source
     rows = [row for _, row in itertools.islice(_rows(source, first, 0, None), _LOOKED_AT) if not isinstance(row, Bad)]
     named = [row for row in rows if isinstance(row, dict)]
     columns = tuple(dict.fromkeys(str(name) for row in named for name in row))
     texts = {name: [row[name] for row in named if isinstance(row.get(name), str)] for name in columns}
-    found: dict[str, Any] = {"source": source, "parts": tuple(parts), "columns": columns}
     fields = chat_fields([name for name in columns if any(row.get(name) is not None for row in named)])
     lists = source.field is not None and any(isinstance(row.get(source.field), list) for row in named)
     if source.kind == "chat" or (source.kind == "auto" and (lists or (fields and not texts.get("text")))):
-        turns = source.field or (fields[0] if len(fields) == 1 else None)
-        return Contents(kind="chat", field=turns, **found)
-    return Contents(kind="table", field=_text_column(source, first, texts) if named else None, **found)
+        return dataclasses.replace(contents, kind="chat", columns=columns, field=source.field)
+    field = _text_column(source, first, texts) if named else None
+    return dataclasses.replace(contents, kind="table", columns=columns, field=field)
 
 
 def _text_column(source: Source, part: Part, texts: dict[str, list[str]]) -> str:
@@ -357,7 +356,7 @@ def _checked(text: str, name: str, messages: tuple[Message, ...] = ()) -> Docume
 def _text_documents(contents: Contents, part: Part) -> Iterator[tuple[Document | Bad, float]]:
     least = min(_PIECE_CHARS, contents.num_bytes // _PIECES)
     with _opened(part) as (stream, raw):
-        if not contents.separator and contents.separator is not None:
+        if part.form == "code" or contents.separator == "":
             yield _checked(stream.read(), part.name), 1.0
             return
         pieces = _between(stream, contents.separator) if contents.separator else _at_blank_lines(stream, least)
@@ -473,7 +472,7 @@ def _json_rows(part: Part, start: int, shares: list[float]) -> Iterator[tuple[st
     with _opened(part) as (stream, raw):
         head = cast(Any, stream).buffer.peek(1 << 10).decode(stream.encoding, "ignore")
         if head.lstrip("\ufeff \t\r\n").startswith("["):
-            rows = _parsed(stream.read(), part.path)
+            rows, shares[0] = _parsed(stream.read(), part.path), 1.0
             yield from (
                 ((f"{part.path}, record {n}", row) for n, row in enumerate(rows[start:], start + 1))
                 if isinstance(rows, list)
@@ -510,9 +509,8 @@ def _table(source: Source, part: Part, contents: Contents | None) -> Any:
     if part.form == "hub":
         return _hub_table(source)
     more: dict[str, Any] = {}
-    if part.form == "parquet" and contents is not None:
-        fields = (contents.field,) if contents.field else chat_fields(contents.columns)
-        more = {"columns": list(fields)}
+    if part.form == "parquet" and contents is not None and contents.field:
+        more = {"columns": [contents.field]}
     if part.form in ("csv", "tsv"):
         import csv
 

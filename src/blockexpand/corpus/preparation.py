@@ -189,8 +189,8 @@ class _Preparation:
 
     @property
     def is_worth_keeping(self) -> bool:
-        """Whether a shard was finished."""
-        return any(self._partial.glob("source-*.json"))
+        """Whether a shard with tokens was finished."""
+        return any(len(np.load(path, mmap_mode="r")) for path in self._partial.glob("source-*.tokens.npy"))
 
     def run(self) -> CorpusRecord:
         """Everything from the sources to the record in `ready`."""

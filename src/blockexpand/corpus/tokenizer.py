@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from tokenizers import Tokenizer
 
+from blockexpand.checkpoint import tokenizer_file
 from blockexpand.corpus.chats import Message, answer_spans
 from blockexpand.digests import digest_file
 from blockexpand.errors import CorpusError
@@ -61,35 +62,14 @@ def ends_of(tokenizer: PreTrainedTokenizerBase) -> Ends:
     return Ends(bos=bos if isinstance(bos, int) else None, eos=eos, begin=tuple(whole[:at]))
 
 
-def check_tokenizer(folder: str | Path) -> None:
-    """Refuse a folder without a fast tokenizer, and say what is there instead.
-
-    Raises:
-        CorpusError: tokenizer.json is missing.
-    """
-    folder = Path(folder)
-    if (folder / "tokenizer.json").is_file():
-        return
-    if not folder.is_dir():
-        raise CorpusError(f"there is no folder {folder}; give the folder of a model with its tokenizer.json")
-    if (folder / "tokenizer.model").is_file():
-        raise CorpusError(
-            f"{folder} has tokenizer.model but no tokenizer.json; convert it once with transformers: "
-            f"AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')"
-        )
-    raise CorpusError(
-        f"{folder} has no tokenizer.json; give the folder of a model with a fast tokenizer, or copy the base's "
-        "tokenizer files there"
-    )
-
-
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The fast tokenizer of a model folder; nothing is fetched and no code of the folder runs.
 
     Raises:
-        CorpusError: none is there, or it cannot be read.
+        CheckpointError: there is no such model, or it has no fast tokenizer.
+        CorpusError: it cannot be read.
     """
-    check_tokenizer(folder)
+    folder = tokenizer_file(folder).parent
     from transformers import AutoTokenizer
 
     try:
@@ -101,18 +81,13 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
 
 def tokenizer_digest(folder: str | Path) -> str:
-    """What a dataset and a model compare to know that they speak the same tokens.
-
-    Raises:
-        CorpusError: tokenizer.json is missing.
-    """
-    check_tokenizer(folder)
-    return digest_file(Path(folder) / "tokenizer.json")
+    """What a dataset and a model compare to know that they speak the same tokens."""
+    return digest_file(tokenizer_file(folder))
 
 
 def embeddings_of(folder: str | Path) -> int | None:
     """How many tokens the model in a folder has embeddings for; None where there is no model beside the tokenizer."""
-    path = Path(folder) / "config.json"
+    path = tokenizer_file(folder).with_name("config.json")
     config = read_json(path) if path.is_file() else {}
     size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
     return size if isinstance(size, int) else None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from blockexpand.comparison import CompareRecipe, Comparison, PlanRecipe, compare, read_comparison
 from blockexpand.corpus import prepare
+from blockexpand.demonstration.general_text import with_prose
 from blockexpand.demonstration.instructions import write_instructions
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import DemoRecipe
@@ -22,6 +23,7 @@ from blockexpand.records import write_record
 from blockexpand.reporting import report
 from blockexpand.training import sft
 from blockexpand.training.settings import DataSettings, TrainSettings
+from blockexpand.units import format_bytes
 
 PROOF_NAME = "proof.json"
 
@@ -47,7 +49,12 @@ class Chapters:
         """Python to learn, English to rehearse and to measure by, instructions."""
         folder, recipe = self._folder, self._recipe
         domain = prepare(recipe.domain, BASE, folder / "domain", overwrite=True)
-        general = prepare(recipe.general, BASE, folder / "general", overwrite=True)
+        general = prepare(
+            with_prose(recipe.general, folder, ("replay", "validation", "test")),
+            BASE,
+            folder / "general",
+            overwrite=True,
+        )
         write_instructions(folder / "instructions", recipe.instructions.num_train, recipe.instructions.num_test)
         prepare(recipe.chats(folder / "instructions" / "chats.jsonl"), BASE, folder / "chats", overwrite=True)
         return (
@@ -110,7 +117,7 @@ class Chapters:
         folder = self._folder
         parts = ("expanded", "comparison", "answers-before", "answers-after", "domain", "general", "instruct")
         page = report([folder, *(folder / part for part in parts)], folder / "report", overwrite=True)
-        return f"{page} ({page.stat().st_size / 1e3:.0f} kB)"
+        return f"{page} ({format_bytes(page.stat().st_size)})"
 
     def comparison(self) -> Comparison:
         """What the comparison found, so far."""

@@ -15,11 +15,9 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from blockexpand.corpus import PrepareRecipe, SplitRecipe, open_corpus, prepare
-from blockexpand.corpus.documents import Document, split_of
-from blockexpand.corpus.reading import documents
-from blockexpand.corpus.sources import JsonSource
-from blockexpand.demonstration.general_text import SHARES, divide, general_documents
+from blockexpand.corpus import PrepareRecipe, Source, SplitRecipe, open_corpus, prepare
+from blockexpand.corpus.files import Document, all_documents
+from blockexpand.demonstration.general_text import SHARES, divide, general_documents, split_of
 from blockexpand.demonstration.tokenizer import save_tokenizer, train_tokenizer
 from blockexpand.evaluation import HeldOut, evaluate
 from blockexpand.progress import progress_on_stderr, say
@@ -145,8 +143,8 @@ def make_untrained(work: Path, shape: TinyBaseShape) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    source = JsonSource(kind="json", path=str(work / "general.jsonl"))
-    texts = [d.text for d in documents(source) if _is_train(d)]
+    source = Source(path=str(work / "general.jsonl"))
+    texts = [d.text for d in all_documents(source) if _is_train(d)]
     folder = work / "untrained"
     folder.mkdir(exist_ok=True)
     tokenizer = train_tokenizer(texts, shape.vocabulary_size)
@@ -177,7 +175,7 @@ def _is_train(document: Document) -> bool:
 def prepare_general(work: Path, model: Path, row_tokens: int) -> Path:
     """Write `work`/corpus: the splits train, validation and test of the gathered text."""
     recipe = PrepareRecipe(
-        sources=(JsonSource(kind="json", path=str(work / "general.jsonl")),),
+        sources=(Source(path=str(work / "general.jsonl")),),
         row_tokens=row_tokens,
         splits={name: SplitRecipe(share=share, write=name != "replay") for name, share in SHARES.items()},
     )

@@ -18,10 +18,10 @@ from blockexpand.corpus.tokenizer import ends_of
 from blockexpand.errors import EvaluationError, RecordError
 from blockexpand.evaluation.routes import Router
 from blockexpand.live.generation import generate
-from blockexpand.packs.memory import only
-from blockexpand.packs.rule import Names, name_of
+from blockexpand.packs.in_memory import only
 from blockexpand.progress import bar
 from blockexpand.records import WRITTEN_WHEN_SET, from_plain
+from blockexpand.records.pack import Names, name_of
 
 _SAMPLES_PER_PASS = 64
 

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from blockexpand import __version__
-from blockexpand.checkpoint import open_checkpoint
+from blockexpand.checkpoint import locate_model, open_checkpoint
 from blockexpand.corpus.rows import Corpus, open_corpus
 from blockexpand.corpus.tokenizer import load_tokenizer, tokenizer_digest
 from blockexpand.digests import digest_file, digest_json
@@ -28,8 +28,8 @@ from blockexpand.evaluation.outcomes import SuiteResults
 from blockexpand.evaluation.paired import Interval, mean_difference, ratio_difference
 from blockexpand.evaluation.routes import RoutedLoss, Router, Routing, count_of, routed_losses
 from blockexpand.families.modules import load_model
-from blockexpand.packs.rule import Rule
 from blockexpand.records import WRITTEN_WHEN_SET, read_json, read_record, to_plain, write_record
+from blockexpand.records.pack import Rule
 from blockexpand.staging import RECORD_NAME, staged_folder
 
 _ROWS_PER_PASS = 16
@@ -108,7 +108,7 @@ def evaluate(
     """
     if not data and not tasks:
         raise EvaluationError("nothing to measure: give at least one corpus (--data name=folder) or tasks")
-    subject = model if isinstance(model, Subject) else _of_folder(Path(model))
+    subject = model if isinstance(model, Subject) else _of_folder(locate_model(model))
     work = HeldOutWork.of(subject.tokenizer, data, tasks or [], split)
     with staged_folder(Path(out), overwrite) as staged:
         found = work.measure(subject.load(), subject.rule)

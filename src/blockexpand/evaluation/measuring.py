@@ -26,8 +26,8 @@ from blockexpand.evaluation.routes import Router, Routing, count_of
 from blockexpand.evaluation.running import run_task
 from blockexpand.expansion import read_expansion
 from blockexpand.families.modules import load_model
-from blockexpand.packs.rule import Rule
 from blockexpand.records import to_plain, write_record
+from blockexpand.records.pack import Rule
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from blockexpand.errors import EvaluationError
-from blockexpand.packs.memory import only
-from blockexpand.packs.rule import Names, name_of
+from blockexpand.packs.in_memory import only
+from blockexpand.records.pack import Names, name_of
 
 if TYPE_CHECKING:
     import torch

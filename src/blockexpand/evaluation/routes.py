@@ -21,9 +21,9 @@ import numpy as np
 from blockexpand.corpus.rows import TokenRows, batches
 from blockexpand.evaluation.losses import DocumentLosses
 from blockexpand.live.forward import RowBatch
-from blockexpand.packs.routing import candidates_of, choose, cost_of, losses_by_set, route
-from blockexpand.packs.rule import Names, Rule, name_of
+from blockexpand.packs.route import candidates_of, choose, cost_of, losses_by_set, route
 from blockexpand.progress import bar
+from blockexpand.records.pack import Names, Rule, name_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from blockexpand.expansion.plans import NewBlock, Plan, StackEntry
+from blockexpand.units import format_bytes, format_scaled
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -163,31 +164,18 @@ def _cost_lines(plan: Plan, glyphs: _Glyphs) -> list[str]:
             "parameters",
             f"{cost.parameters_before:,} {arrow} {cost.parameters_after:,} ({cost.parameters_new:,} new)",
         ),
-        ("weights", f"{_bytes(cost.weights_bytes_before)} {arrow} {_bytes(cost.weights_bytes_after)}"),
+        ("weights", f"{format_bytes(cost.weights_bytes_before)} {arrow} {format_bytes(cost.weights_bytes_after)}"),
         (
             "training",
-            f"{_bytes(cost.training_memory_bytes)} for weights, gradients and moments, and the activations",
+            f"{format_bytes(cost.training_memory_bytes)} for weights, gradients and moments, and the activations",
         ),
         (
             "per token",
-            f"forward {_flops(cost.forward_flops_per_token_before)} {arrow} "
-            f"{_flops(cost.forward_flops_per_token_after)}{glyphs.separator}training the new blocks "
-            f"{_flops(cost.training_flops_per_token)}, the whole base {_flops(cost.full_training_flops_per_token)} (at "
+            f"forward {format_scaled(cost.forward_flops_per_token_before, 'FLOP')} {arrow} "
+            f"{format_scaled(cost.forward_flops_per_token_after, 'FLOP')}{glyphs.separator}training the new blocks "
+            f"{format_scaled(cost.training_flops_per_token, 'FLOP')}, the whole base "
+            f"{format_scaled(cost.full_training_flops_per_token, 'FLOP')} (at "
             f"{cost.context_tokens:,} tokens)",
         ),
     ]
     return [f"{name:<11}{value}" for name, value in rows]
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} B"
-
-
-def _flops(count: int) -> str:
-    for unit, size in (("TFLOP", 10**12), ("GFLOP", 10**9), ("MFLOP", 10**6), ("kFLOP", 10**3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} FLOP"

@@ -26,6 +26,7 @@ from blockexpand.expansion.record import Check
 from blockexpand.expansion.rewriting import base_entries
 from blockexpand.families import Family, family_for
 from blockexpand.families.modules import config_entries, load_model, parameters_of, put_stack, set_config, stack_of
+from blockexpand.units import FLOATS, torch_dtype
 
 SEED = 20240104
 """Any fixed number gives the same sequences everywhere; this one is the day the paper appeared."""
@@ -40,7 +41,6 @@ MAX_DRIFT_NATS = 1e-2
 """The most that one such step may move the model. Measured: docs/proof.md."""
 _CACHE = next(f.name for f in fields(CausalLMOutputWithPast) if f.name in ("cache", "past_key_values"))
 """What this version of transformers calls the KV cache, in a model's arguments and in its output."""
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 NO_STEP = "gradients and the first step's drift: the models were run block by block, for want of memory"
@@ -89,16 +89,16 @@ def measure(
     for name in names:
         if by_block:
             assert memory is not None, "by block only because of the memory"
-            blocks = BlockByBlock(base, family, dtype=_DTYPES[name], device=device, memory=memory)
+            blocks = BlockByBlock(base, family, dtype=torch_dtype(name), device=device, memory=memory)
             expected = answers_by_block(blocks)
-            blocks = BlockByBlock(out, family, dtype=_DTYPES[name], device=device, memory=memory)
+            blocks = BlockByBlock(out, family, dtype=torch_dtype(name), device=device, memory=memory)
             if trained:
                 blocks.keep(plan.old_to_new)
                 set_config(blocks.model, family, base_entries(family, plan, config_entries(blocks.model)))
             checks += compare(expected, answers_by_block(blocks), name, bypassed=trained)
             continue
-        expected = _answers_of(base, family, _DTYPES[name], device)
-        model = load_model(out.folder, dtype=_DTYPES[name], device=device, loader=family.loader)
+        expected = _answers_of(base, family, torch_dtype(name), device)
+        model = load_model(out.folder, dtype=torch_dtype(name), device=device, loader=family.loader)
         if trained:
             _bypass_for_good(model, family, plan)
         checks += compare(expected, answers(model, sequences(model)), name, bypassed=trained)
@@ -122,7 +122,7 @@ def _dtypes_of(plan: Plan) -> tuple[str, ...]:
     """The dtype the checkpoint is stored in (bfloat16 for FP8), and float32, last because the step is taken in it."""
     tensors = plan.tensors_of(plan.new_blocks[0].donor)
     stored = next(t.dtype for t in tensors if t.parameter and len(t.shape) > 1)
-    return tuple(dict.fromkeys((stored if stored in _DTYPES else "BF16", "F32")))
+    return tuple(dict.fromkeys((stored if stored in FLOATS else "BF16", "F32")))
 
 
 def _answers_of(checkpoint: Checkpoint, family: Family, dtype: torch.dtype, device: str) -> Answers:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from blockexpand.checkpoint import FileText
+from blockexpand.checkpoint import FileText, locate_model
 from blockexpand.errors import PlanError
 from blockexpand.expansion.plans import Plan
 from blockexpand.records import WRITTEN_WHEN_SET, check, read_record
@@ -116,13 +116,14 @@ class ExpansionRecord:
 
 
 def read_expansion(folder: Path | str) -> ExpansionRecord:
-    """The record of an expanded folder.
+    """The record of an expanded folder, or of the one in a run.
 
     Raises:
+        CheckpointError: there is no model.
         PlanError: the folder has none, so nobody can say which of its blocks are new.
         RecordError: it is of another version or does not fit.
     """
-    path = Path(folder) / RECORD_NAME
+    path = locate_model(folder) / RECORD_NAME
     if not path.is_file():
         raise PlanError(
             f"{folder} has no {RECORD_NAME}, which says which blocks are new; expected a folder that blockexpand "

@@ -17,6 +17,7 @@ from blockexpand.checkpoint import Checkpoint, TensorEntry
 from blockexpand.digests import digest_json
 from blockexpand.errors import PlanError, nearest
 from blockexpand.families import Choice, Family, family_for, is_fp8, matches_any, missing_number, tail_matches
+from blockexpand.units import FLOATS
 
 Init = Literal["identity", "copy", "random"]
 """How new blocks start: silent, so that nothing changes; as plain copies; or with random matrices. The latter two are
@@ -25,7 +26,6 @@ Starts = Literal["donor", "zero", "minus-one", "random"]
 
 _SPELLED = 8
 """How many block indices an error lists."""
-_FLOATS = ("BF16", "F16", "F32", "F64")
 _FP8 = "F8_E4M3"
 
 # What files of quantised weights have beside, or instead of, `weight`; some lack the config entry that says so.
@@ -124,7 +124,7 @@ def survey(checkpoint: Checkpoint) -> Survey:
         _check_made(family, checkpoint, index, blocks[index])
         _check_tails(family, checkpoint, index, blocks[index])
     kinds = _kinds(family, depth, blocks)
-    floats = (*_FLOATS, _FP8) if is_fp8(checkpoint.config) else _FLOATS
+    floats = (*FLOATS, _FP8) if is_fp8(checkpoint.config) else FLOATS
     for kind in kinds:
         for index in kind:
             _check_alike(family, (kind[0], index), blocks, where)

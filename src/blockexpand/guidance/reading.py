@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from blockexpand.corpus import open_corpus
-from blockexpand.corpus.documents import Document, files_in_hash_order
+from blockexpand.corpus.files import Document
 from blockexpand.corpus.rows import batches
 from blockexpand.corpus.tokenizer import Encoder, load_tokenizer, tokenizer_digest
 from blockexpand.errors import CorpusError, GuidanceError
@@ -97,7 +97,7 @@ def _prepared(folder: Path, model: Path) -> Iterator[Row]:
 
 def _documents(path: Path) -> Iterator[Document]:
     wanted = (*_TEXT, _LINES)
-    files = [path] if path.is_file() else files_in_hash_order(path, lambda name: name.endswith(wanted))
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.name.endswith(wanted))
     if not files:
         raise GuidanceError(f"no text in {path}; expected files that end in {', '.join(wanted)}; give another folder")
     for file in files:
@@ -119,7 +119,7 @@ def _pieces(file: Path) -> Iterator[Document]:
                 return
             text += stream.readline(PIECE_CHARS) if not text.endswith("\n") else ""
             if text.strip():
-                yield Document(text=text, name=f"{file}#{number}")
+                yield Document(text=text, name=f"{file}#{number}", num_bytes=len(text.encode()))
 
 
 def _lines(file: Path) -> Iterator[Document]:
@@ -140,13 +140,13 @@ def _lines(file: Path) -> Iterator[Document]:
                 raise CorpusError(f"{place} has no text in the field 'text'; it has: {has}; rename the field")
             for start in range(0, len(text), PIECE_CHARS):
                 if text[start : start + PIECE_CHARS].strip():
-                    yield Document(text=text[start : start + PIECE_CHARS], name=place)
+                    yield Document(text=text[start : start + PIECE_CHARS], name=place, num_bytes=0)
 
 
 def _encoded(documents: Iterator[Document], encoder: Encoder) -> Iterator[Row]:
     """Each document's tokens, its first not counted."""
     while batch := list(itertools.islice(documents, _DOCUMENTS_PER_BATCH)):
-        for encoded in encoder.encode(batch):
+        for encoded in encoder.encode_texts([d.text for d in batch]):
             yield Row(tokens_T=encoded.tokens_A, counted_T=encoded.trained_A)
 
 

@@ -7,7 +7,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from blockexpand.checkpoint import end_tokens
 
 # B = prompts of a pass, A = tokens of one sequence.
 
@@ -21,11 +23,9 @@ def context_of(model: PreTrainedModel) -> int | None:
     return min((entries[key] for key in CONTEXT_KEYS if isinstance(entries.get(key), int)), default=None)
 
 
-def ending_tokens(model: PreTrainedModel, eos: int | None) -> list[int]:
-    """The tokens that end an answer: the tokenizer's `eos`, and those that the model's own settings add."""
-    stated: Any = model.generation_config.eos_token_id if model.generation_config else None
-    others = stated if isinstance(stated, list) else [] if stated is None else [stated]
-    return list(dict.fromkeys([*([] if eos is None else [eos]), *others]))
+def ends_of_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: the tokenizer's, those that the model's settings add, and the end of a turn."""
+    return end_tokens(tokenizer, model.generation_config.eos_token_id if model.generation_config else None)
 
 
 @torch.no_grad()

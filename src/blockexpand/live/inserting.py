@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from blockexpand.checkpoint import locate_model
 from blockexpand.errors import LiveError
 from blockexpand.expansion import BlockTensor, Plan, live_entries, read_expansion
 from blockexpand.families import Family, family_for, known_families
@@ -78,10 +79,11 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "
         PlanError: the folder has no record of an expansion.
         LiveError: transformers cannot load it, or it does not fit its record.
     """
+    folder = locate_model(folder)
     plan = read_expansion(folder).plan
     known = known_families().get(plan.base.family)
     # A family that has no file is found among language models only.
-    model = load_model(Path(folder), dtype=dtype, device=device, loader=known.loader if known else "text")
+    model = load_model(folder, dtype=dtype, device=device, loader=known.loader if known else "text")
     return adopt(model, plan), plan
 
 

@@ -1,11 +1,11 @@
 """Packs and checkpoints given to others: the model card, what is checked before, and the way to the hub."""
 
-from blockexpand.publishing.carding import Written, said_in, write_card
-from blockexpand.publishing.checking import Shipment, Shipped, check_shipment
+from blockexpand.publishing.card import Written, said_in, write_card
 from blockexpand.publishing.figures import Figure, Records, Results
-from blockexpand.publishing.pushing import Destination, Pushed, push
+from blockexpand.publishing.shipment import Shipment, Shipped, check_shipment
 from blockexpand.publishing.statements import Said
 from blockexpand.publishing.subject import Published, read_published
+from blockexpand.publishing.upload import Destination, Pushed, push
 
 __all__ = [
     "Destination",

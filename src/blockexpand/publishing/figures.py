@@ -21,8 +21,8 @@ from blockexpand.checkpoint.header import LENGTH_BYTES, open_to_read
 from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import PublishError, RecordError
 from blockexpand.expansion import ExpansionRecord, read_expansion
-from blockexpand.packs.reading import WEIGHTS, Pack
-from blockexpand.packs.within import base_within, new_names, old_names
+from blockexpand.packs.base import base_within, new_names, old_names
+from blockexpand.packs.pack import WEIGHTS, Pack
 from blockexpand.publishing.subject import Published
 from blockexpand.records import parse_json
 

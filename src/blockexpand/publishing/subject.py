@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from blockexpand.checkpoint import locate_model
 from blockexpand.digests import digest_json
 from blockexpand.errors import PublishError
 from blockexpand.expansion import ExpansionRecord, Plan, identity_of, read_expansion
@@ -115,6 +116,9 @@ def read_published(folder: str | Path) -> Published:
     if (path / PACK_NAME).is_file():
         return _of_pack(read_pack(path))
     found = _format(path)
+    if found is None:
+        path = locate_model(folder)
+        found = _format(path)
     if found == _RUN:
         if not (path / "model" / RECORD_NAME).is_file():
             raise PublishError(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from blockexpand.families import known_families
-from blockexpand.packs.showing import num_rounded, scaled_words
+from blockexpand.packs.description import num_rounded, scaled_words
 from blockexpand.publishing.figures import Figure, Results
 from blockexpand.publishing.statements import HUB_ID, Said
 from blockexpand.publishing.subject import Published, Run, hub_base

@@ -180,7 +180,7 @@ _COSTS = (
         title="Trainable parameters",
         unit=" trainable parameters",
         of=lambda arm: arm.trials[0].num_trainable_parameters,
-        write=formats.parameters,
+        write=formats.format_scaled,
     ),
     _Measure(
         title="Tokens per second",
@@ -192,13 +192,13 @@ _COSTS = (
         title="Peak memory",
         unit=" of memory",
         of=lambda arm: max(t.peak_memory_bytes for t in arm.trials),
-        write=formats.byte_size,
+        write=formats.format_bytes,
     ),
     _Measure(
         title="Training time of a run",
         unit=" of training",
         of=lambda arm: float(np.mean([t.train_seconds for t in arm.trials])),
-        write=formats.seconds,
+        write=formats.format_seconds,
     ),
 )
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
+from blockexpand.units import format_bytes, format_count, format_scaled, format_seconds
+
 NONE = "\u2013"
 """What stands where there is no figure: an en dash."""
 _MINUS = "\u2212"
@@ -81,44 +83,12 @@ def budget(value: float) -> str:
 
 def count(value: float) -> str:
     """A whole number with separators: 12,345."""
-    return _minus(f"{value:,.0f}")
-
-
-def parameters(value: float) -> str:
-    """A number of parameters to three significant digits: 1.77 M."""
-    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if value >= size:
-            return f"{_three(value / size)} {unit}"
-    return f"{value:.0f}"
-
-
-def byte_size(value: float) -> str:
-    """Bytes in decimal units: 1.23 GB."""
-    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if value >= size:
-            return f"{_three(value / size)} {unit}"
-    return f"{value:.0f} B"
-
-
-def _three(value: float) -> str:
-    """Three significant digits without an exponent: 1.23, 12.3, 123."""
-    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{decimals}f}"
+    return _minus(format_count(value))
 
 
 def rate(value: float) -> str:
     """Tokens per second, whole."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def seconds(value: float) -> str:
-    """A duration: 0.42 s, 12.3 s, 4 min 05 s, 1 h 02 min."""
-    if value < 59.95:
-        return f"{value:.2f} s" if value < 0.995 else f"{value:.1f} s"
-    whole = round(value)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def lr(value: float) -> str:
@@ -143,10 +113,10 @@ WRITE: dict[Kind, Callable[[Any], str]] = {
     "rise": rise,
     "points": points,
     "count": count,
-    "parameters": parameters,
-    "bytes": byte_size,
+    "parameters": format_scaled,
+    "bytes": format_bytes,
     "rate": rate,
-    "seconds": seconds,
+    "seconds": format_seconds,
     "lr": lr,
 }
 

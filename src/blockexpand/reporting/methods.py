@@ -95,7 +95,7 @@ def trains_of(arm: ArmRecipe) -> str:
     if isinstance(settings, LoraArm):
         if settings.rank is not None:
             return f"low-rank factors, rank {settings.rank}"
-        size = formats.parameters(settings.trainable_parameters or 0)
+        size = formats.format_scaled(settings.trainable_parameters or 0)
         return f"low-rank factors, about {size} parameters"
     if isinstance(settings, MoeArm):
         return "a second down-projection in each block, and the weights of both"

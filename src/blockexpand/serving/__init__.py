@@ -1,13 +1,13 @@
 """A model with its packs behind an OpenAI-compatible address, each pack under a name of its own."""
 
-from blockexpand.serving.answering import Choice, names_of
+from blockexpand.serving.answers import Choice, names_of
+from blockexpand.serving.api import Service, build_service, serve
 from blockexpand.serving.conversation import Conversation
 from blockexpand.serving.facts import Facts
+from blockexpand.serving.page import Page, build_page, serve_page
 from blockexpand.serving.sampling import Sampling
-from blockexpand.serving.server import Service, build_service, serve
-from blockexpand.serving.speaking import Speaker, open_speaker
+from blockexpand.serving.speaker import Speaker, open_speaker
 from blockexpand.serving.terminal import talk
-from blockexpand.serving.web import Page, build_page, serve_page
 
 __all__ = [
     "Conversation",

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from blockexpand.errors import ChatError, nearest
 from blockexpand.serving.sampling import Sampling
-from blockexpand.serving.speaking import Message, Speaker
+from blockexpand.serving.speaker import Message, Speaker
 
 if TYPE_CHECKING:
-    from blockexpand.packs.routing import Route
+    from blockexpand.packs.route import Route
 
 HELP = """\
 /base            answer as the base inside, and back again
@@ -163,7 +163,7 @@ def keep(log: Path, entry: Mapping[str, Any] | None) -> None:
 
 def describe_route(route: Route) -> str:
     """The packs that were chosen, and each candidate's nats per token of what was said."""
-    from blockexpand.packs.rule import name_of
+    from blockexpand.records.pack import name_of
 
     chosen = name_of(route.names)
     if not route.nats:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from blockexpand.errors import ServingError
-from blockexpand.serving.answering import Chosen, Ended, Event, Piece
-from blockexpand.serving.reading import Asked
+from blockexpand.serving.answers import Chosen, Ended, Event, Piece
+from blockexpand.serving.requests import Asked
 
 DONE = "data: [DONE]\n\n"
 

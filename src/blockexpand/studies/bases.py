@@ -12,6 +12,7 @@ from pathlib import Path
 
 from blockexpand.comparison.caching import alone
 from blockexpand.corpus import SplitRecipe, prepare
+from blockexpand.demonstration.general_text import with_prose
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import load_demo
 from blockexpand.records import read_json
@@ -49,13 +50,12 @@ def make_base(wish: BaseRecipe, folder: Path, root: Path) -> Path:
 def _text(tokens: int, root: Path) -> Path:
     """The demo's general text with the split that it keeps out, since the tiny base has read it."""
     general = load_demo(full=False).general
-    splits = {name: dataclasses.replace(split, write=False) for name, split in general.splits.items()}
-    share = general.splits["train"].share
-    splits["train"] = SplitRecipe(share=share, max_tokens=tokens)
+    splits = {"train": SplitRecipe(share=1.0, max_tokens=tokens)}
     folder = root / "texts" / f"general-for-bases-{tokens}"
     with alone(folder):
         if not (folder / RECORD_NAME).is_file():
-            prepare(dataclasses.replace(general, splits=splits), BASE, folder)
+            recipe = with_prose(dataclasses.replace(general, splits=splits), folder.parent, ("train",))
+            prepare(recipe, BASE, folder)
     return folder
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from blockexpand.comparison.caching import alone
 from blockexpand.corpus import PrepareRecipe, prepare
 from blockexpand.corpus.tokenizer import tokenizer_digest
+from blockexpand.demonstration.general_text import with_prose
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import load_demo
 from blockexpand.staging import RECORD_NAME
@@ -42,7 +43,11 @@ def _prepared(which: str, wish: str, texts: Texts, base: Path, root: Path) -> st
     folder = root / "texts" / f"{which}-{texts.test_tokens}-{tokenizer}"
     with alone(folder):
         if not (folder / RECORD_NAME).is_file():
-            prepare(recipe, base, folder)
+            prepare(
+                recipe if which == "domain" else with_prose(recipe, folder.parent, ("replay", "validation", "test")),
+                base,
+                folder,
+            )
     return str(folder)
 
 

@@ -20,9 +20,9 @@ from blockexpand.evaluation.hits import document_hits
 from blockexpand.evaluation.losses import document_losses
 from blockexpand.evaluation.routes import Router, routed_among
 from blockexpand.packs import Pack, load_with_packs
-from blockexpand.packs.memory import only
-from blockexpand.packs.rule import Names, Rule
+from blockexpand.packs.in_memory import only
 from blockexpand.records import to_plain
+from blockexpand.records.pack import Names, Rule
 from blockexpand.staging import staged_folder
 from blockexpand.studies.tasks import TASKS
 

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from blockexpand.corpus import PrepareRecipe, SplitRecipe, prepare
-from blockexpand.corpus.sources import ChatSource
+from blockexpand.corpus import PrepareRecipe, Source, SplitRecipe, prepare
 from blockexpand.corpus.tokenizer import tokenizer_digest
 from blockexpand.digests import digest_json
 from blockexpand.evaluation import AnswerTask
@@ -152,7 +151,7 @@ def _prepare(name: str, recipe: SequenceRecipe, base: Path, folder: Path) -> Pat
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{split}.jsonl"
         path.write_text("".join(json.dumps(_turns(one)) + "\n" for one in questions), encoding="utf-8")
-        source = ChatSource(kind="chat", path=str(path))
+        source = Source(path=str(path))
         splits = {split: SplitRecipe(share=1.0)}
         made = PrepareRecipe(sources=(source,), row_tokens=ROW_TOKENS, splits=splits, trained_turns=turns)
         prepare(made, base, out / at)

@@ -21,8 +21,8 @@ from blockexpand.errors import TrainingError
 from blockexpand.expansion import ExpansionRecord, read_expansion, without_card
 from blockexpand.records import read_json, write_record
 from blockexpand.staging import RECORD_NAME, staged_folder
+from blockexpand.units import FLOATS, torch_dtype
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _INDEX = "model.safetensors.index.json"
 
 
@@ -41,7 +41,7 @@ def export_model(source: Path, out: Path, tensors: Mapping[str, Tensor], trainin
     checkpoint = open_checkpoint(source)
     for name, tensor in tensors.items():
         entry = checkpoint.tensors.get(name)
-        if entry is None or tuple(entry.shape) != tuple(tensor.shape) or entry.dtype not in _DTYPES:
+        if entry is None or tuple(entry.shape) != tuple(tensor.shape) or entry.dtype not in FLOATS:
             found = f"{entry.dtype}{list(entry.shape)}" if entry else "no such tensor"
             raise TrainingError(f"{source} has {found} for {name}; expected shape {list(tensor.shape)}")
     if out.exists():  # a run that was killed while it wrote its record; the folder itself is whole, and ours
@@ -62,7 +62,7 @@ def export_model(source: Path, out: Path, tensors: Mapping[str, Tensor], trainin
 
 def _overwrite(checkpoint: Checkpoint, folder: Path, name: str, tensor: Tensor) -> None:
     entry = checkpoint.tensors[name]
-    data = tensor.detach().cpu().to(_DTYPES[entry.dtype]).contiguous().view(torch.uint8).numpy().tobytes()
+    data = tensor.detach().cpu().to(torch_dtype(entry.dtype)).contiguous().view(torch.uint8).numpy().tobytes()
     assert len(data) == entry.end - entry.start, f"{name}: {len(data)} bytes for {entry}"
     with open(folder / entry.file, "r+b") as stream:
         stream.seek(entry.start)

@@ -20,8 +20,7 @@ from blockexpand.errors import TrainingError
 from blockexpand.families import Family, family_for
 from blockexpand.families.blocks import NUMBER
 from blockexpand.training.sharding import Piece, piece_of
-
-_FLOATS = ("BF16", "F16", "F32", "F64")
+from blockexpand.units import FLOATS
 
 
 def names_to_fill(model: nn.Module) -> list[str]:
@@ -65,10 +64,10 @@ class _Files:
 
     def rows(self, name: str, first: int, count: int) -> Tensor:
         entry = self.checkpoint.tensors[name]
-        if entry.dtype not in _FLOATS:
+        if entry.dtype not in FLOATS:
             raise TrainingError(
                 f"{self.checkpoint.source} holds {name} in {entry.dtype}, which cannot be read piece by piece; "
-                f"expected {', '.join(_FLOATS)}; convert the checkpoint, or train in one process"
+                f"expected {', '.join(FLOATS)}; convert the checkpoint, or train in one process"
             )
         path = str(self.checkpoint.folder / entry.file)
         if path not in self._open:

@@ -20,6 +20,7 @@ from blockexpand.expansion import read_expansion
 from blockexpand.families import family_for
 from blockexpand.training.settings import BlocksArm, FullArm, OldBlocksArm, TrainSettings, UpscaledArm
 from blockexpand.training.world import World
+from blockexpand.units import format_bytes
 
 _TRAINED_BYTES = 16
 """Of each number that trains: master, gradient and AdamW's two moments, in float32."""
@@ -117,6 +118,6 @@ def check_fits(settings: TrainSettings, world: World) -> None:
         else "no number of such devices would do; take larger ones"
     )
     raise TrainingError(
-        f"{settings.model} needs {needed / 1e9:,.1f} GB in each of {world.size} processes for weights, gradients and "
-        f"the optimiser's moments, and a device has {there / 1e9:,.1f} GB; expected it to fit; {advice}"
+        f"{settings.model} needs {format_bytes(needed)} in each of {world.size} processes for weights, gradients and "
+        f"the optimiser's moments, and a device has {format_bytes(there)}; expected it to fit; {advice}"
     )

@@ -117,6 +117,7 @@ def forecast(settings: TrainSettings, devices: Devices | None = None) -> Forecas
             "one row each; raise rows_per_step or start fewer"
         )
     checkpoint = open_checkpoint(settings.model)
+    settings = dataclasses.replace(settings, model=str(checkpoint.folder))
     facts, trained = survey(checkpoint), _Trained.of(settings)
     corpus = open_corpus(settings.data.domain)
     if settings.data.general not in (None, SELF):

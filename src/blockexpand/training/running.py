@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from blockexpand import __version__
+from blockexpand.checkpoint import locate_model
 from blockexpand.corpus import open_corpus
 from blockexpand.digests import digest_json
 from blockexpand.errors import Interrupted, Preempted, RecordError, TrainingError
@@ -113,6 +114,7 @@ def train(settings: TrainSettings, resume: bool = False) -> RunRecord:
         CorpusError: the data cannot be opened.
         Interrupted: a signal came; what was done is saved. `Preempted`, when it was SIGTERM.
     """
+    settings = dataclasses.replace(settings, model=str(locate_model(settings.model)))
     with join_world() as world, progress_in(progress_mode() if world.leads else "silent"):
         out = Path(settings.out)
         world.first(lambda: _claim(out, settings, run_digest(settings), resume))

@@ -25,8 +25,7 @@ from blockexpand.errors import TrainingError
 from blockexpand.staging import flush_folder, full_disk_is_an_error
 from blockexpand.training.sharding import Piece, piece_of
 from blockexpand.training.world import World
-
-DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+from blockexpand.units import stored_dtype
 
 Pieces = Mapping[str, Piece]
 
@@ -126,7 +125,7 @@ def _prepare(staged: Path, files: Mapping[str, Pieces]) -> None:
         shutil.rmtree(staged)
     staged.mkdir(parents=True)
     for name, pieces in files.items():
-        rows = [(tensor, DTYPES[piece.local.dtype], piece.shape) for tensor, piece in sorted(pieces.items())]
+        rows = [(tensor, stored_dtype(piece.local.dtype), piece.shape) for tensor, piece in sorted(pieces.items())]
         with open(staged / name, "xb") as stream:
             stream.write(build_header(rows, {"format": "pt"}))
             end = stream.tell() + sum(_num_bytes(piece) for piece in pieces.values())

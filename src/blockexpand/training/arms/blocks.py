@@ -18,8 +18,8 @@ from blockexpand.families import family_for
 from blockexpand.training.arms.quantised import load_quantised
 from blockexpand.training.arms.trainee import Trainee, make_trainable
 from blockexpand.training.settings import BasePrecision
+from blockexpand.units import FLOATS
 
-FLOATS = ("BF16", "F16", "F32", "F64")
 """The dtypes that trained weights can be written in."""
 
 
