@@ -1,7 +1,7 @@
 """How fast is `prepare`, against the tokenizer alone, how full are its rows, and how much memory does it take?
 
 Each is measured in a process of its own, on the same documents: JSON lines made of this environment's Python files.
-`library` is the tokenizer's own `encode_batch_fast` on all of them in one call; `prepare` is everything from the file to
+`library` is the tokenizer's own `encode_batch_fast` on all of them in one call; `prepare` is all from the file to
 the splits.
 
     .venv/bin/python benchmarks/prepare.py [--megabytes 16 300] [--tokenizer FOLDER]

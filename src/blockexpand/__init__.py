@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from blockexpand.corpus import prepare
     from blockexpand.demonstration import demo
     from blockexpand.errors import BlockexpandError
-    from blockexpand.evaluation import evaluate, evaluate_suites
-    from blockexpand.expansion import Plan, expand, read_plan, verify
-    from blockexpand.guidance import Calibration, plan
+    from blockexpand.evaluation.evaluating import evaluate
+    from blockexpand.evaluation.measurement import evaluate_suites
+    from blockexpand.expansion import expand, plan, verify
     from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
     from blockexpand.packs import attach as attach_packs
     from blockexpand.packs import detach as detach_packs
     from blockexpand.packs import extract as extract_pack
     from blockexpand.packs import load_with_packs, read_pack
     from blockexpand.publishing import push, write_card
+    from blockexpand.records.plan import Plan, read_plan
     from blockexpand.reporting import report
-    from blockexpand.studies import study
     from blockexpand.training import BlockExpansionCallback, sft, train
 
 # The same list as above, for use: name -> room, or room:name where it has another name there (`detach` is also one of
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "BlockExpansionCallback": "training",
     "BlockexpandError": "errors",
-    "Calibration": "guidance",
-    "Plan": "expansion",
+    "Plan": "records.plan",
     "adopt": "live",
     "attach_packs": "packs:attach",
     "bypass": "live",
@@ -43,8 +42,8 @@ _ROOMS = {
     "demo": "demonstration",
     "detach": "live",
     "detach_packs": "packs:detach",
-    "evaluate": "evaluation",
-    "evaluate_suites": "evaluation",
+    "evaluate": "evaluation.evaluating",
+    "evaluate_suites": "evaluation.measurement",
     "expand": "expansion",
     "expand_live": "live",
     "extract_pack": "packs:extract",
@@ -52,14 +51,13 @@ _ROOMS = {
     "load": "live",
     "load_with_packs": "packs",
     "new_blocks": "live",
-    "plan": "guidance",
+    "plan": "expansion",
     "prepare": "corpus",
     "push": "publishing",
     "read_pack": "packs",
-    "read_plan": "expansion",
+    "read_plan": "records.plan",
     "report": "reporting",
     "sft": "training",
-    "study": "studies",
     "train": "training",
     "verify": "expansion",
     "write_card": "publishing",
@@ -68,7 +66,6 @@ _ROOMS = {
 __all__ = [
     # grow
     "plan",
-    "Calibration",
     "read_plan",
     "Plan",
     "expand",
@@ -98,7 +95,6 @@ __all__ = [
     "evaluate",
     "evaluate_suites",
     "compare",
-    "study",
     "report",
     "demo",
     "BlockexpandError",

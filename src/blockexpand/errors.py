@@ -79,6 +79,10 @@ class LiveError(BlockexpandError):
     """A loaded model cannot be expanded, bypassed or detached as asked."""
 
 
+class DeviceError(BlockexpandError):
+    """The device asked for is not there, or has too little memory."""
+
+
 class CorpusError(BlockexpandError):
     """A source of text cannot be read, or leaves nothing to train on."""
 
@@ -89,10 +93,6 @@ class PackError(BlockexpandError):
 
 class EndpointError(BlockexpandError):
     """The address of a model is none, or nobody answers there."""
-
-
-class GuidanceError(BlockexpandError):
-    """The importance of a model's blocks cannot be measured on the text given."""
 
 
 class TrainingError(BlockexpandError):
@@ -136,10 +136,6 @@ class ReportError(BlockexpandError):
 
 class PublishError(BlockexpandError):
     """A model or pack is not fit to be given to others, or the hub does not take it."""
-
-
-class StudyError(BlockexpandError):
-    """A study is unknown, or cannot be run as asked."""
 
 
 class DemonstrationError(BlockexpandError):

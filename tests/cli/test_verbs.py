@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from blockexpand.cli.main import run
-from blockexpand.expansion import read_plan, verify
-from blockexpand.records import to_plain
+from blockexpand.expansion import verify
 from lm_helpers import make_chats, make_lm, sentences
 
 Said = tuple[int, str, str]
@@ -104,48 +103,6 @@ def test_from_a_plan_to_a_page(ground: Path, recipe: dict[str, Any], tmp_path: P
     assert "this model minus the other, with 95 % intervals" in out
     assert say("report", tmp_path / "before", tmp_path / "after", deeper, "--out", tmp_path / "page")[0] == 0
     assert "<html" in (tmp_path / "page" / "index.html").read_text()
-
-
-def test_a_guided_plan_is_one_command_with_its_scores_and_a_figure(ground: Path, tmp_path: Path, say) -> None:
-    text = ("--text", ground / "general.jsonl", ground / "domain.jsonl", "--calibration-tokens", 128)
-    words = ("plan", ground / "base", "--blocks", 2, "--placement", "guided", *text, "--measure", "loss")
-    code, out, err = say(*words, "--out", tmp_path / "plan.json")
-    assert code == 0
-    assert "guided by rise of the loss when the block is skipped (" in out
-    assert "measure blocks" in err
-    made = read_plan(tmp_path / "plan.json")
-    assert made.guidance is not None
-    assert made.guidance.texts == (str(ground / "general.jsonl"), str(ground / "domain.jsonl"))
-    assert made.guidance.measure == "loss"
-    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
-    code, out, _ = say(*words, "--json", "--figure", tmp_path / "figures" / "scores.png")
-    assert code == 0
-    assert json.loads(out)["guidance"] == to_plain(made.guidance)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "plan.json", "plan.png"]
-    assert (tmp_path / "figures" / "scores.png").is_file()
-    assert say("expand", ground / "base", tmp_path / "deeper", "--plan", tmp_path / "plan.json", "--prove")[0] == 0
-    assert say("report", tmp_path / "deeper", "--out", tmp_path / "page")[0] == 0
-    assert (tmp_path / "page" / "figures" / "importance.png").is_file()
-    assert "How much general text misses each old block" in (tmp_path / "page" / "index.html").read_text()
-
-
-@pytest.mark.parametrize(
-    ("verb", "words", "expected"),
-    [
-        ("plan", ("--placement", "guided"), "'guided' without text to measure the base on"),
-        ("plan", ("--text", "a.jsonl"), "text to measure on (a.jsonl) with placement 'interleaved'"),
-        ("plan", ("--measure", "loss", "--device", "cuda"), "--measure loss, --device cuda without text to measure on"),
-        ("plan", ("--figure", "a.png"), "--figure a.png with placement 'interleaved'"),
-        ("plan", ("--placement", "guided", "--text", "a.jsonl", "--calibration-tokens", 1), "2 or more, got 1"),
-        ("expand", ("--placement", "guided"), "--blocks 2 --placement guided --text FILES --out plan.json`, then give"),
-    ],
-)
-def test_guided_placement_is_refused_in_one_line(
-    ground: Path, tmp_path: Path, say, verb: str, words: tuple[object, ...], expected: str
-) -> None:
-    out = (tmp_path / "out",) if verb == "expand" else ()
-    assert expected in one_line(say(verb, ground / "base", *out, "--blocks", 2, *words))
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_conversations_are_tuned_from_the_command_line(

@@ -12,12 +12,13 @@ import torch
 
 from blockexpand.comparison import ArmRecipe, ExamineSettings, PlanRecipe, compare, read_examination
 from blockexpand.comparison.examining import Watched, token_shift
-from blockexpand.comparison.growing import grown, planned
+from blockexpand.comparison.growing import grown
 from blockexpand.errors import ComparisonError, RecordError
-from blockexpand.evaluation import ratio_difference, read_evaluation, seeded_ratio_difference
-from blockexpand.expansion import read_expansion
-from blockexpand.training.arms.trainee import load_model
-from blockexpand.training.settings import BlocksArm, FullArm, MoeArm, ParallelArm, UpscaledArm
+from blockexpand.records.evaluation import read_evaluation
+from blockexpand.records.expansion import read_expansion
+from blockexpand.records.intervals import ratio_difference, seeded_ratio_difference
+from blockexpand.records.run import BlocksArm, FullArm, MoeArm, ParallelArm, UpscaledArm
+from blockexpand.training.arms import load_model
 from comparison_ground import Place
 
 
@@ -34,13 +35,12 @@ def test_each_plan_grows_a_base_of_its_own(place: Place, tmp_path: Path) -> None
         blocks("plain", blocks=2),
         blocks("copy", blocks=2, init="copy"),
         blocks("random", blocks=2, init="random"),
-        blocks("guided", blocks=2, placement="guided"),
         ArmRecipe(
             name="up", arm=UpscaledArm(kind="upscaled"), plan=PlanRecipe(repeat=(1, 3), init="copy"), lrs=(1e-2,)
         ),
     )
     found = grown(place.recipe(tmp_path, arms=arms), tmp_path)
-    names = {name: folder.name for name, folder in found.items() if name != "guided"}
+    names = {name: folder.name for name, folder in found.items()}
     assert names == {
         "suffix": "3of2-3",
         "top": "3-3",
@@ -50,15 +50,8 @@ def test_each_plan_grows_a_base_of_its_own(place: Place, tmp_path: Path) -> None
         "random": "1-3-random",
         "up": "2of1-2-copy",
     }
-    assert read_expansion(found["guided"]).plan.guidance is not None
     assert [b.donor for b in read_expansion(found["up"]).plan.new_blocks] == [1, 2]
     assert read_expansion(found["random"]).plan.init == "random"
-
-
-def test_a_guided_plan_is_measured_on_the_comparisons_own_general_text(place: Place, tmp_path: Path) -> None:
-    made = planned(place.recipe(tmp_path), PlanRecipe(blocks=1, placement="guided", measure="cosine"))
-    assert made.guidance is not None
-    assert (made.guidance.measure, len(made.guidance.texts)) == ("cosine", 1)
 
 
 @pytest.mark.parametrize(

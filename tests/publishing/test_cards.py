@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from blockexpand.cli.main import run
-from blockexpand.expansion import CARD, BlockScore, CardMark, Guidance, expand, plan, read_mark, signed
+from blockexpand.expansion import CARD, CardMark, expand, plan, read_mark, signed
 from blockexpand.packs import attach_on_disk, detach_on_disk, extract
 from blockexpand.publishing import Records, read_published, write_card
 from blockexpand.publishing.figures import base_digest
@@ -168,20 +168,6 @@ def test_the_base_s_name_on_the_hub_is_known_from_the_cache(tiny_base: MakeBase,
     assert plan(tiny_base("llama"), 2).base.hub is None
 
 
-def test_a_guided_plan_s_texts_are_no_paths_in_a_pack(own_base: MakeBase, tmp_path: Path) -> None:
-    base = own_base("llama")
-    scores = tuple(BlockScore(kl=harm, loss_rise=harm, cosine=0.5) for harm in (0.4, 0.1, 0.3, 0.2))
-    guidance = Guidance(
-        measure="kl", scores=scores, base_loss=3.5, num_tokens=9, row_tokens=9, tokens_digest="sha256:00",
-        texts=(str(tmp_path / "clients" / "mail.jsonl"), "general.jsonl"), dtype="float32", device="cpu",
-    )  # fmt: skip
-    expand(base, tmp_path / "deeper", plan(base, 2, placement=guidance))
-    record = extract(tmp_path / "deeper", tmp_path / "pack").record
-    assert record.plan.guidance is not None
-    assert record.plan.guidance.texts == ("mail.jsonl", "general.jsonl")
-    assert str(tmp_path) not in (tmp_path / "pack" / "pack.json").read_text()
-
-
 # --- the results table --------------------------------------------------------------------------------
 
 
@@ -209,9 +195,8 @@ def test_results_of_this_model_and_its_base_are_shown(story: Story, tmp_path: Pa
 
 
 def test_suites_are_shown_with_their_versions(story: Story, tmp_path: Path) -> None:
-    from blockexpand.evaluation import read_evaluation
-    from blockexpand.evaluation.outcomes import PartScore, SuiteResults, TaskScore
     from blockexpand.records import write_record
+    from blockexpand.records.evaluation import PartScore, SuiteResults, TaskScore, read_evaluation
 
     part = PartScore(value=0.5, num_samples=4, version="3.0", source="/home/me/x", digest="d")
     task: dict[str, Any] = {
@@ -236,7 +221,7 @@ def test_suites_are_shown_with_their_versions(story: Story, tmp_path: Path) -> N
 
 
 def test_a_pack_s_results_are_those_of_its_folder_or_of_the_base_with_it(story: Story, tmp_path: Path, said) -> None:
-    from blockexpand.evaluation import Candidate
+    from blockexpand.evaluation.measurement import Candidate
 
     pack = copied(story.pack, tmp_path / "p")
     both = ("--results", story.records, "--against", story.base_records)
@@ -252,7 +237,7 @@ def test_a_pack_s_results_are_those_of_its_folder_or_of_the_base_with_it(story: 
 def test_the_base_inside_has_the_base_s_fingerprint(story: Story, own_base: MakeBase, tmp_path: Path) -> None:
     from blockexpand.checkpoint import open_checkpoint
     from blockexpand.evaluation.evaluating import model_digest
-    from blockexpand.expansion import read_expansion
+    from blockexpand.records.expansion import read_expansion
 
     assert base_digest(open_checkpoint(story.model), read_expansion(story.model)) == model_digest(story.base)
     base = own_base("llama", sharded=True)

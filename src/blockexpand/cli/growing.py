@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -11,11 +11,10 @@ from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
 from blockexpand.errors import UsageError
 
 if TYPE_CHECKING:
-    from blockexpand.expansion import Plan, Proof
-    from blockexpand.guidance import Calibration
+    from blockexpand.records.expansion import Proof
+    from blockexpand.records.plan import Plan
 
-Placement = Literal["interleaved", "prefix", "suffix", "guided"]
-Measure = Literal["kl", "loss", "cosine"]
+Placement = Literal["interleaved", "prefix", "suffix"]
 Init = Literal["identity", "copy", "random"]
 
 
@@ -36,16 +35,11 @@ def plan(
     per_group: int = 1,
     after: str | None = None,
     init: Init = "identity",
-    text: Annotated[list[Path] | None, Parameter(consume_multiple=True, negative="")] = None,
-    calibration_tokens: int | None = None,
-    measure: Measure | None = None,
-    device: str | None = None,
-    figure: Path | None = None,
     out: Path | None = None,
     all_blocks: Annotated[bool, Parameter(name="--all", negative="")] = False,
     common: Shared = DEFAULTS,
 ) -> int:
-    """Decide where new blocks go, and show what that costs. Reads no tensor, unless the placement is guided.
+    """Decide where new blocks go, and show what that costs. Reads no tensor.
 
     Parameters
     ----------
@@ -54,9 +48,7 @@ def plan(
     blocks
         How many new blocks.
     placement
-        interleaved: spread over the stack as the paper does; prefix: below block 0; suffix: above the last; guided: on
-        top of the blocks that general text misses least, measured on --text (no better than interleaved on the tiny
-        base, see docs/log.md).
+        interleaved: spread over the stack as the paper does; prefix: below block 0; suffix: above the last.
     per_group
         New blocks in one place, when interleaved: copies of each group's top blocks.
     after
@@ -64,59 +56,18 @@ def plan(
     init
         identity: new blocks start silent, so that nothing changes; copy and random are ablations: nothing is silenced,
         or matrices are drawn anew.
-    text
-        Guided only: general text, like what the base knows and must not forget: files (.txt, .md, or .jsonl with a
-        `text` field), folders of them, or folders that prepare wrote.
-    calibration_tokens
-        Guided only: measure on no more than so many tokens of it (16,384).
-    measure
-        Guided only: rank blocks by the KL (kl, as if not given) or the loss when the block is skipped, or by the
-        cosine between its input and output.
-    device
-        Guided only: where the base runs, cpu or e.g. cuda.
-    figure
-        Guided only: draw the scores here as a PNG; with --out plan.json it is plan.png if not given.
     out
         Save the plan here, e.g. plan.json.
     all_blocks
         Draw every block, also of deep models.
     """
-    from blockexpand import expansion, guidance
+    from blockexpand import expansion
 
-    given = {"max_tokens": calibration_tokens, "measure": measure, "device": device}
-    calibration = _calibration(text, {name: value for name, value in given.items() if value is not None})
-    if figure is not None and placement != "guided":
-        raise UsageError(f"--figure {figure} with placement {placement!r}; there are scores to draw only with 'guided'")
-    where = _positions(after)
-    others = {"after": where, "per_group": per_group, "init": init}
-    made = guidance.plan(base, blocks, placement=placement, calibration=calibration, **others)
-    _draw_scores(made, figure, out)
+    made = expansion.plan(base, blocks, placement=placement, after=_positions(after), per_group=per_group, init=init)
     if out is not None:
         made.save(out)
     show(common, made, lambda: expansion.draw_rich(made, show_all=all_blocks))
     return DONE
-
-
-def _calibration(text: list[Path] | None, settings: dict[str, Any]) -> Calibration | None:
-    from blockexpand.guidance import Calibration
-
-    if text is None and settings:
-        options = {"max_tokens": "--calibration-tokens", "measure": "--measure", "device": "--device"}
-        named = ", ".join(f"{options[name]} {value}" for name, value in settings.items())
-        raise UsageError(f"{named} without text to measure on; expected it with --placement guided; add --text FILES")
-    return None if text is None else Calibration(texts=tuple(text), **settings)
-
-
-def _draw_scores(made: Plan, figure: Path | None, out: Path | None) -> None:
-    """Write the figure of a guided plan where it was asked for, or beside the plan."""
-    path = figure if figure is not None or out is None else out.with_suffix(".png")
-    if made.guidance is None or path is None:
-        return
-    from blockexpand.reporting import guidance_figure
-    from blockexpand.staging import staged_file
-
-    with staged_file(path) as stream:
-        stream.write(guidance_figure(made).png)
 
 
 def expand(
@@ -147,7 +98,7 @@ def expand(
     blocks
         How many new blocks.
     placement
-        interleaved, prefix or suffix; see `blockexpand plan --help` (a guided placement comes with --plan).
+        interleaved, prefix or suffix; see `blockexpand plan --help`.
     per_group
         New blocks in one place, when interleaved.
     after
@@ -178,12 +129,6 @@ def _plan_from_options(base: str, options: tuple[int | None, Placement, int, str
     from blockexpand import expansion
 
     blocks, placement, per_group, after = options
-    if placement == "guided":
-        raise UsageError(
-            "--placement guided measures the base first, which expand does not do; make the plan first, "
-            f"`blockexpand plan {base} --blocks {blocks} --placement guided --text FILES --out plan.json`, "
-            "then give --plan plan.json"
-        )
     where = _positions(after)
     return expansion.plan(base, blocks, placement=placement, after=where, per_group=per_group, init=init)
 

@@ -33,24 +33,20 @@ VERBS = {
     ),
     "sft": ("blockexpand.cli.learning:sft", "Instruction-tune on chats, by a recipe."),
     "eval": (
-        "blockexpand.cli.evaluating:evaluate",
+        "blockexpand.cli.eval:evaluate",
         "Measure held-out losses, suites of benchmarks and tasks with checkable answers; give a verdict.",
     ),
     "agent": (
-        "blockexpand.cli.acting:agent",
+        "blockexpand.cli.agent:agent",
         "Let a model solve tasks in several turns with Python as its tool.",
     ),
     "judge": (
-        "blockexpand.cli.acting:judge",
+        "blockexpand.cli.judge:judge",
         "Let a judge compare two models' answers to questions of several turns.",
     ),
     "compare": (
         "blockexpand.cli.compare:compare",
         "Run methods side by side at equal budget, by a recipe.",
-    ),
-    "study": (
-        "blockexpand.cli.study:study",
-        "Run one of the paper's studies on the tiny base, or on another.",
     ),
     "report": ("blockexpand.cli.report:report", "Put results on one HTML page."),
     "pack extract": ("blockexpand.cli.pack:extract", "Take the new blocks out of a run or an expanded folder."),

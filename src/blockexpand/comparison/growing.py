@@ -10,9 +10,8 @@ from pathlib import Path
 from blockexpand import expansion
 from blockexpand.comparison.caching import alone
 from blockexpand.comparison.recipe import CompareRecipe, PlanRecipe
-from blockexpand.expansion import Insertion, Plan, expand
-from blockexpand.guidance import Calibration
-from blockexpand.guidance import plan as make_plan
+from blockexpand.expansion import expand
+from blockexpand.records.plan import Insertion, Plan
 from blockexpand.staging import RECORD_NAME
 
 
@@ -36,20 +35,15 @@ def grown(recipe: CompareRecipe, folder: Path) -> dict[str, Path]:
 
 
 def planned(recipe: CompareRecipe, wish: PlanRecipe) -> Plan:
-    """The plan that an arm asks for; a guided one is measured on general text first."""
+    """The plan that an arm asks for."""
     if wish.repeat is not None:
         first, end = wish.repeat
         copies = [Insertion(after=end - 1, donor=donor) for donor in range(first, end)]
         return expansion.plan(recipe.base, after=copies, init=wish.init)
-    calibration = None
-    if wish.placement == "guided":
-        texts = wish.texts or (recipe.data.general or "",)
-        calibration = Calibration(texts=texts, measure=wish.measure)
-    return make_plan(
+    return expansion.plan(
         recipe.base,
         wish.blocks,
         placement=wish.placement,
-        calibration=calibration,
         after=wish.after,
         per_group=wish.per_group,
         init=wish.init,

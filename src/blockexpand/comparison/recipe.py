@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from blockexpand.errors import ComparisonError
-from blockexpand.expansion import Init, Measure
 from blockexpand.records import WRITTEN_WHEN_SET, check
-from blockexpand.training.settings import (
+from blockexpand.records.plan import Init
+from blockexpand.records.run import (
     ArmSettings,
     BlocksArm,
     DataSettings,
@@ -31,7 +31,7 @@ class PlanRecipe:
     """Where the arms `blocks` and `upscaled` grow the base, and how new blocks start."""
 
     blocks: int | None = None
-    placement: Literal["interleaved", "prefix", "suffix", "guided"] = "interleaved"
+    placement: Literal["interleaved", "prefix", "suffix"] = "interleaved"
     per_group: int = 1
     after: tuple[int, ...] | None = None
     init: Init = dataclasses.field(default="identity", metadata=WRITTEN_WHEN_SET)
@@ -39,10 +39,6 @@ class PlanRecipe:
     repeat: tuple[int, int] | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
     """Instead of `blocks`, depth up-scaling: the old blocks from the first number up to the second are there twice, the
     copies on top of them. Of 32 blocks Yi-9B repeats [12, 28] and SOLAR [8, 24]."""
-    texts: tuple[str, ...] | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
-    """For a guided placement: the general text that the base is measured on; the comparison's own when None."""
-    measure: Measure = dataclasses.field(default="kl", metadata=WRITTEN_WHEN_SET)
-    """For a guided placement: by what blocks are ranked."""
 
     def __post_init__(self) -> None:
         """Check that the wishes are one wish."""

@@ -7,22 +7,23 @@ here, so that the story can show its plan before torch is imported.
 from __future__ import annotations
 
 import dataclasses
+import sysconfig
 from pathlib import Path
 
 from blockexpand.comparison import CompareRecipe, Comparison, PlanRecipe, compare, read_comparison
 from blockexpand.corpus import prepare
-from blockexpand.demonstration.general_text import with_prose
 from blockexpand.demonstration.instructions import write_instructions
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import DemoRecipe
 from blockexpand.errors import DemonstrationError
-from blockexpand.evaluation import evaluate, load_tasks
+from blockexpand.evaluation.answers import load_tasks
+from blockexpand.evaluation.evaluating import evaluate
 from blockexpand.expansion import verify
 from blockexpand.progress import say
 from blockexpand.records import write_record
+from blockexpand.records.run import DataSettings, TrainSettings
 from blockexpand.reporting import report
 from blockexpand.training import sft
-from blockexpand.training.settings import DataSettings, TrainSettings
 from blockexpand.units import format_bytes
 
 PROOF_NAME = "proof.json"
@@ -49,8 +50,10 @@ class Chapters:
         """Python to learn, English to rehearse and to measure by, instructions."""
         folder, recipe = self._folder, self._recipe
         domain = prepare(recipe.domain, BASE, folder / "domain", overwrite=True)
+        (source,) = recipe.general.sources
+        source = dataclasses.replace(source, path=sysconfig.get_path("purelib"))
         general = prepare(
-            with_prose(recipe.general, folder, ("replay", "validation", "test")),
+            dataclasses.replace(recipe.general, sources=(source,)),
             BASE,
             folder / "general",
             overwrite=True,

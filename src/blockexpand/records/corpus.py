@@ -53,7 +53,7 @@ class SplitCounts:
     """Share of positions that hold a token."""
     digest: str
     """Of the split's Arrow file; of several, of their digests in order."""
-    shards: tuple[Shard, ...]
+    shards: tuple[Shard, ...] = ()
     """Its Arrow files, in order."""
     mix: tuple[MixCounts, ...] = ()
     """Where there are several sources, or weights: what was asked for and what came of it."""

@@ -1,6 +1,5 @@
 """One page that a stranger can read: the verdict, the tables, the figures, and all that they rest on."""
 
-from blockexpand.reporting.importance import guidance_figure
 from blockexpand.reporting.judging import Verdict, verdict
 from blockexpand.reporting.sequences import SequenceRecord
 from blockexpand.reporting.stages import Stage, Stages, read_stages
@@ -16,7 +15,6 @@ __all__ = [
     "comparison_rows",
     "comparison_table",
     "comparison_text",
-    "guidance_figure",
     "read_stages",
     "report",
     "verdict",

@@ -28,7 +28,6 @@ from blockexpand.reporting.episodes import (
     transcripts,
 )
 from blockexpand.reporting.examined import blocks_figure, blocks_table, effects_of, said, shifts_table
-from blockexpand.reporting.importance import guidance_figure
 from blockexpand.reporting.judged import (
     JUDGED_RULE,
     conversations,
@@ -112,8 +111,6 @@ def make_page(material: Material) -> Page:
     values |= _sequence(material, contents)
     effects = effects_of(material.examination)
     contents.add_figures(stack_figure(found, n, effects) for n, found in enumerate(material.expansions))
-    guided = [found.value.plan for found in material.expansions if found.value.plan.guidance is not None]
-    contents.add_figures(guidance_figure(plan, n) for n, plan in enumerate(guided))
     proofs = [proof_table(found, n) for n, found in enumerate(material.proofs)]
     contents.add_tables(proofs)
     values |= _answers(material, contents)
