@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from blockexpand.errors import BlockexpandError
     from blockexpand.evaluation.evaluating import evaluate
     from blockexpand.evaluation.measurement import evaluate_suites
-    from blockexpand.expansion import Plan, expand, plan, read_plan, verify
+    from blockexpand.expansion import expand, plan, verify
     from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
     from blockexpand.packs import attach as attach_packs
     from blockexpand.packs import detach as detach_packs
     from blockexpand.packs import extract as extract_pack
     from blockexpand.packs import load_with_packs, read_pack
     from blockexpand.publishing import push, write_card
+    from blockexpand.records.plan import Plan, read_plan
     from blockexpand.reporting import report
-    from blockexpand.studies import study
     from blockexpand.training import BlockExpansionCallback, sft, train
 
 # The same list as above, for use: name -> room, or room:name where it has another name there (`detach` is also one of
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "BlockExpansionCallback": "training",
     "BlockexpandError": "errors",
-    "Plan": "expansion",
+    "Plan": "records.plan",
     "adopt": "live",
     "attach_packs": "packs:attach",
     "bypass": "live",
@@ -55,10 +55,9 @@ _ROOMS = {
     "prepare": "corpus",
     "push": "publishing",
     "read_pack": "packs",
-    "read_plan": "expansion",
+    "read_plan": "records.plan",
     "report": "reporting",
     "sft": "training",
-    "study": "studies",
     "train": "training",
     "verify": "expansion",
     "write_card": "publishing",
@@ -96,7 +95,6 @@ __all__ = [
     "evaluate",
     "evaluate_suites",
     "compare",
-    "study",
     "report",
     "demo",
     "BlockexpandError",

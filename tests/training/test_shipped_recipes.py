@@ -16,9 +16,10 @@ from blockexpand.comparison import load_recipe
 from blockexpand.corpus import PrepareRecipe, SplitRecipe, prepare
 from blockexpand.corpus import load_recipe as load_corpus_recipe
 from blockexpand.corpus.sources import JsonSource
-from blockexpand.expansion import ExpansionRecord, plan
+from blockexpand.expansion import plan
 from blockexpand.families import with_entries
 from blockexpand.records import write_record
+from blockexpand.records.expansion import ExpansionRecord
 from blockexpand.records.run import DataSettings, load_settings
 from blockexpand.training import forecast
 from helpers import MakeBase
@@ -32,7 +33,7 @@ LLAMA_8B = {
 }  # fmt: skip
 """Llama 3.1 8B, by the entries of its config.json that shape it."""
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
-TINY_BASE = Path(__file__).parents[2] / "src/blockexpand/demonstration/tiny-base.yaml"
+TINY_BASE = Path(__file__).parents[2] / "studies/tiny_base/tiny-base.yaml"
 
 
 def test_there_are_some() -> None:
