@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from blockexpand.demonstration import demo
     from blockexpand.errors import BlockexpandError
     from blockexpand.evaluation.measurement import evaluate
-    from blockexpand.expansion import Plan, expand, plan, read_plan, verify
+    from blockexpand.expansion import expand, plan, verify
     from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
     from blockexpand.packs import attach as attach_packs
     from blockexpand.packs import detach as detach_packs
     from blockexpand.packs import extract as extract_pack
     from blockexpand.packs import load_with_packs, read_pack
-    from blockexpand.publishing import push, write_card
+    from blockexpand.publishing import push
+    from blockexpand.records.plan import Plan, read_plan
     from blockexpand.reporting import report
-    from blockexpand.studies import study
     from blockexpand.training import BlockExpansionCallback, sft, train
 
 # The same list as above, for use: name -> room, or room:name where it has another name there (`detach` is also one of
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "BlockExpansionCallback": "training",
     "BlockexpandError": "errors",
-    "Plan": "expansion",
+    "Plan": "records.plan",
     "adopt": "live",
     "attach_packs": "packs:attach",
     "bypass": "live",
@@ -53,13 +53,11 @@ _ROOMS = {
     "prepare": "corpus",
     "push": "publishing",
     "read_pack": "packs",
-    "read_plan": "expansion",
+    "read_plan": "records.plan",
     "report": "reporting",
     "sft": "training",
-    "study": "studies",
     "train": "training",
     "verify": "expansion",
-    "write_card": "publishing",
 }
 
 __all__ = [
@@ -88,12 +86,10 @@ __all__ = [
     "attach_packs",
     "detach_packs",
     "load_with_packs",
-    "write_card",
     "push",
     # measure and tell
     "evaluate",
     "compare",
-    "study",
     "report",
     "demo",
     "BlockexpandError",

@@ -30,7 +30,6 @@ from blockexpand.evaluation.harness import SEED, Options, Work, build_work, requ
 from blockexpand.evaluation.held_out import document_losses
 from blockexpand.evaluation.routes import Router, count_of, routed_losses
 from blockexpand.evaluation.suites import FileTask, SuiteFile
-from blockexpand.expansion import read_expansion
 from blockexpand.families.modules import load_model
 from blockexpand.live.device import choose_device, dtype_named
 from blockexpand.records import read_json, to_plain, write_json, write_record
@@ -45,6 +44,7 @@ from blockexpand.records.evaluation import (
     TaskScore,
     write_samples,
 )
+from blockexpand.records.expansion import read_expansion
 from blockexpand.records.pack import Rule
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 
