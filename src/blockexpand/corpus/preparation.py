@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from blockexpand import __version__
-from blockexpand.corpus.chats import check_embeddings, check_template, turn_end
+from blockexpand.checkpoint import end_of_turn
+from blockexpand.corpus.chats import check_embeddings, check_template
 from blockexpand.corpus.copies import EvaluationTexts, Seen, content_key, position_of
 from blockexpand.corpus.files import Bad, Contents, Document, all_documents, look_into, read_documents
 from blockexpand.corpus.mixture import Weight, interleave, wanted_tokens
@@ -357,7 +358,7 @@ class _Preparation:
             recipe_digest=digest_json(recipe),
             inputs_digest=self.identity,
             conversations=self._chats,
-            turn_end=turn_end(self._tokenizer) if self._chats else None,
+            turn_end=end_of_turn(self._tokenizer) if self._chats else None,
             gap_tokens=GAP_TOKENS if divided.is_cut else 0,
             sources=tuple(
                 _source_counts(contents, one.state, divided.counts_of(number))
