@@ -351,7 +351,7 @@ def _compared(found: dict[str, Difference], other: str, verdict: Verdict | None)
 
 
 def _difference_line(one: Difference) -> str:
-    unit, scale = ("points", 100.0) if one.unit == "share" else (one.unit, 1.0)
+    unit, scale, places = ("points", 100.0, 2) if one.unit == "share" else (one.unit, 1.0, 4)
     shown = "{:.1%}" if one.unit == "share" else "{:.4f}"
     change = scale * (one.ours - one.theirs)
     better = "better" if one.better_by > 0 else "worse" if one.better_by < 0 else "equal"
@@ -361,5 +361,6 @@ def _difference_line(one: Difference) -> str:
         where = f"no interval, too few: {one.num_pairs}"
     else:
         noise = ", may be noise" if one.interval.is_noise else ""
-        where = f"[{scale * one.interval.low:+.4f}, {scale * one.interval.high:+.4f}] over {pairs}{noise}"
-    return f"{shown.format(one.theirs)} -> {shown.format(one.ours)}, {change:+.4f} {unit}{relative}, {better}; {where}"
+        where = f"[{scale * one.interval.low:+.{places}f}, {scale * one.interval.high:+.{places}f}] over {pairs}{noise}"
+    figures = f"{shown.format(one.theirs)} -> {shown.format(one.ours)}"
+    return f"{figures}, {change:+.{places}f} {unit}{relative}, {better}; {where}"

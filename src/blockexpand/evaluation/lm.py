@@ -89,7 +89,12 @@ class LoadedLM(HFLM):
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         # A text longer than the context is cut or windowed, and counted; transformers would warn of it each time.
         tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-        super().__init__(pretrained=model, tokenizer=cast(Any, tokenizer), batch_size=options.batch_size)
+        super().__init__(
+            pretrained=model,
+            tokenizer=cast(Any, tokenizer),
+            batch_size=options.batch_size,
+            softmax_dtype="float32",  # whatever the weights are in
+        )
         self._options = options
         self._ends = ends_of_model(model, tokenizer)
         self.progress: Bar | None = None

@@ -161,13 +161,14 @@ def evaluate(
     """
     if not data and not tasks and not suites:
         raise EvaluationError("nothing to measure: give at least one corpus (--data name=folder), tasks or a suite")
-    subject = model if isinstance(model, Subject) else subject_of(model)
     options = options or Options()
+    if suites:
+        require_harness()
+    subject = model if isinstance(model, Subject) else subject_of(model)
     check_output(Path(out), overwrite)
     corpora = _corpora(subject, data)
     works: list[Work] = []
     if suites:
-        require_harness()
         chat = options.chat or subject.endpoint is not None or any(one.suite.chat for one in suites)
         options = dataclasses.replace(options, chat=chat)
         works = build_work(suites, options)

@@ -36,22 +36,22 @@ def run_suites(
     Raises:
         EvaluationError: the model cannot be asked so.
     """
-    from lm_eval.evaluator import simple_evaluate
+    import torch
+    from lm_eval.api.model import CachingLM
+    from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
 
+    tasks: list[Any] = [part.task for work in works for part in work.parts]
+    torch.manual_seed(SEED)  # of outputs that are drawn
     # Its own bars, one for each of MMLU's 57, are swallowed; ours go to the terminal by another way.
     with unsafe_programs(options.unsafe), _without_bars():
-        found = simple_evaluate(
-            model=lm,
-            tasks=[part.task for work in works for part in work.parts],
+        found = evaluate(
+            CachingLM(lm, f"{cache}.db") if cache else lm,  # ty: ignore[invalid-argument-type] (it stands for one)
+            TaskManager(include_defaults=False).load(tasks),
             limit=options.limit,
             apply_chat_template=options.chat and not isinstance(lm, EndpointLM),
-            fewshot_as_multiturn=False,
             log_samples=True,
             bootstrap_iters=0,
-            use_cache=str(cache) if cache else None,
-            task_manager=TaskManager(include_defaults=False),
-            fewshot_random_seed=SEED,
             confirm_run_unsafe_code=True,
         )
     logged: dict[str, list[dict[str, Any]]] = found["samples"] if found is not None else {}
