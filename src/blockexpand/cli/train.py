@@ -43,7 +43,7 @@ def train(
     dry: Annotated[DryRun, Parameter(name="*")] = REAL,
     common: Shared = DEFAULTS,
 ) -> int:
-    """Train the new blocks, or the arm that the recipe names, on text or chats; general ability is kept unless told not.
+    """Train the new blocks, or the arm that the recipe names, on text or chats; what the base knew is kept.
 
     Parameters
     ----------
