@@ -1,7 +1,7 @@
 """A device that is not there: `sim`. Its tensors compute on the CPU, refuse to meet CPU tensors, and every place where
 the host would wait for a real accelerator is noted.
 
-    import simulated_device            # registers it; torch.accelerator then finds it, for good: in a process of its own
+    import simulated_device            # registers it, for good: in a process of its own; torch.accelerator finds it
     with simulated_device.waits() as noted:
         model.to("sim")(tokens.to("sim"))
     noted                               # one entry a wait: the operation, and the line of ours that asked for it

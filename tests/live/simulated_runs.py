@@ -1,5 +1,5 @@
-"""What test_simulated.py does on the device `sim` and on the CPU; in a process of its own, because a device that is once
-registered is there for good. `python simulated_runs.py OUT.json FOLDER FAMILY ..`
+"""What test_simulated.py does on the device `sim` and on the CPU; in a process of its own, because a device that is
+once registered is there for good. `python simulated_runs.py OUT.json FOLDER FAMILY ..`
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from cyclopts import Group, Parameter
 from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
 from blockexpand.errors import Interrupted
 from blockexpand.records.run import RunRecord, TrainSettings, load_settings, read_metrics
-from blockexpand.staging import RECORD_NAME
 from blockexpand.units import format_bytes, format_scaled
 
 if TYPE_CHECKING:
@@ -67,22 +66,11 @@ def train(
     except Interrupted as stopped:
         again = shlex.join(["blockexpand", "train", str(recipe), *settings, "--resume"])
         raise type(stopped)(f"{str(stopped).removesuffix(' with --resume')}: {again}") from None
-    _write_card(record)
     show(common, record, _outcome(record))
     if not record.nothing_inside_budget:
         return DONE
     print(_nothing_inside(record), file=sys.stderr)
     return FAILED
-
-
-def _write_card(record: RunRecord) -> None:
-    """The card of the model that the run gave, with what was stated for the one that it began with."""
-    from blockexpand import publishing
-    from blockexpand.cli.main import process_rank
-
-    model = Path(record.settings.out) / "model"
-    if process_rank() == 0 and (model / RECORD_NAME).is_file():
-        publishing.write_card(model, publishing.said_in(record.settings.model))
 
 
 def _show_takes(settings: TrainSettings, found: RunTakes, common: Shared) -> int:

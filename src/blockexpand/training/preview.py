@@ -13,7 +13,7 @@ from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.errors import FamilyError, TrainingError
 from blockexpand.expansion.cost import RunCost, RunShape, run_cost, state_bytes, state_per_process, width_of
 from blockexpand.families import family_for
-from blockexpand.live.device import total_bytes
+from blockexpand.live.device import total_bytes, training_dtype
 from blockexpand.records.expansion import read_expansion
 from blockexpand.records.run import BlocksArm, CustomArm, FullArm, LoraArm, OldBlocksArm, TrainSettings
 from blockexpand.training.data import open_corpora
@@ -179,6 +179,8 @@ def check_fits(settings: TrainSettings, world: World) -> None:
     shape = shape_of(settings, checkpoint, row_tokens=1)
     if shape is None:
         return
+    width = training_dtype(settings.precision, checkpoint.folder, world.device).itemsize
+    shape = dataclasses.replace(shape, width_bytes=width)
     known = world.size > 1 or isinstance(settings.arm, BlocksArm)
     family = family_for(checkpoint.config, checkpoint.source, checkpoint.tensors) if known else None
     state, gathered = state_bytes(checkpoint, shape, family)
