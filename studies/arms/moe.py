@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import TrainingError
 from blockexpand.families import Family, family_for
-from blockexpand.live.parts import blocks_of
+from blockexpand.live import blocks_of
 from blockexpand.training import Trainee, load_model, make_trainable, refuse_many
 
 SCALARS = (1.0, 0.0)

@@ -22,8 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from blockexpand.errors import TrainingError
-from blockexpand.families.modules import renumber
-from blockexpand.live.parts import blocks_of
+from blockexpand.live import blocks_of
 from blockexpand.training import Trainee, check_blocks, load_model, make_trainable, refuse_many
 
 
@@ -55,9 +54,7 @@ class Parallel:
     def __init__(self, blocks: tuple[int, ...], share: float = 0.5) -> None:
         """Which blocks of the base, and the copies' share of their outputs."""
         if not 0 < share <= 1 or len(set(blocks)) != len(blocks):
-            raise TrainingError(
-                f"blocks {list(blocks)}, share {share}: expected each block once, and a share in (0, 1]"
-            )
+            raise TrainingError(f"blocks {list(blocks)}, share {share}: expected each block once, a share in (0, 1]")
         self._blocks, self._share = tuple(blocks), share
 
     def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool, empty: bool = False) -> Trainee:
@@ -74,7 +71,9 @@ class Parallel:
         copies = nn.ModuleDict({str(index): copy.deepcopy(layers[index]) for index in self._blocks})
         pairs = []
         for number, index in enumerate(self._blocks):
-            renumber(copies[str(index)], len(layers) + number)  # a place of its own in the cache
+            for module in copies[str(index)].modules():
+                if "layer_idx" in vars(module):
+                    vars(module)["layer_idx"] = len(layers) + number  # a place of its own in the cache
             pair = SideBySide(layers[index], copies[str(index)], self._share)
             vars(layers[index])["forward"] = pair
             pairs.append(pair)

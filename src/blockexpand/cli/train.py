@@ -13,7 +13,6 @@ from cyclopts import Group, Parameter
 from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
 from blockexpand.errors import Interrupted
 from blockexpand.records.run import RunRecord, TrainSettings, load_settings, read_metrics
-from blockexpand.staging import RECORD_NAME
 from blockexpand.units import format_bytes, format_scaled
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def train(
     dry: Annotated[DryRun, Parameter(name="*")] = REAL,
     common: Shared = DEFAULTS,
 ) -> int:
-    """Train the new blocks, or the arm that the recipe names, on text or chats; general ability is kept unless told not.
+    """Train the new blocks, or the arm that the recipe names, on text or chats; what the base knew is kept.
 
     Parameters
     ----------

@@ -114,7 +114,7 @@ def check_head(model: PreTrainedModel, batch: RowBatch) -> None:
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         ours_TV = head_of(model).logits_CV(packed_states(model, tokens_1T, positions_1T)[0])
         logits_TV = model(input_ids=tokens_1T, position_ids=positions_1T, use_cache=False).logits[0].float()
-        difference, largest = torch.stack([(ours_TV - logits_TV).abs().max(), logits_TV.abs().max()]).tolist()
+        difference, largest = torch.stack([(ours_TV - logits_TV).abs().max(), logits_TV.abs().max()]).cpu().tolist()
     if not difference <= 1e-2 * max(1.0, largest):
         raise TrainingError(
             f"the logits of {type(model).__name__} are not what its head gives: largest difference {difference:.3g}, "

@@ -34,13 +34,13 @@ from blockexpand.families.modules import stack_of
 from blockexpand.live.parts import blocks_of
 from blockexpand.records.expansion import read_expansion
 from blockexpand.records.run import (
+    ArmSettings,
     BasePrecision,
     BlocksArm,
     CustomArm,
     FullArm,
     LoraArm,
     OldBlocksArm,
-    TrainSettings,
 )
 from blockexpand.units import FLOATS
 
@@ -353,15 +353,15 @@ def _trainee(model: PreTrainedModel, parameters: Mapping[str, nn.Parameter], nee
     )
 
 
-def arm_of(settings: TrainSettings) -> Arm:
-    """The arm that a run's settings describe; only `blocks` can have a quantised base (`TrainSettings` sees to it).
+def arm_of(settings: ArmSettings, base_precision: BasePrecision = "same") -> Arm:
+    """The arm that the settings describe; only `blocks` can have a quantised base (`TrainSettings` sees to it).
 
     Raises:
         TrainingError: it is one of the caller's own, and none was given.
     """
-    match settings.arm:
+    match settings:
         case BlocksArm():
-            return Blocks(settings.base_precision)
+            return Blocks(base_precision)
         case FullArm():
             return Full()
         case LoraArm(rank=rank, trainable_parameters=number):

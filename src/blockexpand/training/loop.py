@@ -231,7 +231,7 @@ class Loop:
             sync_gradients(self._root, number == len(passes) - 1 or not self._keeps_gradients)
             on_device.append(self._backward(one, total, progress.general_weight))
         norm = whole(nn.utils.clip_grad_norm_(self.trainee.trainable.values(), self.settings.optimizer.clip_norm))
-        figures = torch.cat([torch.stack(on_device).flatten(), norm.reshape(1).float()]).tolist()  # the one wait
+        figures = torch.cat([torch.stack(on_device).flatten(), norm.reshape(1).float()]).cpu().tolist()  # the one wait
         norm = figures.pop()
         domain_ce, general_ce, kl = self.world.total([math.fsum(figures[kind::3]) for kind in range(3)])
         sums = _Sums(
@@ -358,7 +358,7 @@ class Loop:
             with self.trainee.reference() as base_model:
                 sums.append(self._held_out("general", base_model))
         counts = self.world.total([float(number) for _, number in sums])
-        totals = self.world.total(torch.stack([total for total, _ in sums]).tolist())  # the one wait
+        totals = self.world.total(torch.stack([total for total, _ in sums]).cpu().tolist())  # the one wait
         found = [total / max(1.0, count) for total, count in zip(totals, counts, strict=True)]
         losses = dict(zip(names, found, strict=False))
         general = losses.get("general")

@@ -8,15 +8,14 @@ are too long, tokens that the model has no embeddings for, a board that is not i
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.errors import FamilyError, TrainingError
 from blockexpand.expansion.cost import RunCost, RunShape, run_cost, state_bytes, state_per_process, width_of
 from blockexpand.families import family_for
-from blockexpand.live.device import total_bytes
+from blockexpand.live.device import total_bytes, training_dtype
 from blockexpand.records.expansion import read_expansion
-from blockexpand.records.run import SELF, BlocksArm, CustomArm, FullArm, LoraArm, OldBlocksArm, TrainSettings
+from blockexpand.records.run import BlocksArm, CustomArm, FullArm, LoraArm, OldBlocksArm, TrainSettings
 from blockexpand.training.data import open_corpora
 from blockexpand.training.metrics import check_boards
 from blockexpand.training.processes import World
@@ -180,6 +179,8 @@ def check_fits(settings: TrainSettings, world: World) -> None:
     shape = shape_of(settings, checkpoint, row_tokens=1)
     if shape is None:
         return
+    width = training_dtype(settings.precision, checkpoint.folder, world.device).itemsize
+    shape = dataclasses.replace(shape, width_bytes=width)
     known = world.size > 1 or isinstance(settings.arm, BlocksArm)
     family = family_for(checkpoint.config, checkpoint.source, checkpoint.tensors) if known else None
     state, gathered = state_bytes(checkpoint, shape, family)
@@ -208,8 +209,3 @@ def rows_that_fit(settings: TrainSettings, world: World, row_tokens: int) -> int
         return None
     room = device_bytes(world) - cost.memory_bytes(0, world.size)
     return max(0, min(rows_of_pass(settings), room // max(1, cost.row_bytes)))
-
-
-def writes_own_text(settings: TrainSettings, folder: Path) -> bool:
-    """Whether the base still has to write the run's general text."""
-    return settings.general == SELF and not folder.is_dir()

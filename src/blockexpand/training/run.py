@@ -78,7 +78,7 @@ def train(settings: TrainSettings, resume: bool = False, device: str = "auto", a
     settings = dataclasses.replace(settings, model=str(locate_model(settings.model)))
     out = Path(settings.out)
     with join_world(device) as world, progress_in(progress_mode() if world.leads else "silent"):
-        method = arm or arm_of(settings)
+        method = arm or arm_of(settings.arm, settings.base_precision)
         start = world.first(lambda: _checked(settings, resume, world))
         if world.total([float(start is not None and _is_finished(out))])[0]:
             return read_record(RunRecord, out / RECORD_NAME)
@@ -223,7 +223,10 @@ def _load(settings: TrainSettings, arm: Arm, data: RunData) -> tuple[Trainee, nn
         compile_blocks(trainee.model)
     recompute_blocks(trainee.model, settings.recompute)
     if world.mesh is None:
-        return trainee, nn.Module.to(Root(trainee.model, *trainee.others), world.device)
+        root = nn.Module.to(Root(trainee.model, *trainee.others), world.device)
+        # On some devices a module gets new parameters when it is moved.
+        parameters = dict(trainee.model.named_parameters(remove_duplicate=False))
+        return dataclasses.replace(trainee, trainable={name: parameters[name] for name in trainee.trainable}), root
     names = [names_to_fill(model) for model in (trainee.model, *trainee.others)]
     trainee, root = shard(trainee, world.mesh, world.device, dtype)
     for model, own in zip((trainee.model, *trainee.others), names, strict=True):
@@ -390,7 +393,7 @@ def load_shipped(run: Path, dtype: torch.dtype | None = None, arm: Arm | None = 
         return load_model(run / "model", dtype)
     folder = Path(record.settings.model)
     dtype = dtype or training_dtype("auto", folder, torch.device("cpu"))
-    trainee = (arm or arm_of(record.settings)).load(folder, dtype, needs_reference=False)
+    trainee = (arm or arm_of(record.settings.arm)).load(folder, dtype, needs_reference=False)
     restore_trainable(trainee.trainable, SavedTensors(run / SHIPPED))
     trainee.model.requires_grad_(False)
     return trainee.model
