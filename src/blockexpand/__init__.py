@@ -16,15 +16,14 @@ if TYPE_CHECKING:
     from blockexpand.corpus import prepare
     from blockexpand.demonstration import demo
     from blockexpand.errors import BlockexpandError
-    from blockexpand.evaluation.evaluating import evaluate
-    from blockexpand.evaluation.measurement import evaluate_suites
+    from blockexpand.evaluation.measurement import evaluate
     from blockexpand.expansion import expand, plan, verify
     from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
     from blockexpand.packs import attach as attach_packs
     from blockexpand.packs import detach as detach_packs
     from blockexpand.packs import extract as extract_pack
     from blockexpand.packs import load_with_packs, read_pack
-    from blockexpand.publishing import push, write_card
+    from blockexpand.publishing import push
     from blockexpand.records.plan import Plan, read_plan
     from blockexpand.reporting import report
     from blockexpand.training import BlockExpansionCallback, sft, train
@@ -42,8 +41,7 @@ _ROOMS = {
     "demo": "demonstration",
     "detach": "live",
     "detach_packs": "packs:detach",
-    "evaluate": "evaluation.evaluating",
-    "evaluate_suites": "evaluation.measurement",
+    "evaluate": "evaluation.measurement",
     "expand": "expansion",
     "expand_live": "live",
     "extract_pack": "packs:extract",
@@ -60,7 +58,6 @@ _ROOMS = {
     "sft": "training",
     "train": "training",
     "verify": "expansion",
-    "write_card": "publishing",
 }
 
 __all__ = [
@@ -89,11 +86,9 @@ __all__ = [
     "attach_packs",
     "detach_packs",
     "load_with_packs",
-    "write_card",
     "push",
     # measure and tell
     "evaluate",
-    "evaluate_suites",
     "compare",
     "report",
     "demo",
