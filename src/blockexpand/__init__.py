@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from blockexpand.corpus import prepare
     from blockexpand.demonstration import demo
     from blockexpand.errors import BlockexpandError
-    from blockexpand.evaluation.evaluating import evaluate
-    from blockexpand.evaluation.measurement import evaluate_suites
+    from blockexpand.evaluation.measurement import evaluate
     from blockexpand.expansion import expand, plan, verify
     from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
     from blockexpand.packs import attach as attach_packs
@@ -42,8 +41,7 @@ _ROOMS = {
     "demo": "demonstration",
     "detach": "live",
     "detach_packs": "packs:detach",
-    "evaluate": "evaluation.evaluating",
-    "evaluate_suites": "evaluation.measurement",
+    "evaluate": "evaluation.measurement",
     "expand": "expansion",
     "expand_live": "live",
     "extract_pack": "packs:extract",
@@ -89,7 +87,6 @@ __all__ = [
     "push",
     # measure and tell
     "evaluate",
-    "evaluate_suites",
     "compare",
     "report",
     "demo",

@@ -17,7 +17,7 @@ from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import DemoRecipe
 from blockexpand.errors import DemonstrationError
 from blockexpand.evaluation.answers import load_tasks
-from blockexpand.evaluation.evaluating import evaluate
+from blockexpand.evaluation.measurement import evaluate
 from blockexpand.expansion import verify
 from blockexpand.progress import say
 from blockexpand.records import write_record
