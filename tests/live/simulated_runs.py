@@ -18,7 +18,7 @@ from zoo import ZOO, Case, write
 
 import simulated_device
 from blockexpand import live
-from blockexpand.evaluation import evaluating
+from blockexpand.evaluation import measurement as evaluating
 from blockexpand.expansion import expand, plan
 from blockexpand.live.device import choose_device
 from blockexpand.live.forward import RowBatch, cross_entropies
