@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from blockexpand.evaluation.evaluating import evaluate
 from zoo import ZOO, Case, write
 
 import simulated_device
 from blockexpand import live
+from blockexpand.evaluation import measurement as evaluating
 from blockexpand.expansion import expand, plan
 from blockexpand.live.device import choose_device
 from blockexpand.live.forward import RowBatch, cross_entropies
@@ -128,11 +128,15 @@ def main() -> None:
                 counted.clear()
             figures = {device: trained(settings, device) for device in ("cpu", simulated_device.NAME)}
             found[f"{family} {arm}"] = {"figures": figures, "waits": {k: list(v) for k, v in COUNTED.items()}}
+        losses = {}
+        for device in ("cpu", simulated_device.NAME):
+            vars(evaluating)["choose_device"] = lambda device=device: choose_device(device)
+            record = evaluating.evaluate(expanded, {"general": str(general)}, Path(root) / f"{row.id}-eval-{device}")
+            losses[device] = [one.loss for one in record.held_out.values()]
+        found[f"{family} eval"] = {"figures": losses}
         found[f"{family} live"] = {
             "figures": {device: alive(expanded, device) for device in ("cpu", simulated_device.NAME)}
         }
-    losses = evaluate(base, {"general": str(general)}, Path(root) / "eval")
-    found["eval"] = str(losses)[:200]
     Path(out).write_text(json.dumps(found))
 
 

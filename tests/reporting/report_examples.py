@@ -37,6 +37,7 @@ from blockexpand.records.expansion import Check, ExpansionRecord, Proof
 from blockexpand.records.intervals import Interval
 from blockexpand.records.plan import BaseFacts, BlockTensor, Cost, Insertion, Placement, Plan, number
 from blockexpand.records.run import (
+    NO_RETENTION,
     BlocksArm,
     DataSettings,
     FullArm,
@@ -297,7 +298,7 @@ def write_run(folder: Path, arm: str = "full", speed: float = 30.0, budget: floa
             arm=_KINDS[arm],
             data=DataSettings(domain="texts/chats", general="texts/english"),
             domain_tokens=100_000,
-            retention=RetentionSettings(replay=0.25, forgetting_budget=budget) if budget else RetentionSettings(),
+            retention=RetentionSettings(replay=0.25, forgetting_budget=budget) if budget else NO_RETENTION,
             optimizer=OptimizerSettings(lr=3e-4),
         ),
         contents=RunContents(model=DIGEST, domain=DIGEST, general=DIGEST),

@@ -26,7 +26,7 @@ TOKENS = torch.arange(5, 25)[None]
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "moe": ("moe", {}),
     "moe-copy": ("moe", {"start": "copy"}),
-    "parallel": ("parallel", {"blocks": (1, 3), "share": 0.25}),
+    "parallel": ("parallel", {"blocks": [1, 3], "share": 0.25}),
     "upscaled": ("upscaled", {}),
 }
 
