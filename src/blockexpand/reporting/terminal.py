@@ -33,8 +33,10 @@ def comparison_table(comparison: Comparison) -> Table:
     table.add_column("method\nlearning rate", max_width=27)
     for heading in ("general\nloss", "domain\nloss"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column(f"forgetting\nbudget {formats.budget(budget)}" if budget else "forgetting", justify="right")
-    table.add_column("gain\nof reference", justify="right")
+    table.add_column(
+        f"forgetting\nbudget {formats.budget(budget)}" if budget else "forgetting", justify="right", no_wrap=True
+    )
+    table.add_column("gain\nof reference", justify="right", no_wrap=True)
     table.add_column("trainable\nmemory", justify="right", no_wrap=True)
     table.add_column("tokens/s\nload\nCPU time", justify="right", no_wrap=True)
     base = comparison.base
