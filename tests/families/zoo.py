@@ -368,7 +368,7 @@ QUICK = ("llama", "qwen2", "gemma3", "mixtral", "deepseek_v3", "mistral", "jamba
 """Dense, biases, a norm behind each branch, experts, MLA, a window, Mamba, Conv1D; the rest is for `make test-all`."""
 
 
-def rows(zoo: list[Case]) -> list[Any]:
+def rows(zoo: tuple[Case, ...]) -> list[Any]:
     """The zoo, all but the first of each quick family marked slow."""
     first = {family: next(i for i, row in enumerate(zoo) if row.family == family) for family in QUICK}
     return [
