@@ -30,6 +30,8 @@ def test_a_loaded_model_is_counted_by_budget(tmp_path: Path, capsys: pytest.Capt
     assert run(["agent", *arguments, "--turns", "1", "--turns", "2"]) == 0
     shown = capsys.readouterr().out
     assert "      1  all                 0  4        0.0%  0.0% to 49.0%" in shown
+    assert "out of turns 4" in shown
+    assert str(tmp_path / "run" / "episodes.jsonl") in shown
     record = json.loads((tmp_path / "run" / "blockexpand.json").read_text())
     assert record["format"] == "blockexpand.agent"
     assert record["settings"]["speaker"]["digest"].startswith("sha256:")
@@ -133,3 +135,17 @@ def test_a_file_cannot_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     theirs = str(tmp_path / "theirs.jsonl")
     assert run(["judge", theirs, theirs, "--judge", theirs, "--out", str(tmp_path / "run")]) == 2
     assert f"--judge {theirs} is a file; expected a model" in capsys.readouterr().err
+
+
+def test_judgements_that_are_missing_are_said_and_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions = tmp_path / "q.jsonl"
+    questions.write_text(json.dumps({"question_id": 1, "category": "c", "turns": ["2 + 3?"]}) + "\n")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question_id": 1, "turns": ["5"]}) + "\n")
+    sides = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    with serving(lambda _: completion("hard to say")) as server:
+        words = ["judge", *sides, "--judge", f"big@{server.url}", "--questions", str(questions)]
+        assert run([*words, "--out", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().out
+    assert "2 x no line with a verdict" in said
+    assert "--resume" in said

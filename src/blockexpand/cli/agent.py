@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, key_without_server, show
 from blockexpand.digests import digest_file
 from blockexpand.errors import UsageError
+from blockexpand.records.agents import EPISODES_NAME
 from blockexpand.staging import PACK_NAME
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def agent(
         router=_router(speaker, server),
     )
     record = agents.run_agent(cast, tasks, settings, out, resume)
-    show(common, record, _rates(record))
+    show(common, record, _rates(record, out))
     return DONE
 
 
@@ -221,7 +222,16 @@ def _replay(folder: Path, unsafe: bool, common: Shared) -> int:
     return DONE if same else FAILED
 
 
-def _rates(record: AgentRecord) -> str:
+_ENDS = {
+    "solved": "solved",
+    "proposals": "all proposals were wrong",
+    "turns": "out of turns",
+    "context": "the conversation no longer fitted the model's context",
+    "error": "a server's error",
+}
+
+
+def _rates(record: AgentRecord, out: Path) -> str:
     lines = [record.settings.speaker.model, "  turns  set            solved  of      rate  95 % interval (Wilson)"]
     for one in record.rates:
         errors = f"  ({one.num_errors} ended in a server's error; go on with --resume)" if one.num_errors else ""
@@ -234,4 +244,9 @@ def _rates(record: AgentRecord) -> str:
         for name, chosen in routes.chosen.items():
             counts = ", ".join(f"{packs} {count:,}" for packs, count in chosen.items())
             lines.append(f"         {name:<12}  {counts} episodes")
+    lines.append("  how the episodes ended:")
+    for budget, counts in record.ends.items():
+        ends = ", ".join(f"{_ENDS[end]} {count:,}" for end, count in sorted(counts.items(), key=lambda one: -one[1]))
+        lines.append(f"  {budget:>5}  {ends}")
+    lines.append(f"  every word is in {out / EPISODES_NAME}; as a page: blockexpand report {out}")
     return "\n".join(lines)
