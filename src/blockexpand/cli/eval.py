@@ -39,7 +39,7 @@ class Asked:
     key_variable: str | None = None
     """The environment variable that holds the server's key."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """What the weights are loaded as; the checkpoint's own type, unless the suite says otherwise."""
+    """What weights are loaded as; auto: the checkpoint's own type (float32 where bfloat16 is slow) or the suite's."""
     resume: Flag = False
     """Go on with an evaluation by suites that was interrupted."""
 
