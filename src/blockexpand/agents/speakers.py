@@ -62,7 +62,7 @@ class LoadedSpeaker:
         if not self.tokenizer.chat_template:
             raise AgentError(
                 f"the model {self.tokenizer.name_or_path} has no chat template, so it cannot hold a conversation; "
-                "expected an instruction-tuned one; run sft first, or put its chat_template.jinja into the folder"
+                "expected one that is instruction-tuned; tune it first, or put its chat_template.jinja into the folder"
             )
 
     def ask(self, requests: Sequence[Request]) -> list[Answer]:
