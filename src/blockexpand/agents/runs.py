@@ -2,8 +2,8 @@
 
 In: a speaker, tasks, settings, the sandbox, perhaps an adviser. Out: a folder (see `records/agents.py`). All live
 episodes of a turn go to the model in one call; their code runs side by side, each in a Python of its own. A run
-that was stopped or killed goes on where it was: ended episodes are kept, those under way begin again, those that ended in
-a server's error are tried again. Refused: a folder with another run in it, other settings or tasks when going on.
+that was stopped or killed goes on where it was: ended episodes are kept, those under way begin again, those that ended
+in a server's error are tried again. Refused: a folder with another run in it, other settings or tasks when going on.
 """
 
 from __future__ import annotations
