@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from blockexpand.evaluation.endpoint import Answer, Message
 from blockexpand.records.agents import AgentSettings, Manner, Opposite, Task, read_agent
 from blockexpand.records.judge import JudgeSettings, Question, read_judge
 from blockexpand.reporting import report
-from helpers import edit_json, tree
+from helpers import tree
 from players import PlainTools, Script, Scripted, solver
 
 MARKUP = "</pre><script>alert({{ 7*7 }})</script>"
@@ -135,17 +134,6 @@ def test_every_word_can_be_read_and_is_no_markup(agents: list[Path], pair: Path,
     assert "solved puzzles arithmetic-0-0, 2 turns at most" in main
     assert "arithmetic-0-0, 1 turn at most" not in main
     assert all(heading in main for heading in ("win writing 1", "loss writing 2", "tie writing 3"))
-
-
-def test_packs_chosen_by_the_task_are_counted(agents: list[Path], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(agents[0], tmp_path / "run"))
-    path = folder / "episodes.jsonl"
-    episodes = [{**json.loads(line), "route": "code"} for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps(episode) + "\n" for episode in episodes))
-    routes = {"candidates": ["base", "code"], "passes": 2.5, "chosen": {"puzzles": {"code": 8}}}
-    edit_json(folder / "blockexpand.json", lambda record: record.update(routes=routes))
-    page = PageReader(report([folder], tmp_path / "out").read_text())
-    assert rows_of(page, "agent-packs") == [["run", "puzzles", "code", "8", "4"]]
 
 
 def test_what_does_not_belong_together_is_refused(agents: list[Path], pair: Path, tmp_path: Path) -> None:

@@ -203,26 +203,6 @@ def agents_table(runs: Sequence[Found[AgentRun]]) -> Table | None:
     return Table(name="agents", title="Tasks solved", columns=columns, rows=tuple(rows), notes=notes) if rows else None
 
 
-def agent_packs_table(runs: Sequence[Found[AgentRun]]) -> Table | None:
-    """What was chosen where packs are chosen by the task."""
-    rows: list[tuple[Value, ...]] = []
-    for found in runs:
-        routes = found.value.record.routes
-        for name, chosen in routes.chosen.items() if routes else ():
-            for packs, count in chosen.items():
-                mine = [one for one in found.value.episodes if (one.set, one.route) == (name, packs)]
-                rows.append((found.label, name, packs, count, sum(one.solved for one in mine)))
-    columns = (
-        Column(key="agent", title="Agent"),
-        Column(key="tasks", title="Tasks"),
-        Column(key="packs", title="Packs"),
-        Column(key="num_episodes", title="Given to", kind="count", unit="episodes"),
-        Column(key="num_solved", title="Solved", kind="count", unit="episodes"),
-    )
-    title = "Packs chosen by the task"
-    return Table(name="agent-packs", title=title, columns=columns, rows=tuple(rows)) if rows else None
-
-
 def agent_rates(runs: Sequence[Found[AgentRun]]) -> list[tuple[str, Spread]]:
     """A row for each run and budget of turns."""
     return [
@@ -258,7 +238,6 @@ def agent_transcripts(found: Found[AgentRun], number: int) -> Transcripts:
 
 
 def _episode(task: Task, episode: Episode) -> Transcript:
-    packs = "" if episode.route is None else f", packs: {episode.route}"
     parts = [Part(who="Task", text=task.prompt)]
     for number, turn in enumerate(episode.turns, 1):
         parts.append(Part(who=f"Turn {number}, the model", text=turn.output))
@@ -266,7 +245,7 @@ def _episode(task: Task, episode: Episode) -> Transcript:
         parts += [Part(who="Feedback", text=turn.feedback)] if turn.feedback else []
     parts += [Part(who="Ended by", text=episode.error)] if episode.error else []
     return Transcript(
-        heading=f"{task.set} {task.id}, {episode.budget} turn{'s' * (episode.budget > 1)} at most{packs}",
+        heading=f"{task.set} {task.id}, {episode.budget} turn{'s' * (episode.budget > 1)} at most",
         outcome=_ENDS.get(episode.end, episode.end),
         tone="good" if episode.solved else "bad",
         parts=(*parts, Part(who="Right answer", text=task.reference)),

@@ -31,7 +31,6 @@ from blockexpand.reporting.conversations import (
     EPISODES_RULE,
     JUDGED_RULE,
     Sample,
-    agent_packs_table,
     agent_rates,
     agent_transcripts,
     agents_sentence,
@@ -373,12 +372,12 @@ def _agents(material: Material) -> Section | None:
         return None
     caption = "The share of tasks solved within a budget of turns, with Wilson\u2019s 95 % intervals over the tasks."
     drawing = draw_rates("agents", "What more turns are worth", caption, agent_rates(material.agents), middle=False)
-    tables = [agents_table(material.agents), agent_packs_table(material.agents)]
+    table = agents_table(material.agents)
     return Section(
         title="Working in turns",
         words=("An agent thinks, runs Python, reads what came of it, and proposes an answer, at most twice.",),
         drawings=[] if drawing is None else [drawing],
-        tables=[table for table in tables if table is not None],
+        tables=[] if table is None else [table],
         samples_rule=EPISODES_RULE,
         transcripts=[agent_transcripts(found, number) for number, found in enumerate(material.agents, 1)],
     )
