@@ -23,8 +23,7 @@ from typing import Any
 import torch
 
 from blockexpand import live
-from blockexpand.corpus import open_corpus, prepare
-from blockexpand.corpus.sources import CodeSource
+from blockexpand.corpus import Source, open_corpus, prepare
 from blockexpand.data import TINY_BASE as BASE
 from blockexpand.demonstration.recipe import load_demo
 from blockexpand.evaluation.held_out import document_losses
@@ -32,7 +31,14 @@ from blockexpand.expansion import expand, plan
 from blockexpand.packs import About, extract, load_with_packs, read_pack
 from blockexpand.packs.in_memory import only, scaled
 from blockexpand.progress import progress_on_stderr
-from blockexpand.records.run import BlocksArm, DataSettings, OptimizerSettings, RetentionSettings, TrainSettings
+from blockexpand.records.run import (
+    NO_RETENTION,
+    BlocksArm,
+    DataSettings,
+    OptimizerSettings,
+    RetentionSettings,
+    TrainSettings,
+)
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training import train
 from packs_speed import speed
@@ -60,7 +66,7 @@ def make_texts(wanted: Collection[str]) -> None:
     import torch as installed
 
     demo = load_demo(full=False)
-    headers = CodeSource(kind="code", path=str(Path(installed.__file__).parent / "include"), extensions=(".h",))
+    headers = Source(kind="code", path=str(Path(installed.__file__).parent / "include"), endings=(".h",))
     texts = {
         "code": demo.domain,
         "cpp": dataclasses.replace(demo.domain, sources=(headers,)),
@@ -97,7 +103,7 @@ def train_all(only: Sequence[str]) -> None:
                 rows_per_step=8 if keeps else 6,
                 rows_per_pass=8,
                 optimizer=OptimizerSettings(name="muon", lr=2e-2),
-                retention=KEEPING if keeps else RetentionSettings(),
+                retention=KEEPING if keeps else NO_RETENTION,
                 measure_every_steps=1000,
                 checkpoint_every_steps=1000,
             ))  # fmt: skip

@@ -16,10 +16,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 import blockexpand
-from blockexpand.comparison import Summary, over_seeds
+from blockexpand.comparison import over_seeds
 from blockexpand.corpus import PrepareRecipe
 from blockexpand.digests import digest_json
 from blockexpand.records import from_plain, read_record, write_record
+from blockexpand.records.comparison import Summary
 from blockexpand.records.evaluation import read_evaluation
 from blockexpand.records.intervals import Interval, ratio_difference
 from blockexpand.records.run import DataSettings, RunRecord, TrainSettings
@@ -100,7 +101,7 @@ def _prepare(name: str, base: Path, train: Sequence[Question], folder: Path) -> 
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{out.name}.jsonl"
         path.write_text("".join(json.dumps({"messages": one}) + "\n" for one in turns), encoding="utf-8")
-        source = {"kind": "chat", "path": str(path)}
+        source = {"path": str(path)}
         recipe = {"sources": [source], "row_tokens": ROW_TOKENS, "splits": {"train": {"share": 1.0}}}
         blockexpand.prepare(from_plain(PrepareRecipe, recipe, name), base, out)
     return str(out)

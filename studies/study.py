@@ -14,16 +14,18 @@ from typing import Any
 
 import blockexpand
 from blockexpand.checkpoint import open_checkpoint
-from blockexpand.comparison import CompareRecipe, Comparison, read_examination
 from blockexpand.corpus import PrepareRecipe, tokenizer_digest
 from blockexpand.data import TINY_BASE
 from blockexpand.expansion import survey
 from blockexpand.records import from_plain, read_yaml
+from blockexpand.records.comparison import CompareRecipe, Comparison, read_examination
 from blockexpand.staging import RECORD_NAME
+from studies.arms import ARMS
 from studies.bases import make_base
 from studies.recipe import DEMO, TINY, BaseRecipe, StudyRecipe, Texts, load_study
 from studies.sequence import run_sequence, sequence_tables
 from studies.tables import comparison_tables, scale_tables
+from studies.tiny_base.general_text import with_prose
 
 TEXTS = Path(__file__).parent / "texts.yaml"
 
@@ -67,6 +69,8 @@ def prepared(which: str, texts: Texts, base: Path, root: Path) -> str:
     tokenizer = tokenizer_digest(base).removeprefix("sha256:")[:8]
     folder = root / "texts" / f"{which}-{texts.test_tokens}-{tokenizer}"
     if not (folder / RECORD_NAME).is_file():
+        if which == "general":
+            recipe = with_prose(recipe, folder.parent, ("replay", "validation", "test"))
         blockexpand.prepare(recipe, base, folder)
     return str(folder)
 
@@ -86,7 +90,7 @@ def _compared(
         },
         "runs": str(root / "shared"),
     }
-    found = blockexpand.compare(from_plain(CompareRecipe, plain, f"the study {out.name}: compare"), workers)
+    found = blockexpand.compare(from_plain(CompareRecipe, plain, f"the study {out.name}: compare"), workers, ARMS)
     blockexpand.report([out], out.with_name(f"{out.name}-report"), overwrite=True)
     return found
 

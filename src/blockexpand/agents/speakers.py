@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from blockexpand.corpus.chats import render_prompt
 from blockexpand.errors import AgentError
 from blockexpand.evaluation.endpoint import Answer, Endpoint, Request, ask_all, cut_at
 
@@ -61,7 +62,7 @@ class LoadedSpeaker:
         if not self.tokenizer.chat_template:
             raise AgentError(
                 f"the model {self.tokenizer.name_or_path} has no chat template, so it cannot hold a conversation; "
-                "expected an instruction-tuned one; run sft first, or put its chat_template.jinja into the folder"
+                "expected one that is instruction-tuned; tune it first, or put its chat_template.jinja into the folder"
             )
 
     def ask(self, requests: Sequence[Request]) -> list[Answer]:
@@ -78,9 +79,7 @@ class LoadedSpeaker:
         return [answers[number] for number in range(len(requests))]
 
     def _ids(self, request: Request) -> list[int]:
-        turns = [dict(message) for message in request.messages]
-        text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return render_prompt(self.tokenizer, request.messages)
 
     def _context(self) -> int:
         """Tokens that the model was made for; state-space models have no limit of their own."""
@@ -170,10 +169,8 @@ def _passes(order: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
         yield part
 
 
-def load_speaker(folder: str | Path, packs: Sequence[str | Path] = (), *, switched: bool = False) -> LoadedSpeaker:
-    """The model of a folder, with packs of new blocks on it, on the accelerator where there is one.
-
-    With `switched`, and no packs beside it, those of a folder that `pack attach` wrote can be switched by name.
+def load_speaker(model: str | Path, packs: Sequence[str | Path] = ()) -> LoadedSpeaker:
+    """A model (a folder, a run, a hub id, a GGUF file), with packs of new blocks on it, in the checkpoint's own type.
 
     Raises:
         LiveError: it cannot be loaded.
@@ -181,23 +178,10 @@ def load_speaker(folder: str | Path, packs: Sequence[str | Path] = (), *, switch
         CorpusError: it has no tokenizer.
         AgentError: it has no chat template.
     """
-    from typing import cast
-
     from blockexpand.checkpoint import locate_model
     from blockexpand.corpus.tokenizer import load_tokenizer
-    from blockexpand.families.modules import load_model
-    from blockexpand.live.device import choose_device
+    from blockexpand.evaluation.measurement import subject_of
 
-    folder = locate_model(folder)
+    folder = locate_model(model)
     tokenizer = load_tokenizer(folder)
-    device = str(choose_device())
-    if packs:
-        from blockexpand.packs import load_with_packs
-
-        return LoadedSpeaker(model=load_with_packs(folder, packs, device=device), tokenizer=tokenizer)
-    if switched:
-        from blockexpand.packs import load_attached
-
-        return LoadedSpeaker(model=load_attached(folder, device=device), tokenizer=tokenizer)
-    model = cast("PreTrainedModel", load_model(folder, device=device))
-    return LoadedSpeaker(model=model, tokenizer=tokenizer)
+    return LoadedSpeaker(model=subject_of(folder, packs).load(), tokenizer=tokenizer)

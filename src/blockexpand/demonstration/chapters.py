@@ -7,22 +7,24 @@ here, so that the story can show its plan before torch is imported.
 from __future__ import annotations
 
 import dataclasses
+import sysconfig
 from pathlib import Path
 
-from blockexpand.comparison import CompareRecipe, Comparison, PlanRecipe, compare, read_comparison
+from blockexpand.comparison import compare
 from blockexpand.corpus import prepare
 from blockexpand.demonstration.instructions import write_instructions
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import DemoRecipe
 from blockexpand.errors import DemonstrationError
 from blockexpand.evaluation.answers import load_tasks
-from blockexpand.evaluation.evaluating import evaluate
+from blockexpand.evaluation.measurement import evaluate
 from blockexpand.expansion import verify
 from blockexpand.progress import say
 from blockexpand.records import write_record
+from blockexpand.records.comparison import CompareRecipe, Comparison, PlanRecipe, read_comparison
 from blockexpand.records.run import DataSettings, TrainSettings
 from blockexpand.reporting import report
-from blockexpand.training import sft
+from blockexpand.training import train
 from blockexpand.units import format_bytes
 
 PROOF_NAME = "proof.json"
@@ -49,7 +51,14 @@ class Chapters:
         """Python to learn, English to rehearse and to measure by, instructions."""
         folder, recipe = self._folder, self._recipe
         domain = prepare(recipe.domain, BASE, folder / "domain", overwrite=True)
-        general = prepare(recipe.general, BASE, folder / "general", overwrite=True)
+        (source,) = recipe.general.sources
+        source = dataclasses.replace(source, path=sysconfig.get_path("purelib"))
+        general = prepare(
+            dataclasses.replace(recipe.general, sources=(source,)),
+            BASE,
+            folder / "general",
+            overwrite=True,
+        )
         write_instructions(folder / "instructions", recipe.instructions.num_train, recipe.instructions.num_test)
         prepare(recipe.chats(folder / "instructions" / "chats.jsonl"), BASE, folder / "chats", overwrite=True)
         return (
@@ -85,7 +94,7 @@ class Chapters:
             data=DataSettings(domain=str(folder / "chats"), general=str(folder / "general"), validation_rows=8),
             **recipe.instruct.settings(),
         )
-        record = sft(settings, resume=True)
+        record = train(settings, resume=True)
         return f"{record.num_steps} steps on {recipe.instructions.num_train:,} conversations"
 
     def evaluate(self) -> str:

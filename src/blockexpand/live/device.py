@@ -92,13 +92,31 @@ def training_dtype(precision: Literal["auto"] | Precision, folder: Path, device:
     """The type of a run's arithmetic and frozen weights: bfloat16 where the checkpoint is of 16 bits or fewer.
 
     float16 has too small a range for gradients that are not scaled, so it trains in bfloat16, too; a device that
-    has no bfloat16 (CUDA before Ampere emulates it, slowly) trains in float32.
+    does not compute in bfloat16 trains in float32: CUDA before Ampere emulates it, and a processor for which oneDNN
+    has no such products takes 8 to 30 times as long as in float32 (AVX2 alone, measured 2026-12-01, docs/log.md).
     """
     if precision != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
     wide = own_dtype(folder).itemsize > 2
-    slow = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.float32 if wide or slow else torch.bfloat16
+    return torch.float32 if wide or not computes_in_bfloat16(device) else torch.bfloat16
+
+
+def inference_dtype(asked: Dtype, folder: Path, device: torch.device) -> torch.dtype:
+    """The type that a model is measured and drawn from in: the checkpoint's own, or the one asked for.
+
+    A checkpoint of bfloat16 runs in float32, which holds the same weights, where products of bfloat16 are slow.
+    """
+    if (named := dtype_named(asked)) is not None:
+        return named
+    own = own_dtype(folder)
+    return torch.float32 if own is torch.bfloat16 and not computes_in_bfloat16(device) else own
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 are at least as fast as those of float32 there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def describe_device(device: torch.device) -> str:
@@ -139,7 +157,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 @contextlib.contextmanager
-def memory_told(doing: str, advice: str) -> Generator[None]:
+def memory_told(doing: str, device: torch.device, advice: str) -> Generator[None]:
     """Inside, a lack of memory becomes one line: what was being done, on what, what is free, and what to do.
 
     Raises:
@@ -150,7 +168,6 @@ def memory_told(doing: str, advice: str) -> Generator[None]:
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_lack_of_memory(error):
             raise
-        device = choose_device()
         raise DeviceError(
             f"{doing} needs more memory than {device.type} has: {free_bytes(device) / 1e9:,.1f} GB of "
             f"{total_bytes(device) / 1e9:,.1f} GB are free; {advice}"

@@ -54,7 +54,7 @@ class SplitCounts:
     digest: str
     """Of the split's Arrow file; of several, of their digests in order."""
     shards: tuple[Shard, ...] = ()
-    """Its Arrow files, in order; none in folders of before: the file is the split's name and `.arrow`."""
+    """Its Arrow files, in order."""
     mix: tuple[MixCounts, ...] = ()
     """Where there are several sources, or weights: what was asked for and what came of it."""
 
@@ -63,12 +63,12 @@ class SplitCounts:
 class SourceCounts:
     """What became of one source's documents.
 
-    Read = kept + too short + cleaned + duplicates + near duplicates + contaminated + other splits + beyond the
+    Read = kept + too short + duplicates + near duplicates + contaminated + other splits + beyond the
     limit + bad.
     """
 
     source: dict[str, str]
-    """The source's settings, as the recipe has them."""
+    """Its path, and as what it was read: kind, columns, field, separator."""
     num_read: int
     num_kept: int
     num_too_short: int
@@ -82,8 +82,6 @@ class SourceCounts:
     """Documents that quote an evaluation text."""
     num_bad: int = 0
     """Records that could not be read."""
-    cleaned: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Documents that broke a rule of `clean`, by rule."""
     bad: tuple[str, ...] = ()
     """The first few records that could not be read, each with its place and what is wrong."""
     examples: tuple[str, ...] = ()
@@ -108,10 +106,17 @@ class CorpusRecord:
     vocabulary_size: int
     """One more than the largest token id that the tokenizer can give."""
     recipe_digest: str
+    inputs_digest: str = ""
+    """Of the recipe, the tokenizer with its chat template, and the contents of all files: by it a run goes on."""
     conversations: bool
     """Whether the documents are conversations, of which the assistant's turns are trained, or all."""
     sources: tuple[SourceCounts, ...]
     splits: dict[str, SplitCounts]
+    turn_end: int | None = None
+    """The token that closes an assistant's turn; a model trained on these chats is to be shipped with it as an end."""
+    gap_tokens: int = 0
+    """Where documents were too few for the splits, texts were cut, a span for each split with so many tokens between
+    them left out; 0 = the splits hold whole documents."""
     num_evaluation_texts: int = 0
     """Texts that the documents were held against (`decontaminate`)."""
     num_evaluation_texts_skipped: int = 0

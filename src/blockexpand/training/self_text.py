@@ -16,8 +16,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from blockexpand.corpus import open_corpus
+from blockexpand.corpus.rows import Shape, write_documents
 from blockexpand.corpus.tokenizer import Encoded, Ends, ends_of, load_tokenizer, tokenizer_digest
-from blockexpand.corpus.writing import Shape, write_documents
 from blockexpand.digests import digest_json
 from blockexpand.errors import TrainingError
 from blockexpand.live.generation import generate
@@ -38,7 +38,7 @@ _SAMPLES_PER_PASS = 64
 
 def write_self_text(settings: TrainSettings, device: torch.device) -> None:
     """Write the general text of a run that asks for `self`, unless it is already there."""
-    if settings.data.general != SELF or (general_folder(settings) / RECORD_NAME).is_file():
+    if settings.general != SELF or (general_folder(settings) / RECORD_NAME).is_file():
         return
     row_tokens = open_corpus(settings.data.domain).record.row_tokens
     tokenizer = load_tokenizer(settings.model)
