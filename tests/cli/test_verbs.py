@@ -35,7 +35,7 @@ def one_line(said: Said) -> str:
     assert code == 2, (out, err)
     assert out == ""
     *progress, line = err.splitlines()
-    assert all(other.startswith("  ") for other in progress), err
+    assert not any(other.startswith("blockexpand") for other in progress), err
     assert line.startswith("blockexpand: ")
     return line
 
@@ -87,7 +87,6 @@ def test_from_a_plan_to_a_page(ground: Path, recipe: dict[str, Any], tmp_path: P
     code, out, _ = say("train", tmp_path / "train.yaml", "--dry-run", "--processes", 2)
     assert code == 0
     assert "would train 2 of 6 blocks" in out
-    assert "4 of 4 rows of 32 tokens" in out
     assert "hours on 2 x 989 TFLOPS at 40%" in out
     assert not (tmp_path / "run").exists()
     code, out, _ = say("train", tmp_path / "train.yaml", "arm.kind=blocks", "optimizer.lr=3e-3")
@@ -144,8 +143,8 @@ REFUSED = [
     (("expand", "{base}", "{out}", "--plan", "plan.json", "--blocks", "2"), ("drop --blocks",)),
     (("expand", "{base}", "{base}", "--blocks", "2"), ("is the base itself",)),
     (("verify", "{base}", "{base}"), ("blockexpand.json",)),
-    (("prepare", "{texts}", "--tokenizer", "{base}", "--kind", "video", "--out", "{out}"), ("video", "python")),
-    (("prepare", "words.bin", "--tokenizer", "{base}", "--out", "{out}"), ("words.bin", "--kind")),
+    (("prepare", "{texts}", "--tokenizer", "{base}", "--kind", "video", "--out", "{out}"), ("video", "code")),
+    (("prepare", "words.bin", "--tokenizer", "{base}", "--out", "{out}"), ("words.bin", "a folder")),
     (("prepare", "a.yaml", "b.yaml", "--tokenizer", "{base}", "--out", "{out}"), ("one recipe",)),
     (("prepare", "{empty}", "--tokenizer", "{base}", "--out", "{out}"), ("empty", "train")),
     (("prepare", "{latin}", "--tokenizer", "{base}", "--out", "{out}"), ("not UTF-8", "byte 3")),
