@@ -87,7 +87,6 @@ def test_from_a_plan_to_a_page(ground: Path, recipe: dict[str, Any], tmp_path: P
     code, out, _ = say("train", tmp_path / "train.yaml", "--dry-run", "--processes", 2)
     assert code == 0
     assert "would train 2 of 6 blocks" in out
-    assert "hours on 2 x 989 TFLOPS at 40%" in out
     assert not (tmp_path / "run").exists()
     code, out, _ = say("train", tmp_path / "train.yaml", "arm.kind=blocks", "optimizer.lr=3e-3")
     assert code == 0
@@ -146,8 +145,8 @@ REFUSED = [
     (("prepare", "{texts}", "--tokenizer", "{base}", "--kind", "video", "--out", "{out}"), ("video", "code")),
     (("prepare", "words.bin", "--tokenizer", "{base}", "--out", "{out}"), ("words.bin", "a folder")),
     (("prepare", "a.yaml", "b.yaml", "--tokenizer", "{base}", "--out", "{out}"), ("one recipe",)),
-    (("prepare", "{empty}", "--tokenizer", "{base}", "--out", "{out}"), ("empty", "train")),
-    (("prepare", "{latin}", "--tokenizer", "{base}", "--out", "{out}"), ("not UTF-8", "byte 3")),
+    (("prepare", "{empty}", "--tokenizer", "{base}", "--out", "{out}"), ("no document", "give more text")),
+    (("prepare", "{latin}", "--tokenizer", "{base}", "--out", "{out}"), ("not UTF-8", "character 3")),
     (("train", "{recipe}"), ("'retnetion'", "retention")),
     (("train", "{recipe}", "retnetion=null", "domain_tokens=many"), ("retnetion",)),
     (("train", "{wrong}"), ("domain_tokens", "many", "whole number")),
