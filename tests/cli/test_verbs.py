@@ -98,7 +98,7 @@ def test_from_a_plan_to_a_page(ground: Path, recipe: dict[str, Any], tmp_path: P
     words = (*data, "--against", tmp_path / "before")
     code, out, _ = say("eval", tmp_path / "run" / "model", "--out", tmp_path / "after", *words)
     assert code == 0
-    assert "this model minus the other, with 95 % intervals" in out
+    assert "pairs" in out
     assert say("report", tmp_path / "before", tmp_path / "after", deeper, "--out", tmp_path / "page")[0] == 0
     assert "<html" in (tmp_path / "page" / "index.html").read_text()
 
