@@ -21,22 +21,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from blockexpand.agents import (
-    AgentRecord,
-    AgentSettings,
     Cast,
-    Manner,
-    Opposite,
     SandboxTools,
     Speaker,
-    Task,
     load_speaker,
     load_tasks,
     make_puzzles,
-    read_agent,
     replay,
     run_agent,
 )
-from blockexpand.evaluation import Answer, Message, Request
+from blockexpand.evaluation.endpoint import Answer, Message, Request
+from blockexpand.records.agents import AgentRecord, AgentSettings, Manner, Opposite, Task, read_agent
 
 
 @dataclasses.dataclass(frozen=True)

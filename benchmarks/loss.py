@@ -54,8 +54,8 @@ def _losses() -> dict[str, Loss]:
     import torch
     from torch.nn import functional
 
-    from blockexpand.live.head import Head
     from blockexpand.live.loss import linear_losses
+    from blockexpand.live.parts import Head
 
     def chunked(hidden_RD: Tensor, head_VD: Tensor, targets_R: Tensor) -> Tensor:
         weight_R = torch.full((len(targets_R),), 1.0 / len(targets_R))

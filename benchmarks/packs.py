@@ -27,14 +27,14 @@ from blockexpand.corpus import open_corpus, prepare
 from blockexpand.corpus.sources import CodeSource
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import load_demo
-from blockexpand.evaluation.losses import document_losses
+from blockexpand.evaluation.held_out import document_losses
 from blockexpand.expansion import expand, plan
 from blockexpand.packs import About, extract, load_with_packs, read_pack
 from blockexpand.packs.in_memory import only, scaled
 from blockexpand.progress import progress_on_stderr
+from blockexpand.records.run import BlocksArm, DataSettings, OptimizerSettings, RetentionSettings, TrainSettings
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training import train
-from blockexpand.training.settings import BlocksArm, DataSettings, OptimizerSettings, RetentionSettings, TrainSettings
 from packs_speed import speed
 
 WORK = Path("runs/packs")

@@ -31,8 +31,7 @@ _OURS = "blockexpand"
 
 def _run(lr: float | None, expanded: str, out: str) -> list[dict[str, float]]:
     """One run: the CPU seconds, domain loss and general loss at each measurement."""
-    from blockexpand.training import running, train
-    from blockexpand.training.settings import (
+    from blockexpand.records.run import (
         BlocksArm,
         DataSettings,
         OptimizerSettings,
@@ -40,7 +39,9 @@ def _run(lr: float | None, expanded: str, out: str) -> list[dict[str, float]]:
         ScheduleSettings,
         TrainSettings,
     )
-    from blockexpand.training.tracker import Tracker
+    from blockexpand.training import run as running
+    from blockexpand.training import train
+    from blockexpand.training.metrics import Tracker
     from learning import make_texts
 
     course: list[dict[str, float]] = []

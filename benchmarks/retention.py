@@ -30,9 +30,10 @@ _STEPS = 6
 
 def _run(expanded: str, retention: dict[str, float]) -> float:
     """CPU seconds of a step: the median, the first left out."""
-    from blockexpand.training import running, train
-    from blockexpand.training.settings import BlocksArm, DataSettings, RetentionSettings, TrainSettings
-    from blockexpand.training.tracker import Tracker
+    from blockexpand.records.run import BlocksArm, DataSettings, RetentionSettings, TrainSettings
+    from blockexpand.training import run as running
+    from blockexpand.training import train
+    from blockexpand.training.metrics import Tracker
     from learning import make_texts
 
     seconds: list[float] = []

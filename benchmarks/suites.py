@@ -22,8 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blockexpand.evaluation import Answer, Candidate, Options, Start, evaluate_suites, load_suites
-from blockexpand.evaluation.harness import build_work, require_harness
+from blockexpand.evaluation.endpoint import Answer
+from blockexpand.evaluation.harness import Options, build_work, require_harness
+from blockexpand.evaluation.measurement import Candidate, Start, evaluate_suites
+from blockexpand.evaluation.suites import load_suites
 from blockexpand.progress import progress_in
 from excerpts import lines, make_data
 

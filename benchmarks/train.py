@@ -52,9 +52,9 @@ from measuring import (
 )
 
 if TYPE_CHECKING:
-    from blockexpand.training.arms.trainee import Trainee
+    from blockexpand.records.run import TrainSettings
+    from blockexpand.training.arms import Trainee
     from blockexpand.training.data import RunData
-    from blockexpand.training.settings import TrainSettings
 
 _ROWS = 4
 _OURS = "blockexpand"
@@ -136,10 +136,10 @@ def _prepared(folder: str, precision: str, **changes: Any) -> tuple[TrainSetting
     import torch
 
     from blockexpand.corpus.rows import TokenRows
-    from blockexpand.training.arms.blocks import Blocks
+    from blockexpand.records.run import BlocksArm, DataSettings, TrainSettings
+    from blockexpand.training.arms import Blocks
     from blockexpand.training.data import RunData
-    from blockexpand.training.settings import BlocksArm, DataSettings, TrainSettings
-    from blockexpand.training.world import World
+    from blockexpand.training.processes import World
 
     work = Path(folder)
     rows = TokenRows(work / "train.arrow")
@@ -202,10 +202,11 @@ def _peak_bytes() -> int:
 
 
 def ours(folder: str, precision: str, changes: dict[str, Any]) -> dict[str, float]:
+    from blockexpand.records.run import read_metrics
     from blockexpand.training.checkpoints import Progress
     from blockexpand.training.computation import compile_blocks, recompute_blocks
     from blockexpand.training.loop import Loop
-    from blockexpand.training.tracker import Tracker, read_metrics
+    from blockexpand.training.metrics import Tracker
 
     settings, data, trainee = _prepared(folder, precision, **changes)
     if settings.compile_blocks:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from blockexpand.comparison import ArmRecipe, CompareRecipe, PlanRecipe
-from blockexpand.training.settings import BlocksArm, DataSettings, FullArm, RetentionSettings
+from blockexpand.records.run import BlocksArm, DataSettings, FullArm, RetentionSettings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from blockexpand.training.settings import TrainSettings
-from blockexpand.training.tracker import read_metrics
+from blockexpand.records.run import TrainSettings, read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +38,7 @@ def run_in_child(settings: TrainSettings) -> None:
 def context() -> Any:
     """Processes that have everything imported when they start, so that kills fall into the run."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["blockexpand.training.running", "transformers", "torch.utils.tensorboard"])
+    server.set_forkserver_preload(["blockexpand.training.run", "transformers", "torch.utils.tensorboard"])
     return server
 
 

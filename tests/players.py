@@ -7,9 +7,9 @@ import io
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
-from blockexpand.agents.tasks import Task
 from blockexpand.agents.tools import Ran
-from blockexpand.evaluation import Answer, Message, Request
+from blockexpand.evaluation.endpoint import Answer, Message, Request
+from blockexpand.records.agents import Task
 
 Script = Callable[[Sequence[Message]], str | Answer]
 

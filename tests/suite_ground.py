@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blockexpand.evaluation import Answer
+from blockexpand.evaluation.endpoint import Answer
 from lm_helpers import sentences
 
 OWN = """\

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from blockexpand.training.settings import (
+from blockexpand.records.run import (
     BlocksArm,
     DataSettings,
     FullArm,

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from blockexpand.corpus import prepare
     from blockexpand.demonstration import demo
     from blockexpand.errors import BlockexpandError
-    from blockexpand.evaluation import evaluate, evaluate_suites
+    from blockexpand.evaluation.evaluating import evaluate
+    from blockexpand.evaluation.measurement import evaluate_suites
     from blockexpand.expansion import Plan, expand, plan, read_plan, verify
     from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
     from blockexpand.packs import attach as attach_packs
@@ -41,8 +42,8 @@ _ROOMS = {
     "demo": "demonstration",
     "detach": "live",
     "detach_packs": "packs:detach",
-    "evaluate": "evaluation",
-    "evaluate_suites": "evaluation",
+    "evaluate": "evaluation.evaluating",
+    "evaluate_suites": "evaluation.measurement",
     "expand": "expansion",
     "expand_live": "live",
     "extract_pack": "packs:extract",

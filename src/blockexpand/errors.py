@@ -79,6 +79,10 @@ class LiveError(BlockexpandError):
     """A loaded model cannot be expanded, bypassed or detached as asked."""
 
 
+class DeviceError(BlockexpandError):
+    """The device asked for is not there, or has too little memory."""
+
+
 class CorpusError(BlockexpandError):
     """A source of text cannot be read, or leaves nothing to train on."""
 

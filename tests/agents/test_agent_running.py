@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
-from blockexpand.agents import Cast, make_puzzles, read_agent, replay, run_agent
-from blockexpand.agents.records import AgentSettings, Opposite, rates_of, wilson
-from blockexpand.agents.tasks import Task
+from blockexpand.agents import Cast, make_puzzles, replay, run_agent
 from blockexpand.errors import AgentError, Interrupted, StagingError
-from blockexpand.evaluation import Answer, Message
+from blockexpand.evaluation.endpoint import Answer, Message
+from blockexpand.records.agents import AgentSettings, Opposite, Task, rates_of, read_agent
+from blockexpand.records.intervals import wilson
 from players import PlainTools, Script, Scripted, solver
 
 SETTINGS = AgentSettings(speaker=Opposite(model="m"), budgets=(1, 2, 3))

@@ -10,13 +10,12 @@ from typing import Any, Literal
 import pytest
 
 from blockexpand.agents import wording
-from blockexpand.agents.episodes import Episode, Manner, action_of, messages_of, proposals_of
-from blockexpand.agents.records import AgentSettings, Opposite, read_agent
-from blockexpand.agents.running import Cast, run_agent
-from blockexpand.agents.tasks import Task
+from blockexpand.agents.episodes import action_of, messages_of, proposals_of
+from blockexpand.agents.runs import Cast, run_agent
 from blockexpand.agents.tools import CALL_SECONDS, Ran
 from blockexpand.errors import AgentError, RecordError
-from blockexpand.evaluation import Answer, Message
+from blockexpand.evaluation.endpoint import Answer, Message
+from blockexpand.records.agents import AgentSettings, Episode, Manner, Opposite, Task, read_agent
 from players import PlainTools, Script, Scripted, lines
 
 TASK = Task(set="math", id="1", prompt="What is 6 times 7?", scoring="text", reference="42")

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from blockexpand.agents import Cast, SandboxTools, make_puzzles, read_agent, replay, run_agent
-from blockexpand.agents.records import AgentSettings, Opposite
-from blockexpand.agents.tasks import Task
+from blockexpand.agents import Cast, SandboxTools, make_puzzles, replay, run_agent
 from blockexpand.errors import SandboxError
+from blockexpand.records.agents import AgentSettings, Opposite, Task, read_agent
 from blockexpand.sandbox import describe
 from players import Scripted, lines, solver
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from blockexpand.agents import JudgeRecord, JudgeSettings, Opposite, Question, Sides, judge_pair, load_questions
+from blockexpand.agents import Sides, judge_pair, load_questions
 from blockexpand.agents.conversations import load_answers
-from blockexpand.agents.judging import Judgement, verdict_of
+from blockexpand.agents.judge import verdict_of
 from blockexpand.errors import AgentError, BlockexpandError, Interrupted
-from blockexpand.evaluation import Answer, Message
+from blockexpand.evaluation.endpoint import Answer, Message
+from blockexpand.records.agents import Opposite
+from blockexpand.records.judge import Judgement, JudgeRecord, JudgeSettings, Question, Reply
 from players import Script, Scripted, lines
 
 QUESTIONS = [
@@ -129,11 +131,10 @@ def test_the_judge_sees_the_whole_of_both_conversations_and_the_reference(tmp_pa
 
 
 def _brief_without_reference() -> str:
-    from blockexpand.agents.conversations import Answered
-    from blockexpand.agents.judging import _Pair, brief_of
+    from blockexpand.agents.judge import _Pair, brief_of
 
     question = Question(question_id=1, category="a", turns=("{first} {0}?",))
-    answered = Answered(question_id=1, turns=("{second}",))
+    answered = Reply(question_id=1, turns=("{second}",))
     text = brief_of(_Pair(question=question, swapped=False, first=answered, second=answered))
     assert text.count("[User]\n{first} {0}?\n\n[Assistant]\n{second}") == 2
     return text
@@ -160,7 +161,7 @@ def test_only_a_line_with_a_verdict_counts(text: str, verdict: str) -> None:
 
 
 def test_a_run_that_is_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockexpand.agents.judging._AT_ONCE", 2)
+    monkeypatch.setattr("blockexpand.agents.judge._AT_ONCE", 2)
     calls = [0]
 
     def stopped(number: int, x_first: bool) -> str:

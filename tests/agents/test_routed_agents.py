@@ -11,17 +11,16 @@ from typing import Any
 
 import pytest
 
-from blockexpand.agents import Cast, LoadedSpeaker, load_speaker, read_agent, replay, run_agent
-from blockexpand.agents.records import AgentSettings, Opposite
-from blockexpand.agents.tasks import Task
+from blockexpand.agents import Cast, LoadedSpeaker, load_speaker, replay, run_agent
 from blockexpand.cli.main import run
 from blockexpand.digests import digest_file
 from blockexpand.errors import AgentError, Interrupted, PackError
-from blockexpand.evaluation import Message
+from blockexpand.evaluation.endpoint import Message
 from blockexpand.evaluation.routes import Router
 from blockexpand.packs import attach
 from blockexpand.packs.in_memory import enabled, only
 from blockexpand.packs.route import Names, Rule, name_of, route
+from blockexpand.records.agents import AgentSettings, Opposite, Task, read_agent
 from blockexpand.sandbox import describe
 from helpers import edit_config
 from lm_helpers import make_lm, sentences

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from blockexpand.agents import theorems
-from blockexpand.agents.scoring import is_right, number_of, program_of
-from blockexpand.agents.tasks import Scoring, Task
+from blockexpand.agents.correctness import is_right, number_of, program_of
+from blockexpand.records.agents import Scoring, Task
 from players import PlainTools
 
 

@@ -12,7 +12,7 @@ from blockexpand.agents import EndpointSpeaker, LoadedSpeaker, load_speaker
 from blockexpand.agents.speakers import _passes
 from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.errors import AgentError, PackError
-from blockexpand.evaluation import Answer, Endpoint, Request
+from blockexpand.evaluation.endpoint import Answer, Endpoint, Request
 from helpers import edit_config, make_base
 from lm_helpers import make_lm
 from packs_ground import make_pack, make_trained

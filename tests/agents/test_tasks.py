@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from blockexpand.agents.correctness import is_right
 from blockexpand.agents.puzzles import make_puzzles
-from blockexpand.agents.records import tasks_digest, write_lines
-from blockexpand.agents.scoring import is_right
-from blockexpand.agents.tasks import Task, load_tasks, options_of, sets_of
+from blockexpand.agents.tasks import load_tasks, options_of
 from blockexpand.errors import AgentError
+from blockexpand.records.agents import Task, sets_of, tasks_digest
+from blockexpand.records.lines import write_lines
 from players import PlainTools
 
 CHOICE = "What is 2 + 3?\nOptions: A ) 4 , B ) (5, or five) , C ) [6,7] , D ) none, really"

@@ -16,21 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from blockexpand.agents import (
-    AgentSettings,
-    Cast,
-    EndpointSpeaker,
-    LoadedSpeaker,
-    Manner,
-    Opposite,
-    load_speaker,
-    make_puzzles,
-    read_agent,
-    replay,
-    run_agent,
-)
+from blockexpand.agents import Cast, EndpointSpeaker, LoadedSpeaker, load_speaker, make_puzzles, replay, run_agent
 from blockexpand.errors import EndpointError
-from blockexpand.evaluation import Endpoint, Request
+from blockexpand.evaluation.endpoint import Endpoint, Request
+from blockexpand.records.agents import AgentSettings, Manner, Opposite, read_agent
 from helpers import edit_config
 from lm_helpers import make_lm
 from players import PlainTools

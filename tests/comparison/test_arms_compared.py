@@ -14,10 +14,11 @@ from blockexpand.comparison import ArmRecipe, ExamineSettings, PlanRecipe, compa
 from blockexpand.comparison.examining import Watched, token_shift
 from blockexpand.comparison.growing import grown
 from blockexpand.errors import ComparisonError, RecordError
-from blockexpand.evaluation import ratio_difference, read_evaluation, seeded_ratio_difference
 from blockexpand.expansion import read_expansion
-from blockexpand.training.arms.trainee import load_model
-from blockexpand.training.settings import BlocksArm, FullArm, MoeArm, ParallelArm, UpscaledArm
+from blockexpand.records.evaluation import read_evaluation
+from blockexpand.records.intervals import ratio_difference, seeded_ratio_difference
+from blockexpand.records.run import BlocksArm, FullArm, MoeArm, ParallelArm, UpscaledArm
+from blockexpand.training.arms import load_model
 from comparison_ground import Place
 
 

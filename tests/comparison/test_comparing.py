@@ -18,19 +18,19 @@ from blockexpand.comparison import ArmRecipe, CompareRecipe, PlanRecipe, compare
 from blockexpand.comparison.recipe import trial_plans
 from blockexpand.comparison.results import pareto
 from blockexpand.errors import ComparisonError, RecordError
-from blockexpand.evaluation import read_evaluation
 from blockexpand.records import dump_json
-from blockexpand.training.checkpoints import newest_checkpoint, read_progress
-from blockexpand.training.retention import Measurement
-from blockexpand.training.settings import (
+from blockexpand.records.evaluation import read_evaluation
+from blockexpand.records.run import (
     BlocksArm,
     DataSettings,
     FullArm,
     LoraArm,
+    Measurement,
     OldBlocksArm,
     RetentionSettings,
+    read_metrics,
 )
-from blockexpand.training.tracker import read_metrics
+from blockexpand.training.checkpoints import newest_checkpoint, read_progress
 from lm_helpers import make_corpus, make_lm
 
 

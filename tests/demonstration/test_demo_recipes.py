@@ -9,7 +9,7 @@ import pytest
 from blockexpand.demonstration.general_text import SHARES
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import DemoRecipe, load_demo
-from blockexpand.training.settings import BlocksArm, FullArm, LoraArm, OldBlocksArm
+from blockexpand.records.run import BlocksArm, FullArm, LoraArm, OldBlocksArm
 
 BOTH = pytest.mark.parametrize("full", [False, True], ids=["demo", "demo --full"])
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from blockexpand.demonstration.instructions import instructions, is_test, write_instructions
-from blockexpand.evaluation import load_tasks
+from blockexpand.evaluation.answers import load_tasks
 
 MANY = list(itertools.islice(instructions(0), 2000))
 

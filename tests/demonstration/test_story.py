@@ -18,9 +18,9 @@ from blockexpand.demonstration import story as story_module
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import DemoRecipe, InstructionCounts, load_demo
 from blockexpand.errors import DemonstrationError
-from blockexpand.evaluation import read_evaluation
 from blockexpand.expansion import Proof, verify
 from blockexpand.records import read_record
+from blockexpand.records.evaluation import read_evaluation
 from blockexpand.reporting import read_stages
 from lm_helpers import sentences
 

@@ -21,7 +21,8 @@ from documented import ROOT
 
 from blockexpand.cli.main import run
 from blockexpand.packs import About, extract
-from blockexpand.training import load_settings, train
+from blockexpand.records.run import load_settings
+from blockexpand.training import train
 from lm_helpers import make_chats, make_corpus, make_expanded, make_lm, sentences
 from suite_ground import HUMANEVAL, MBPP, write_rows
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from blockexpand.errors import EndpointError
-from blockexpand.evaluation import Endpoint, Request, ask_all
-from blockexpand.evaluation.asking import cut_at
+from blockexpand.evaluation.endpoint import Endpoint, Request, ask_all, cut_at
 from servers import Raw, closed_port_url, completion, failure, serving
 
 HELLO = [{"role": "user", "content": "hello"}]

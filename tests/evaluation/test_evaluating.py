@@ -14,17 +14,11 @@ import torch
 from blockexpand.corpus import open_corpus
 from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.errors import CorpusError, EvaluationError
-from blockexpand.evaluation import (
-    AnswerTask,
-    differences,
-    evaluate,
-    load_tasks,
-    mean_difference,
-    ratio_difference,
-    read_evaluation,
-)
-from blockexpand.evaluation.answers import answer, score
-from blockexpand.evaluation.losses import document_losses
+from blockexpand.evaluation.answers import AnswerTask, answer, load_tasks, score
+from blockexpand.evaluation.evaluating import differences, evaluate
+from blockexpand.evaluation.held_out import document_losses
+from blockexpand.records.evaluation import read_evaluation
+from blockexpand.records.intervals import mean_difference, ratio_difference
 from helpers import load
 from lm_helpers import make_corpus, make_lm
 

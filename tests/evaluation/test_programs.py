@@ -10,16 +10,11 @@ from typing import Any
 import pytest
 
 from blockexpand.errors import EvaluationError
-from blockexpand.evaluation import (
-    Candidate,
-    EvaluationRecord,
-    Options,
-    Start,
-    evaluate_suites,
-    load_suites,
-    read_samples,
-)
-from blockexpand.evaluation.scoring import code
+from blockexpand.evaluation.harness import Options
+from blockexpand.evaluation.measurement import Candidate, Start, evaluate_suites
+from blockexpand.evaluation.scorers import code
+from blockexpand.evaluation.suites import load_suites
+from blockexpand.records.evaluation import EvaluationRecord, read_samples
 from blockexpand.sandbox import passes
 from lm_helpers import make_lm
 from suite_ground import GSM8K, HUMANEVAL, MBPP, Scripted, write_rows
@@ -139,7 +134,7 @@ def test_a_program_that_was_scored_is_not_run_again(
         return passes(program, tests, *more, **named)
 
     monkeypatch.setattr("blockexpand.sandbox.passes", stopping)
-    monkeypatch.setattr("blockexpand.evaluation.running._SCORED_AT_ONCE", 1)
+    monkeypatch.setattr("blockexpand.evaluation.task_runs._SCORED_AT_ONCE", 1)
     with pytest.raises(KeyboardInterrupt):
         asked("gsm8k_pot", data, tmp_path / "out", pot)
     first = list(ran)

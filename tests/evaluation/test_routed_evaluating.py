@@ -16,29 +16,21 @@ from blockexpand.cli.main import run
 from blockexpand.corpus import open_corpus
 from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.errors import EvaluationError
-from blockexpand.evaluation import (
-    AnswerTask,
-    Candidate,
-    Endpoint,
-    EvaluationRecord,
-    HeldOutWork,
-    Options,
-    Start,
-    evaluate,
-    evaluate_suites,
-    load_suites,
-    read_evaluation,
-    read_samples,
-)
-from blockexpand.evaluation import models as models_module
+from blockexpand.evaluation import lm as models_module
 from blockexpand.evaluation import routes as routes_module
-from blockexpand.evaluation.answers import answer
-from blockexpand.evaluation.losses import document_losses
+from blockexpand.evaluation.answers import AnswerTask, answer
+from blockexpand.evaluation.endpoint import Endpoint
+from blockexpand.evaluation.evaluating import HeldOutWork, evaluate
+from blockexpand.evaluation.harness import Options
+from blockexpand.evaluation.held_out import document_losses
+from blockexpand.evaluation.measurement import Candidate, Start, evaluate_suites
 from blockexpand.evaluation.routes import Router, count_of, routed_losses
+from blockexpand.evaluation.suites import load_suites
 from blockexpand.live.forward import RowBatch, cross_entropies
 from blockexpand.packs import attach, load_with_packs
 from blockexpand.packs.in_memory import enabled, only
 from blockexpand.packs.route import Names, Rule, name_of, route
+from blockexpand.records.evaluation import EvaluationRecord, read_evaluation, read_samples
 from lm_helpers import ROW_TOKENS, make_chats, make_corpus, make_lm
 from packs_ground import make_pack, make_trained
 from suite_ground import OWN, make_suite

@@ -13,19 +13,11 @@ import torch.nn.functional as F  # noqa: N812 - its common name
 
 from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.errors import EvaluationError, RecordError
-from blockexpand.evaluation import (
-    Candidate,
-    EvaluationRecord,
-    Options,
-    Start,
-    evaluate_suites,
-    known_suites,
-    load_suites,
-    read_evaluation,
-    read_samples,
-)
-from blockexpand.evaluation import models as models_module
-from blockexpand.evaluation.harness import build_work
+from blockexpand.evaluation import lm as models_module
+from blockexpand.evaluation.harness import Options, build_work
+from blockexpand.evaluation.measurement import Candidate, Start, evaluate_suites
+from blockexpand.evaluation.suites import known_suites, load_suites
+from blockexpand.records.evaluation import EvaluationRecord, read_evaluation, read_samples
 from helpers import load
 from lm_helpers import make_lm
 from packs_ground import make_pack, make_trained
@@ -231,7 +223,7 @@ def test_reference_answers_of_gsm8k_are_all_parsed(tmp_path: Path) -> None:
 
 def test_unfair_clauses_are_judged_by_likelihood_per_token(model: Path, tmp_path: Path) -> None:
     from blockexpand.evaluation.journal import Likelihood
-    from blockexpand.evaluation.scoring.law import amount, unfair_tos
+    from blockexpand.evaluation.scorers.law import amount, unfair_tos
 
     some = [Likelihood(-9.0, False, 9), *[Likelihood(-4.0, False, 2)] * 7]
     assert unfair_tos({"labels": [0, 6]}, some) == {"acc": 1.0}
@@ -362,7 +354,7 @@ def test_rows_are_read_from_all_formats(tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    from blockexpand.evaluation.sources import read_rows
+    from blockexpand.evaluation.task_data import read_rows
 
     rows = [{"a": "x", "b": "1"}, {"a": "y", "b": "2"}]
     text = "".join(json.dumps(row) + "\n" for row in rows)

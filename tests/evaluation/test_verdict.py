@@ -13,8 +13,9 @@ import pytest
 
 from blockexpand.cli.main import run
 from blockexpand.errors import EvaluationError, RecordError
-from blockexpand.evaluation import Difference, Interval, compare_records, judge, mean_difference, read_samples
-from blockexpand.evaluation.outcomes import write_samples
+from blockexpand.evaluation.verdict import compare_records, judge
+from blockexpand.records.evaluation import Difference, read_samples, write_samples
+from blockexpand.records.intervals import Interval, mean_difference
 from blockexpand.staging import RECORD_NAME
 from lm_helpers import make_corpus, make_lm
 from servers import completion, serving
@@ -172,8 +173,8 @@ def test_what_does_not_pair_is_refused(ground: Path, tmp_path: Path) -> None:
 
 
 def test_subjects_of_a_mean_over_tasks_weigh_the_same(tmp_path: Path) -> None:
-    from blockexpand.evaluation.outcomes import PartScore, Sample, TaskScore
     from blockexpand.evaluation.verdict import _values
+    from blockexpand.records.evaluation import PartScore, Sample, TaskScore
 
     def sample(part: str, number: int, acc: float) -> Sample:
         return Sample(

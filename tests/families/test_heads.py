@@ -17,8 +17,8 @@ from blockexpand.families import known_families
 from blockexpand.families.family import HeadFacts
 from blockexpand.live import loss as lean
 from blockexpand.live.forward import RowBatch, check_head, cross_entropies, hidden_states
-from blockexpand.live.head import Head, head_of
 from blockexpand.live.loss import Reference, linear_losses
+from blockexpand.live.parts import Head, head_of
 
 # What each family's entry is set to, so that it matters on random weights.
 SETTINGS: dict[str, dict[str, Any]] = {

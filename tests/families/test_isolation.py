@@ -13,9 +13,17 @@ from blockexpand.errors import TrainingError
 from blockexpand.families import known_families
 from blockexpand.live import blocked, isolation
 from blockexpand.live.attention import prefer_blocked, set_attention
-from blockexpand.live.forward import RowBatch, check_head, hidden_states
-from blockexpand.live.head import head_of
-from blockexpand.live.isolation import check_isolation, isolates, leak, packed_states, states_apart
+from blockexpand.live.forward import (
+    RowBatch,
+    check_head,
+    check_isolation,
+    hidden_states,
+    isolates,
+    leak,
+    packed_states,
+    states_apart,
+)
+from blockexpand.live.parts import head_of
 
 CPU = torch.device("cpu")
 A, B, C = 17, 20, 11

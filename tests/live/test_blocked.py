@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from blockexpand.errors import TrainingError
 from blockexpand.live import attention, blocked
 from blockexpand.live.attention import prefer_blocked, set_attention
-from blockexpand.live.isolation import attention_of
+from blockexpand.live.forward import attention_of
 from helpers import tiny_model
 
 CPU = torch.device("cpu")

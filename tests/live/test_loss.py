@@ -9,8 +9,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from blockexpand.live import loss as lean
-from blockexpand.live.head import Head
 from blockexpand.live.loss import Reference, linear_losses
+from blockexpand.live.parts import Head
 
 R, D, V = 23, 16, 40
 

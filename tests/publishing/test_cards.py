@@ -195,9 +195,8 @@ def test_results_of_this_model_and_its_base_are_shown(story: Story, tmp_path: Pa
 
 
 def test_suites_are_shown_with_their_versions(story: Story, tmp_path: Path) -> None:
-    from blockexpand.evaluation import read_evaluation
-    from blockexpand.evaluation.outcomes import PartScore, SuiteResults, TaskScore
     from blockexpand.records import write_record
+    from blockexpand.records.evaluation import PartScore, SuiteResults, TaskScore, read_evaluation
 
     part = PartScore(value=0.5, num_samples=4, version="3.0", source="/home/me/x", digest="d")
     task: dict[str, Any] = {
@@ -222,7 +221,7 @@ def test_suites_are_shown_with_their_versions(story: Story, tmp_path: Path) -> N
 
 
 def test_a_pack_s_results_are_those_of_its_folder_or_of_the_base_with_it(story: Story, tmp_path: Path, said) -> None:
-    from blockexpand.evaluation import Candidate
+    from blockexpand.evaluation.measurement import Candidate
 
     pack = copied(story.pack, tmp_path / "p")
     both = ("--results", story.records, "--against", story.base_records)

@@ -28,24 +28,26 @@ from blockexpand.comparison import (
     Trial,
 )
 from blockexpand.comparison.results import Contrast, Summary, pareto
-from blockexpand.evaluation import EvaluationRecord, HeldOut, Interval, Scores
 from blockexpand.expansion import BaseFacts, BlockTensor, Check, Cost, ExpansionRecord, Placement, Plan, Proof
 from blockexpand.expansion.placing import Insertion
 from blockexpand.expansion.plans import number
 from blockexpand.records import write_record
 from blockexpand.records.corpus import CorpusRecord, SplitCounts
-from blockexpand.reporting import Stage, Stages
-from blockexpand.training import RunRecord, TrainSettings
-from blockexpand.training.retention import Measurement
-from blockexpand.training.settings import (
+from blockexpand.records.evaluation import EvaluationRecord, HeldOut, Scores
+from blockexpand.records.intervals import Interval
+from blockexpand.records.run import (
     BlocksArm,
     DataSettings,
     FullArm,
     LoraArm,
+    Measurement,
     OldBlocksArm,
     OptimizerSettings,
     RetentionSettings,
+    RunRecord,
+    TrainSettings,
 )
+from blockexpand.reporting import Stage, Stages
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 BASE = Measurement(step=0, domain=3.412, general=3.105, rise=0.0)

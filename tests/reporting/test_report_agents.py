@@ -12,11 +12,10 @@ import pytest
 from page_reader import PageReader
 from report_examples import write_evaluation
 
-from blockexpand.agents import Cast, Manner, make_puzzles, read_agent, run_agent
-from blockexpand.agents.records import AgentSettings, Opposite
-from blockexpand.agents.tasks import Task
+from blockexpand.agents import Cast, make_puzzles, run_agent
 from blockexpand.errors import ReportError
-from blockexpand.evaluation import Answer, Message
+from blockexpand.evaluation.endpoint import Answer, Message
+from blockexpand.records.agents import AgentSettings, Manner, Opposite, Task, read_agent
 from blockexpand.reporting import report
 from blockexpand.reporting.sources import gather
 from helpers import edit_json, tree

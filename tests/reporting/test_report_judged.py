@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from page_reader import PageReader
 
-from blockexpand.agents import JudgeSettings, Opposite, Question, Sides, judge_pair, read_judge
+from blockexpand.agents import Sides, judge_pair
 from blockexpand.errors import AgentError, ReportError
-from blockexpand.evaluation import Answer, Message
+from blockexpand.evaluation.endpoint import Answer, Message
+from blockexpand.records.agents import Opposite
+from blockexpand.records.judge import JudgeSettings, Question, read_judge
 from blockexpand.reporting import report
 from blockexpand.reporting.sources import gather
 from browser import browser, find_chromium

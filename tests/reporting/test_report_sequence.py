@@ -14,8 +14,8 @@ from page_reader import PageReader
 
 from blockexpand.comparison.results import Summary
 from blockexpand.errors import ReportError
-from blockexpand.evaluation import Interval
 from blockexpand.records import write_record
+from blockexpand.records.intervals import Interval
 from blockexpand.reporting import SequenceRecord, report
 from blockexpand.reporting.sequence_tables import sequence_tables
 from blockexpand.reporting.sequences import (

@@ -9,7 +9,7 @@ import json
 import pytest
 from report_examples import ARMS, Arm, comparison_of
 
-from blockexpand.evaluation.answers import Answered
+from blockexpand.records.evaluation import Answered
 from blockexpand.reporting import comparison_rows, comparison_table, comparison_text, formats
 from blockexpand.reporting.answers import answers_table
 from blockexpand.reporting.methods import methods_of
@@ -152,7 +152,7 @@ def test_rows_are_plain_data() -> None:
 
 
 def _answers(rights: list[bool]) -> Found[object]:
-    from blockexpand.evaluation import Evaluation
+    from blockexpand.records.evaluation import Evaluation
 
     answered = tuple(
         Answered(task="add", prompt=str(n), answer="1", output="1" if right else "2", right=right)

@@ -319,15 +319,15 @@ def test_installed_packages_can_be_imported() -> None:
 
 
 def test_packages_below_an_empty_folder_can_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from blockexpand.sandbox import launching
+    from blockexpand.sandbox import launch
 
-    assert any(tmp_path.resolve().is_relative_to(folder) for folder in launching._EMPTY_INSIDE)
+    assert any(tmp_path.resolve().is_relative_to(folder) for folder in launch._EMPTY_INSIDE)
     tmp_path.chmod(0o755)  # the program's user is another
     (tmp_path / "of_the_environment.py").write_text("value = 7\n")
-    monkeypatch.setattr(launching.sysconfig, "get_path", lambda _: str(tmp_path))
-    launching._interpreter.cache_clear()
+    monkeypatch.setattr(launch.sysconfig, "get_path", lambda _: str(tmp_path))
+    launch._interpreter.cache_clear()
     try:
         outcome = run_program("import of_the_environment as o, os\nprint(o.value, os.listdir('/tmp'))")
     finally:
-        launching._interpreter.cache_clear()
+        launch._interpreter.cache_clear()
     assert outcome.stdout == "7 []\n", outcome

@@ -152,35 +152,35 @@ def test_without_a_sandbox_nothing_runs() -> None:
 
 
 def test_a_python_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from blockexpand.sandbox import launching
+    from blockexpand.sandbox import launch
 
-    found = {**launching._interpreter(False), "python": "/no/python"}
-    monkeypatch.setattr(launching, "_interpreter", lambda *_: found)
+    found = {**launch._interpreter(False), "python": "/no/python"}
+    monkeypatch.setattr(launch, "_interpreter", lambda *_: found)
     with pytest.raises(SandboxError, match="/no/python cannot be started: No such file"):
         run_program("1")
 
 
 def test_a_warden_that_breaks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from blockexpand.sandbox import launching
+    from blockexpand.sandbox import launch
 
-    monkeypatch.setattr(launching.warden, "BOOT", "raise SystemExit('{module} broke')")
+    monkeypatch.setattr(launch.warden, "BOOT", "raise SystemExit('{module} broke')")
     with pytest.raises(SandboxError, match="ended without a word: warden broke"):
         run_program("1")
 
 
 def test_a_wall_that_fails_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    from blockexpand.sandbox import launching
+    from blockexpand.sandbox import launch
 
-    found = {**launching._interpreter(False), "shown": [["/no/such/folder", "/no/such/folder"]]}
-    monkeypatch.setattr(launching, "_interpreter", lambda *_: found)
+    found = {**launch._interpreter(False), "shown": [["/no/such/folder", "/no/such/folder"]]}
+    monkeypatch.setattr(launch, "_interpreter", lambda *_: found)
     with pytest.raises(SandboxError, match="open_tree /no/such/folder: No such file or directory"):
         run_program("1")
 
 
 def test_unknown_processors_have_no_filter() -> None:
-    from blockexpand.sandbox.inside import filtering
+    from blockexpand.sandbox.inside import syscalls
 
-    assert len(filtering.build("aarch64")) % 8 == 0
+    assert len(syscalls.build("aarch64")) % 8 == 0
     with pytest.raises(KeyError, match="riscv64"):
-        filtering.build("riscv64")
+        syscalls.build("riscv64")
     assert walls.counts_processes(5)

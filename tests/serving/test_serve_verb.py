@@ -16,7 +16,7 @@ import pytest
 
 from blockexpand import serving
 from blockexpand.cli.main import run
-from blockexpand.evaluation import Endpoint
+from blockexpand.evaluation.endpoint import Endpoint
 from blockexpand.serving import Service, Speaker, names_of
 from helpers import edit_config
 from lm_helpers import make_lm

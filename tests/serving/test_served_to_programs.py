@@ -16,11 +16,11 @@ import tqdm
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from blockexpand.agents import read_agent
 from blockexpand.cli.main import run
-from blockexpand.evaluation import Endpoint
-from blockexpand.evaluation.outcomes import read_samples
+from blockexpand.evaluation.endpoint import Endpoint
 from blockexpand.packs.in_memory import only
+from blockexpand.records.agents import read_agent
+from blockexpand.records.evaluation import read_samples
 from blockexpand.sandbox import describe
 from blockexpand.serving import Speaker, open_speaker
 from blockexpand.serving.likelihoods import text_of

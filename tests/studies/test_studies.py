@@ -11,14 +11,15 @@ import pytest
 from blockexpand.comparison import CompareRecipe, compare
 from blockexpand.corpus import open_corpus
 from blockexpand.errors import RecordError, StudyError, TrainingError
-from blockexpand.evaluation.hits import document_hits
 from blockexpand.packs import load_with_packs, read_pack
 from blockexpand.packs.in_memory import only
 from blockexpand.packs.route import route
 from blockexpand.records import from_plain, read_record
 from blockexpand.records.pack import Rule
+from blockexpand.records.run import BlocksArm, DataSettings, FullArm, OptimizerSettings, ParallelArm
 from blockexpand.reporting.sequences import read_sequence, sequence_sentence
 from blockexpand.studies import Finding, known_studies, load_study, study
+from blockexpand.studies.hits import document_hits
 from blockexpand.studies.outcomes import record_of
 from blockexpand.studies.recipe import BaseRecipe, MethodRecipe, SequenceRecipe, StudyRecipe
 from blockexpand.studies.sequence import (
@@ -31,14 +32,7 @@ from blockexpand.studies.sequence import (
 )
 from blockexpand.studies.tables import comparison_tables, sequence_tables
 from blockexpand.studies.tasks import TASKS, make_task
-from blockexpand.training.arms.trainee import load_model
-from blockexpand.training.settings import (
-    BlocksArm,
-    DataSettings,
-    FullArm,
-    OptimizerSettings,
-    ParallelArm,
-)
+from blockexpand.training.arms import load_model
 from comparison_ground import Place
 from lm_helpers import make_chats, make_lm
 

@@ -6,13 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from blockexpand.records.run import DataSettings, FullArm, OptimizerSettings, TrainSettings
 from blockexpand.training import train
-from blockexpand.training.settings import (
-    DataSettings,
-    FullArm,
-    OptimizerSettings,
-    TrainSettings,
-)
 from lm_helpers import make_chats, make_corpus, make_expanded, make_lm
 from training_ground import Ground
 

@@ -9,12 +9,9 @@ import torch
 
 from blockexpand.checkpoint import Checkpoint, TensorEntry
 from blockexpand.errors import LiveError, TrainingError
-from blockexpand.training.arms.blocks import _check_shippable
-from blockexpand.training.arms.build import arm_of
-from blockexpand.training.arms.lora import nearest_rank
-from blockexpand.training.arms.trainee import Trainee, load_model
+from blockexpand.records.run import ArmSettings, BlocksArm, FullArm, LoraArm, OldBlocksArm
+from blockexpand.training.arms import Trainee, _check_shippable, arm_of, load_model, nearest_rank
 from blockexpand.training.export import export_model
-from blockexpand.training.settings import ArmSettings, BlocksArm, FullArm, LoraArm, OldBlocksArm
 from training_ground import Ground
 
 ARMS: dict[str, ArmSettings] = {

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from blockexpand.errors import TrainingError
-from blockexpand.training.boards import check_boards, open_boards
+from blockexpand.training.metrics import check_boards, open_boards
 
 
 @pytest.fixture

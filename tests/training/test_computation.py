@@ -13,20 +13,15 @@ from torch import Tensor
 
 from blockexpand import live
 from blockexpand.expansion import verify
-from blockexpand.live.forward import hidden_states
-from blockexpand.live.head import head_of
-from blockexpand.live.isolation import isolates
+from blockexpand.live.forward import hidden_states, isolates
 from blockexpand.live.loss import linear_losses
-from blockexpand.live.parts import blocks_of
+from blockexpand.live.parts import blocks_of, head_of
+from blockexpand.records.run import RetentionSettings, read_metrics
 from blockexpand.training import train
-from blockexpand.training.arms.blocks import Blocks
-from blockexpand.training.arms.lora import Lora
-from blockexpand.training.arms.trainee import Trainee
+from blockexpand.training.arms import Blocks, Lora, Trainee
 from blockexpand.training.computation import compile_blocks, recompute_blocks
 from blockexpand.training.data import open_data
-from blockexpand.training.settings import RetentionSettings
-from blockexpand.training.tracker import read_metrics
-from blockexpand.training.world import World
+from blockexpand.training.processes import World
 from training_ground import Ground
 
 WORLD = World(device=torch.device("cpu"))

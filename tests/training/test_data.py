@@ -12,9 +12,9 @@ import torch
 
 from blockexpand.corpus.rows import open_corpus
 from blockexpand.errors import CorpusError, TrainingError
+from blockexpand.records.run import DataSettings, RetentionSettings
 from blockexpand.training.data import open_data, shuffled
-from blockexpand.training.settings import DataSettings, RetentionSettings
-from blockexpand.training.world import World
+from blockexpand.training.processes import World
 from helpers import edit_json
 from lm_helpers import make_corpus, make_lm
 from training_ground import Ground

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockexpand.training.dealing import attention_cost, deal
+from blockexpand.training.data import attention_cost, deal
 
 COSTS = st.lists(st.integers(1, 1000), max_size=30)
 

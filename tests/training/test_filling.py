@@ -13,8 +13,7 @@ from torch import nn
 
 from blockexpand.errors import TrainingError
 from blockexpand.families.modules import load_model
-from blockexpand.training.filling import _Files, _value, fill, names_to_fill
-from blockexpand.training.sharding import Piece
+from blockexpand.training.processes import Piece, _Files, _value, fill, names_to_fill
 
 sys.path.append(str(Path(__file__).parents[1] / "families"))
 

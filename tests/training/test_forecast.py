@@ -14,17 +14,10 @@ from blockexpand.checkpoint import open_checkpoint, read_header
 from blockexpand.errors import CorpusError, RecordError, TrainingError
 from blockexpand.expansion import read_expansion
 from blockexpand.live.forward import RowBatch, hidden_states
+from blockexpand.records.run import DataSettings, FullArm, LoraArm, OldBlocksArm, RetentionSettings, TrainSettings
 from blockexpand.training import Devices, forecast, train
-from blockexpand.training.arms.build import arm_of
+from blockexpand.training.arms import arm_of
 from blockexpand.training.computation import recompute_blocks
-from blockexpand.training.settings import (
-    DataSettings,
-    FullArm,
-    LoraArm,
-    OldBlocksArm,
-    RetentionSettings,
-    TrainSettings,
-)
 from training_ground import Ground
 
 ROW = 32

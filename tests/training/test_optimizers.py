@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from blockexpand.errors import RecordError, TrainingError
+from blockexpand.records.run import OptimizerSettings, ScheduleSettings
 from blockexpand.training.optimizers import build_optimizers, rate_at, set_rate
-from blockexpand.training.settings import OptimizerSettings, ScheduleSettings
 
 
 def parameters() -> dict[str, nn.Parameter]:

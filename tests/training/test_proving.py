@@ -9,9 +9,9 @@ import pytest
 
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import TrainingError
-from blockexpand.training import running as running_module
+from blockexpand.training import run as running_module
 from blockexpand.training import train
-from blockexpand.training.proving import prove_unchanged
+from blockexpand.training.export import prove_unchanged
 from training_ground import Ground
 
 

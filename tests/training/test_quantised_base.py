@@ -21,12 +21,9 @@ from blockexpand.errors import RecordError, TrainingError
 from blockexpand.expansion import verify
 from blockexpand.families.modules import load_model
 from blockexpand.live.parts import blocks_of
+from blockexpand.records.run import FullArm, RetentionSettings, read_metrics
 from blockexpand.training import train
-from blockexpand.training.arms import quantised
-from blockexpand.training.arms.blocks import Blocks
-from blockexpand.training.arms.quantised import is_packed, quantisation
-from blockexpand.training.settings import FullArm, RetentionSettings
-from blockexpand.training.tracker import read_metrics
+from blockexpand.training.arms import Blocks, is_packed, quantisation, quantised
 from lm_helpers import make_expanded
 from training_ground import Ground
 

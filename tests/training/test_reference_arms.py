@@ -12,20 +12,20 @@ from blockexpand.errors import RecordError, TrainingError
 from blockexpand.expansion import Insertion, expand, plan
 from blockexpand.families import known_families
 from blockexpand.live.generation import generate
-from blockexpand.training import forecast, load_shipped, shipped_folder, train
-from blockexpand.training.arms.build import arm_of
-from blockexpand.training.arms.moe import down_projection
-from blockexpand.training.arms.trainee import Trainee, load_model
-from blockexpand.training.export import export_model
-from blockexpand.training.retention import Measurement, is_better
-from blockexpand.training.settings import (
+from blockexpand.records.run import (
     ArmSettings,
+    Measurement,
     MoeArm,
     OptimizerSettings,
     ParallelArm,
     RetentionSettings,
     UpscaledArm,
 )
+from blockexpand.training import forecast, load_shipped, shipped_folder, train
+from blockexpand.training.arms import Trainee, arm_of, load_model
+from blockexpand.training.export import export_model
+from blockexpand.training.further_arms import down_projection
+from blockexpand.training.retention import is_better
 from training_ground import Ground
 
 TOKENS = torch.arange(5, 25)[None]

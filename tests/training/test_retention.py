@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from blockexpand.training.retention import Measurement, adapted_weight, is_better
+from blockexpand.records.run import Measurement
+from blockexpand.training.retention import adapted_weight, is_better
 
 
 def at(step: int, domain: float, rise: float | None) -> Measurement:

@@ -16,12 +16,13 @@ from blockexpand.cli.main import run
 from blockexpand.errors import StagingError, TrainingError
 from blockexpand.training import saving as saving_module
 from blockexpand.training import train
-from blockexpand.training.arms.blocks import Blocks
+from blockexpand.training.arms import Blocks
 from blockexpand.training.checkpoints import (
     OPTIMIZER,
     TRAINABLE,
     Progress,
     SavedTensors,
+    Saver,
     checkpoint_job,
     newest_checkpoint,
     optimizer_tensors,
@@ -30,8 +31,7 @@ from blockexpand.training.checkpoints import (
     restore_trainable,
 )
 from blockexpand.training.loop import Loop
-from blockexpand.training.saving import Saver
-from blockexpand.training.world import World
+from blockexpand.training.processes import World
 from helpers import make_base
 from lm_helpers import make_expanded
 from training_ground import Ground

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from blockexpand.errors import RecordError
-from blockexpand.training.running import load_settings
-from blockexpand.training.settings import BlocksArm, FullArm, LoraArm, OldBlocksArm
+from blockexpand.records.run import BlocksArm, FullArm, LoraArm, OldBlocksArm, load_settings
 
 RECIPE = """
 model: m

@@ -23,12 +23,12 @@ import torch
 
 from blockexpand.checkpoint import digest_tensors, open_checkpoint
 from blockexpand.records import read_json, read_record
-from blockexpand.training import Interrupted, RunRecord, sft, train
-from blockexpand.training.arms.trainee import load_model
+from blockexpand.records.run import RunRecord, read_metrics
+from blockexpand.training import Interrupted, sft, train
+from blockexpand.training.arms import load_model
 from blockexpand.training.checkpoints import OPTIMIZER, TRAINABLE, SavedTensors, newest_checkpoint
 from blockexpand.training.data import open_data
-from blockexpand.training.tracker import read_metrics
-from blockexpand.training.world import World
+from blockexpand.training.processes import World
 from training_ground import KEEPING, SHARDED_RUNS, Ground, sharded_settings
 
 HERE = Path(__file__).parent

@@ -19,9 +19,8 @@ from blockexpand.corpus.sources import JsonSource
 from blockexpand.expansion import ExpansionRecord, plan
 from blockexpand.families import with_entries
 from blockexpand.records import write_record
+from blockexpand.records.run import DataSettings, load_settings
 from blockexpand.training import forecast
-from blockexpand.training.running import load_settings
-from blockexpand.training.settings import DataSettings
 from helpers import MakeBase
 
 GIGABYTE = 1e9

@@ -20,15 +20,13 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from blockexpand.errors import Interrupted, TrainingError
+from blockexpand.records.run import LoraArm, OptimizerSettings, TrainSettings
 from blockexpand.training import loop as loop_module
 from blockexpand.training import sft, train
-from blockexpand.training.arms.build import arm_of
+from blockexpand.training.arms import arm_of
 from blockexpand.training.data import open_data
-from blockexpand.training.filling import fill, names_to_fill
 from blockexpand.training.loop import Loop
-from blockexpand.training.settings import LoraArm, OptimizerSettings, TrainSettings
-from blockexpand.training.sharding import shard
-from blockexpand.training.world import World, join_world
+from blockexpand.training.processes import World, fill, join_world, names_to_fill, shard
 from training_ground import KEEPING, SHARDED_RUNS, Ground, sharded_settings
 
 

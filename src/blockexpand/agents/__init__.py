@@ -1,24 +1,28 @@
 """Multi-turn episodes with a tool, and judged conversations: a model in this process or behind an address."""
 
-from blockexpand.agents.conversations import Question, load_questions
-from blockexpand.agents.episodes import Episode, Manner, Turn
-from blockexpand.agents.judging import JudgeRecord, JudgeRun, JudgeSettings, Sides, judge_pair, read_judge
+from blockexpand.agents.conversations import load_questions
+from blockexpand.agents.judge import Sides, judge_pair
 from blockexpand.agents.puzzles import make_puzzles
-from blockexpand.agents.records import (
+from blockexpand.agents.replay import Replay, replay
+from blockexpand.agents.runs import Cast, run_agent
+from blockexpand.agents.speakers import EndpointSpeaker, LoadedSpeaker, Speaker, load_speaker
+from blockexpand.agents.tasks import load_tasks
+from blockexpand.agents.tools import SandboxTools
+from blockexpand.records.agents import (
     DEFAULT_BUDGETS,
     AgentRecord,
     AgentRun,
     AgentSettings,
+    Episode,
+    Manner,
     Opposite,
     Rate,
     Routes,
+    Task,
+    Turn,
     read_agent,
 )
-from blockexpand.agents.replaying import Replay, replay
-from blockexpand.agents.running import Cast, run_agent
-from blockexpand.agents.speakers import EndpointSpeaker, LoadedSpeaker, Speaker, load_speaker
-from blockexpand.agents.tasks import Task, load_tasks
-from blockexpand.agents.tools import SandboxTools
+from blockexpand.records.judge import JudgeRecord, JudgeRun, JudgeSettings, Question, read_judge
 
 __all__ = [
     "DEFAULT_BUDGETS",

@@ -10,42 +10,17 @@ from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from blockexpand.agents.speakers import Speaker
 from blockexpand.errors import AgentError, RecordError
-from blockexpand.evaluation import Message, Request
+from blockexpand.evaluation.endpoint import Message, Request
 from blockexpand.progress import bar
 from blockexpand.records import check, from_plain, parse_json, read_text
+from blockexpand.records.judge import Question, Reply
 
 _OURS = "questions.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """One question of several turns."""
-
-    question_id: int | str
-    category: str
-    turns: tuple[str, ...]
-    """What the user says, turn by turn."""
-    reference: tuple[str, ...] = ()
-    """Right answers to the turns, where there are any."""
-
-    def __post_init__(self) -> None:
-        check(bool(self.turns) and all(map(str.strip, self.turns)), "turns", list(self.turns), "one or more questions")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answered:
-    """One model's side of a conversation."""
-
-    question_id: int | str
-    turns: tuple[str, ...]
-    """What it answered, turn by turn; fewer than were asked where an error ended it."""
-    error: str = ""
 
 
 def load_questions(path: str | Path | None = None) -> list[Question]:
@@ -83,7 +58,7 @@ def _listed(row: Any) -> Any:
     return row
 
 
-def converse(speaker: Speaker, questions: Sequence[Question], max_tokens: int, title: str) -> list[Answered]:
+def converse(speaker: Speaker, questions: Sequence[Question], max_tokens: int, title: str) -> list[Reply]:
     """Let a model answer every turn of every question."""
     said: dict[int | str, list[str]] = {question.question_id: [] for question in questions}
     errors: dict[int | str, str] = {}
@@ -97,7 +72,7 @@ def converse(speaker: Speaker, questions: Sequence[Question], max_tokens: int, t
                 else:
                     errors[question.question_id] = f"turn {turn + 1}: {answer.error}"
             progress.advance(len(going))
-    return [Answered(question_id=key, turns=tuple(turns), error=errors.get(key, "")) for key, turns in said.items()]
+    return [Reply(question_id=key, turns=tuple(turns), error=errors.get(key, "")) for key, turns in said.items()]
 
 
 def _messages(question: Question, said: Sequence[str]) -> list[Message]:
@@ -109,7 +84,7 @@ def _messages(question: Question, said: Sequence[str]) -> list[Message]:
     return messages
 
 
-def load_answers(path: str | Path, questions: Sequence[Question]) -> list[Answered]:
+def load_answers(path: str | Path, questions: Sequence[Question]) -> list[Reply]:
     """The answers of a file to these questions, in their order.
 
     Raises:
@@ -135,9 +110,9 @@ def load_answers(path: str | Path, questions: Sequence[Question]) -> list[Answer
     return [found[question.question_id] for question in questions]
 
 
-def _answered(row: Any, where: str) -> Answered:
+def _answered(row: Any, where: str) -> Reply:
     if isinstance(row, dict) and "choices" in row:  # FastChat, llm_judge/gen_model_answer.py
         choices = row["choices"]
         first = choices[0] if isinstance(choices, list) and choices else {}
         row = {"question_id": row.get("question_id"), "turns": first.get("turns") if isinstance(first, dict) else None}
-    return from_plain(Answered, row, where)
+    return from_plain(Reply, row, where)

@@ -10,90 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass, field
-from typing import Literal
 
-from blockexpand.agents import wording
-from blockexpand.agents.scoring import is_right
-from blockexpand.agents.tasks import Task
+from blockexpand.agents import prompts
+from blockexpand.agents.correctness import is_right
 from blockexpand.agents.tools import Ran, Shell, Tools
 from blockexpand.digests import digest_json
-from blockexpand.evaluation import Answer, Message
-from blockexpand.records import WRITTEN_WHEN_SET, check
+from blockexpand.evaluation.endpoint import Answer, Message
+from blockexpand.records.agents import Action, End, Episode, Manner, Task, Turn
 
 MOST_PROPOSALS = 2  # MINT, mint/configs/config_variables.py
-MOST_TURNS = 50
-
-Action = Literal["solution", "execute", "nothing"]
-End = Literal["solved", "proposals", "turns", "context", "error", ""]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Turn:
-    """What happened in one turn."""
-
-    prompt_digest: str
-    """Of all messages that the model was sent."""
-    output: str
-    """What it wrote, to the letter."""
-    action: Action
-    acted_on: str
-    """The code or the solution that was in it."""
-    status: str
-    """Of code, as the sandbox has it; empty where none ran."""
-    shown: str
-    """What the agent is told came of it."""
-    right: bool | None
-    """Of a proposal, whether it is right."""
-    feedback: str = ""
-    """Of a second model."""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    seconds: float = 0.0
-    """The model's wall time; in a batch, the batch's."""
-    tool_seconds: float = 0.0
-    """Wall time of the code or of the check."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Episode:
-    """One try at one task."""
-
-    set: str
-    id: str
-    budget: int
-    """The turns it may take."""
-    turns: tuple[Turn, ...] = ()
-    end: End = ""
-    """Why it ended: solved; all proposals or all turns used up; the conversation no longer fitted the model's context;
-    an error of the server's, which says nothing about the model. Empty while it goes on."""
-    error: str = ""
-    route: str | None = field(default=None, metadata=WRITTEN_WHEN_SET)
-    """The packs that answered in all of its turns, where they were chosen by the task; `base` is none."""
-
-    def __post_init__(self) -> None:
-        check(0 < self.budget <= MOST_TURNS, "budget", self.budget, f"1 to {MOST_TURNS}")
-        check(len(self.turns) <= self.budget, "turns", len(self.turns), f"at most {self.budget}")
-
-    @property
-    def solved(self) -> bool:
-        """Whether the task was solved."""
-        return self.end == "solved"
-
-    @property
-    def num_proposals(self) -> int:
-        """Solutions that were proposed."""
-        return sum(turn.action == "solution" for turn in self.turns)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manner:
-    """How an agent is spoken to."""
-
-    example: bool = True
-    """Whether the first message shows a short example."""
-    feedback: Literal["none", "blind", "informed"] = "none"
-    """Advice by a second model: none, without the right answer, or knowing it."""
 
 
 def proposals_of(budget: int) -> int:
@@ -105,12 +30,12 @@ def messages_of(task: Task, episode: Episode, manner: Manner) -> list[Message]:
     """Everything the model is sent for its next turn."""
     proposals = proposals_of(episode.budget)
     said: list[Message] = [
-        {"role": "user", "content": wording.opening(task, episode.budget, proposals, manner.example)}
+        {"role": "user", "content": prompts.opening(task, episode.budget, proposals, manner.example)}
     ]
     used = 0
     for number, turn in enumerate(episode.turns, 1):
         used += turn.action == "solution"
-        left = wording.observation(turn.shown, episode.budget - number, proposals - used, turn.feedback)
+        left = prompts.observation(turn.shown, episode.budget - number, proposals - used, turn.feedback)
         said += [{"role": "assistant", "content": turn.output}, {"role": "user", "content": left}]
     return said
 
@@ -135,12 +60,12 @@ def act(task: Task, output: str, shell: Shell, tools: Tools) -> tuple[Action, st
     """Do what a turn asks for: the action, what it acts on, what came of it, whether a proposal is right."""
     action, content = action_of(output)
     if not content:
-        return action, "", Ran(status="", text=wording.NOT_UNDERSTOOD), False if action == "solution" else None
+        return action, "", Ran(status="", text=prompts.NOT_UNDERSTOOD), False if action == "solution" else None
     if action == "execute":
         ran = shell.run(content)
-        return action, content, dataclasses.replace(ran, text=wording.printed(ran)), None
+        return action, content, dataclasses.replace(ran, text=prompts.printed(ran)), None
     right = is_right(task, content, tools)
-    return action, content, Ran(status="", text=wording.RIGHT if right else wording.WRONG), right
+    return action, content, Ran(status="", text=prompts.RIGHT if right else prompts.WRONG), right
 
 
 def after_turn(episode: Episode, turn: Turn) -> Episode:

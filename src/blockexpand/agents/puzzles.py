@@ -13,8 +13,8 @@ import random
 from collections import deque
 from collections.abc import Callable
 
-from blockexpand.agents.tasks import Task
 from blockexpand.errors import AgentError
+from blockexpand.records.agents import Task
 
 SET = "puzzles"
 MOST = 5_000

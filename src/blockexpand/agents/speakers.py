@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from blockexpand.errors import AgentError
-from blockexpand.evaluation import Answer, Endpoint, Request, ask_all
-from blockexpand.evaluation.asking import cut_at
+from blockexpand.evaluation.endpoint import Answer, Endpoint, Request, ask_all, cut_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -184,22 +183,21 @@ def load_speaker(folder: str | Path, packs: Sequence[str | Path] = (), *, switch
     """
     from typing import cast
 
-    import torch
-
     from blockexpand.checkpoint import locate_model
     from blockexpand.corpus.tokenizer import load_tokenizer
     from blockexpand.families.modules import load_model
+    from blockexpand.live.device import choose_device
 
     folder = locate_model(folder)
     tokenizer = load_tokenizer(folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(choose_device())
     if packs:
         from blockexpand.packs import load_with_packs
 
-        return LoadedSpeaker(model=load_with_packs(folder, packs, torch.float32, device), tokenizer=tokenizer)
+        return LoadedSpeaker(model=load_with_packs(folder, packs, device=device), tokenizer=tokenizer)
     if switched:
         from blockexpand.packs import load_attached
 
-        return LoadedSpeaker(model=load_attached(folder, torch.float32, device), tokenizer=tokenizer)
-    model = cast("PreTrainedModel", load_model(folder, dtype=torch.float32, device=device))
+        return LoadedSpeaker(model=load_attached(folder, device=device), tokenizer=tokenizer)
+    model = cast("PreTrainedModel", load_model(folder, device=device))
     return LoadedSpeaker(model=model, tokenizer=tokenizer)

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from blockexpand.errors import AgentError, RecordError, nearest
 from blockexpand.records import check, from_plain, parse_json, read_text
-
-Scoring = Literal["text", "choice", "theorem", "code", "exact"]
+from blockexpand.records.agents import Scoring, Task
 
 SCORINGS: dict[str, Scoring] = {
     "gsm8k": "text",
@@ -31,40 +29,6 @@ SCORINGS: dict[str, Scoring] = {
 }
 """By MINT's names of its sets (xingyaoww/mint-bench, mint/tasks)."""
 _NEEDS_A_SIMULATOR = "alfworld"
-ANSWER_TYPES = ("bool", "float", "integer", "list of float", "list of integer", "option")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One task."""
-
-    set: str
-    """The set it is of, under which its success is counted."""
-    id: str
-    prompt: str
-    """The question, as the agent reads it."""
-    scoring: Scoring
-    """text: within 5 % or contained; choice: an option's letter or text; theorem: TheoremQA's rules; code: unit tests;
-    exact: the same number or the same words."""
-    reference: str
-    """The right answer; for code the tests, for TheoremQA JSON."""
-    answer_type: str = ""
-    """Of TheoremQA: what kind of value the answer is."""
-    options: dict[str, str] = field(default_factory=dict)
-    """Of a choice: the options' texts by their letters in lower case."""
-    program: str = ""
-    """Of a task that we made: Python that prints the right answer. Never shown to an agent."""
-
-    def __post_init__(self) -> None:
-        check(bool(self.set), "set", self.set, "a name")
-        check(bool(self.id), "id", self.id, "text that no other task of the set has")
-        check(bool(self.prompt.strip()), "prompt", self.prompt, "a question")
-        if self.scoring == "choice":
-            expected = f"one of {', '.join(sorted(self.options)) or 'two or more options (none was found)'}"
-            check(len(self.options) > 1 and self.reference in self.options, "reference", self.reference, expected)
-        if self.scoring == "theorem":
-            known = ", ".join(ANSWER_TYPES)
-            check(self.answer_type in ANSWER_TYPES, "answer_type", self.answer_type, f"one of {known}")
 
 
 def load_tasks(sources: Sequence[str], limit: int | None = None) -> list[Task]:
@@ -187,8 +151,3 @@ def options_of(prompt: str) -> dict[str, str]:
     """The options at the end of a question of MINT's MMLU: `Options: A ) six , B ) seven`."""
     _, _, listed = prompt.rpartition("Options:")
     return {letter.lower(): text.strip() for letter, text in _OPTION.findall(listed.strip())}
-
-
-def sets_of(tasks: Iterable[Task]) -> list[str]:
-    """The names of the sets, in the order of their first tasks."""
-    return list(dict.fromkeys(task.set for task in tasks))

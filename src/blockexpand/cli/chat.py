@@ -56,8 +56,8 @@ def chat(
     pack: Names = None,
     route: Literal["auto", "always"] = "always",
     plain: Flag = False,
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
-    device: str = "cpu",
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
+    device: str = "auto",
     log: Path | None = None,
     answers: Annotated[Answers, Parameter(name="*")] = DRAWN,
     page: Annotated[OnPage, Parameter(name="*")] = NO_PAGE,
@@ -76,9 +76,9 @@ def chat(
     plain
         Complete text instead of talking, for models without a chat template.
     dtype
-        What the weights are loaded as.
+        What the weights are loaded as; auto: what the checkpoint has.
     device
-        Where the model runs.
+        Where the model runs: auto (the accelerator where there is one), cpu, or e.g. cuda.
     log
         A file to append what is said to; without it nothing is kept.
     """

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Group, Parameter
 
 from blockexpand.cli.output import DEFAULTS, DONE, Shared, show
+from blockexpand.records.run import load_settings
 from blockexpand.staging import RECORD_NAME
 from blockexpand.units import format_bytes
 
 if TYPE_CHECKING:
-    from blockexpand.training import RunRecord, TrainSettings
+    from blockexpand.records.run import RunRecord, TrainSettings
 
 _DRY = Group("Before a run", sort_key=50)
 
@@ -37,7 +38,15 @@ REAL = DryRun()
 Asked = Annotated[DryRun, Parameter(name="*")]
 
 
-def train(recipe: Path, /, *settings: str, resume: bool = False, dry: Asked = REAL, common: Shared = DEFAULTS) -> int:
+def train(
+    recipe: Path,
+    /,
+    *settings: str,
+    resume: bool = False,
+    device: str = "auto",
+    dry: Asked = REAL,
+    common: Shared = DEFAULTS,
+) -> int:
     """Post-pretrain the new blocks, or the arm that the recipe names.
 
     Parameters
@@ -48,19 +57,29 @@ def train(recipe: Path, /, *settings: str, resume: bool = False, dry: Asked = RE
         Settings that replace the recipe's, e.g. optimizer.lr=1e-3 seed=2.
     resume
         Go on from the run folder's newest checkpoint.
+    device
+        Where to run: auto (the accelerator where there is one), cpu, or e.g. cuda.
     """
-    from blockexpand import training
-
-    chosen = training.load_settings(recipe, settings, default_arm="blocks")
+    chosen = load_settings(recipe, settings, default_arm="blocks")
     if dry.dry_run:
         return _forecast(chosen, dry, common)
-    record = training.train(chosen, resume)
+    from blockexpand import training
+
+    record = training.train(chosen, resume, device)
     _write_card(record)
     show(common, record, _outcome(record))
     return DONE
 
 
-def sft(recipe: Path, /, *settings: str, resume: bool = False, dry: Asked = REAL, common: Shared = DEFAULTS) -> int:
+def sft(
+    recipe: Path,
+    /,
+    *settings: str,
+    resume: bool = False,
+    device: str = "auto",
+    dry: Asked = REAL,
+    common: Shared = DEFAULTS,
+) -> int:
     """Instruction-tune on chats, by a recipe: the same loop; every parameter trains unless the recipe says not.
 
     Parameters
@@ -71,13 +90,15 @@ def sft(recipe: Path, /, *settings: str, resume: bool = False, dry: Asked = REAL
         Settings that replace the recipe's, e.g. optimizer.lr=2e-5.
     resume
         Go on from the run folder's newest checkpoint.
+    device
+        Where to run: auto (the accelerator where there is one), cpu, or e.g. cuda.
     """
-    from blockexpand import training
-
-    chosen = training.load_settings(recipe, settings, default_arm="full")
+    chosen = load_settings(recipe, settings, default_arm="full")
     if dry.dry_run:
         return _forecast(chosen, dry, common)
-    record = training.sft(chosen, resume)
+    from blockexpand import training
+
+    record = training.sft(chosen, resume, device)
     _write_card(record)
     show(common, record, _outcome(record))
     return DONE

@@ -33,15 +33,15 @@ VERBS = {
     ),
     "sft": ("blockexpand.cli.learning:sft", "Instruction-tune on chats, by a recipe."),
     "eval": (
-        "blockexpand.cli.evaluating:evaluate",
+        "blockexpand.cli.eval:evaluate",
         "Measure held-out losses, suites of benchmarks and tasks with checkable answers; give a verdict.",
     ),
     "agent": (
-        "blockexpand.cli.acting:agent",
+        "blockexpand.cli.agent:agent",
         "Let a model solve tasks in several turns with Python as its tool.",
     ),
     "judge": (
-        "blockexpand.cli.acting:judge",
+        "blockexpand.cli.judge:judge",
         "Let a judge compare two models' answers to questions of several turns.",
     ),
     "compare": (

@@ -36,8 +36,8 @@ def serve(
     pack: Names = None,
     route: Literal["auto", "always"] = "always",
     name: str | None = None,
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
-    device: str = "cpu",
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
+    device: str = "auto",
     log: Path | None = None,
     address: Annotated[Address, Parameter(name="*")] = HERE,
     common: Shared = DEFAULTS,
@@ -56,9 +56,9 @@ def serve(
     name
         What the model is called; its folder's name unless given.
     dtype
-        What the weights are loaded as.
+        What the weights are loaded as; auto: what the checkpoint has.
     device
-        Where the model runs.
+        Where the model runs: auto (the accelerator where there is one), cpu, or e.g. cuda.
     log
         A file to append questions and answers to; without it nothing is kept.
     """

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from blockexpand.comparison.recipe import TrialPlan
 from blockexpand.staging import RECORD_NAME, staged_folder
-from blockexpand.training.running import run_digest
+from blockexpand.training.run import run_digest
 
 _DIGITS = 16
 """Of a digest that name a run: 64 bits."""

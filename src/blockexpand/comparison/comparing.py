@@ -23,15 +23,15 @@ from blockexpand.comparison.recipe import CompareRecipe, TrialPlan, trial_plans
 from blockexpand.comparison.results import Comparison, Trial, summarise
 from blockexpand.digests import digest_file
 from blockexpand.errors import ComparisonError
-from blockexpand.evaluation import Subject, evaluate, read_evaluation
+from blockexpand.evaluation.evaluating import Subject, evaluate
 from blockexpand.progress import Mode, bar, progress_in, progress_mode
 from blockexpand.records import apply_overrides, from_plain, read_record, read_yaml, write_record
+from blockexpand.records.evaluation import read_evaluation
+from blockexpand.records.run import Measurement, RunRecord, read_metrics
 from blockexpand.staging import RECORD_NAME
-from blockexpand.training import RunRecord, load_shipped, shipped_folder, train
+from blockexpand.training import load_shipped, shipped_folder, train
 from blockexpand.training.checkpoints import SHIPPED
-from blockexpand.training.retention import Measurement
-from blockexpand.training.running import run_digest
-from blockexpand.training.tracker import read_metrics
+from blockexpand.training.run import run_digest
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> CompareRecipe:
@@ -97,7 +97,7 @@ def _run_all(plans: Sequence[TrialPlan], data: dict[str, str], split: str, worke
     # A fork server that has imported torch once: each run starts in a tenth of a second, in a process of
     # its own that has not yet used threads (a plain fork of a process that has may hang in OpenMP).
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["blockexpand.training.running", "blockexpand.evaluation", "transformers"])
+    context.set_forkserver_preload(["blockexpand.training.run", "blockexpand.evaluation", "transformers"])
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     mode = progress_mode()
     # One run at a time shows its own bar; several would write over each other, so only their count shows.

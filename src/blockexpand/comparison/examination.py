@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from blockexpand.comparison.recipe import ExamineSettings
-from blockexpand.evaluation import Interval
 from blockexpand.records import read_record
+from blockexpand.records.intervals import Interval
 
 EXAMINATION_NAME = "examination.json"
 

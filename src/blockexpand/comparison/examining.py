@@ -21,15 +21,15 @@ from blockexpand.comparison.results import Comparison
 from blockexpand.corpus.rows import Corpus, TokenRows, batches, open_corpus
 from blockexpand.corpus.tokenizer import ends_of, load_tokenizer
 from blockexpand.errors import ComparisonError
-from blockexpand.evaluation import ratio_difference
 from blockexpand.expansion import NewBlock, read_expansion
 from blockexpand.live.forward import RowBatch, cross_entropies
 from blockexpand.live.generation import generate
 from blockexpand.live.parts import blocks_of
 from blockexpand.records import read_record, write_record
-from blockexpand.training import RunRecord, load_shipped
-from blockexpand.training.arms.trainee import load_model
-from blockexpand.training.settings import BlocksArm, UpscaledArm
+from blockexpand.records.intervals import ratio_difference
+from blockexpand.records.run import BlocksArm, RunRecord, UpscaledArm
+from blockexpand.training import load_shipped
+from blockexpand.training.arms import load_model
 
 # P = prompts, A = tokens of a prompt, G = a prompt and what was said, B, T, D, R as in numerics.
 

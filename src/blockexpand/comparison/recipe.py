@@ -14,7 +14,7 @@ from typing import Literal
 from blockexpand.errors import ComparisonError
 from blockexpand.expansion import Init
 from blockexpand.records import WRITTEN_WHEN_SET, check
-from blockexpand.training.settings import (
+from blockexpand.records.run import (
     ArmSettings,
     BlocksArm,
     DataSettings,

@@ -11,9 +11,10 @@ import numpy as np
 
 from blockexpand.comparison.recipe import CompareRecipe
 from blockexpand.errors import ComparisonError
-from blockexpand.evaluation import HeldOut, Interval, ratio_difference, read_evaluation, seeded_ratio_difference
 from blockexpand.records import read_record
-from blockexpand.training.retention import Measurement
+from blockexpand.records.evaluation import HeldOut, read_evaluation
+from blockexpand.records.intervals import Interval, ratio_difference, seeded_ratio_difference
+from blockexpand.records.run import Measurement
 
 # S = seeds, M = documents.
 

@@ -15,13 +15,14 @@ from blockexpand.demonstration.instructions import write_instructions
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import DemoRecipe
 from blockexpand.errors import DemonstrationError
-from blockexpand.evaluation import evaluate, load_tasks
+from blockexpand.evaluation.answers import load_tasks
+from blockexpand.evaluation.evaluating import evaluate
 from blockexpand.expansion import verify
 from blockexpand.progress import say
 from blockexpand.records import write_record
+from blockexpand.records.run import DataSettings, TrainSettings
 from blockexpand.reporting import report
 from blockexpand.training import sft
-from blockexpand.training.settings import DataSettings, TrainSettings
 from blockexpand.units import format_bytes
 
 PROOF_NAME = "proof.json"

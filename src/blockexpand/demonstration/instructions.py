@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from blockexpand.digests import fraction_of
-from blockexpand.evaluation import AnswerTask
+from blockexpand.evaluation.answers import AnswerTask
 from blockexpand.records import to_plain
 
 _TEST_SHARE = 0.2

@@ -11,7 +11,7 @@ from blockexpand.corpus import PrepareRecipe, SplitRecipe
 from blockexpand.corpus.sources import ChatSource
 from blockexpand.demonstration.paths import RECIPE
 from blockexpand.records import check, from_plain, read_yaml
-from blockexpand.training.settings import ArmSettings, OptimizerSettings, RetentionSettings, ScheduleSettings
+from blockexpand.records.run import ArmSettings, OptimizerSettings, RetentionSettings, ScheduleSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,14 +21,14 @@ from blockexpand.corpus.reading import documents
 from blockexpand.corpus.sources import JsonSource
 from blockexpand.demonstration.general_text import SHARES, divide, general_documents
 from blockexpand.demonstration.tokenizer import save_tokenizer, train_tokenizer
-from blockexpand.evaluation import HeldOut, evaluate
+from blockexpand.evaluation.evaluating import evaluate
 from blockexpand.progress import progress_on_stderr, say
 from blockexpand.records import read_json, read_record, write_json, write_record
 from blockexpand.records.corpus import CorpusRecord
+from blockexpand.records.evaluation import HeldOut
+from blockexpand.records.run import RunRecord, load_settings, read_metrics
 from blockexpand.staging import RECORD_NAME
-from blockexpand.training import RunRecord, train
-from blockexpand.training.running import load_settings
-from blockexpand.training.tracker import read_metrics
+from blockexpand.training import train
 
 _RECIPE = Path(__file__).parent / "tiny-base.yaml"
 RECORD = Path(__file__).parent / "base_record.json"

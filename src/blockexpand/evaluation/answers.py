@@ -20,7 +20,8 @@ from blockexpand.evaluation.routes import Router
 from blockexpand.live.generation import generate
 from blockexpand.packs.in_memory import only
 from blockexpand.progress import bar
-from blockexpand.records import WRITTEN_WHEN_SET, from_plain
+from blockexpand.records import from_plain
+from blockexpand.records.evaluation import Answered, Scores
 from blockexpand.records.pack import Names, name_of
 
 _SAMPLES_PER_PASS = 64
@@ -35,29 +36,6 @@ class AnswerTask:
     prompt: str
     answer: str
     """The one right answer; compared after spaces at both ends are dropped."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Answered:
-    """One sample's record."""
-
-    task: str
-    prompt: str
-    answer: str
-    output: str
-    right: bool
-    route: str | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
-    """The packs that the question was given, where they were chosen."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Scores:
-    """Shares of right answers."""
-
-    right: float
-    """Over all samples."""
-    by_task: dict[str, float]
-    num_samples: int
 
 
 def load_tasks(path: str | Path) -> list[AnswerTask]:

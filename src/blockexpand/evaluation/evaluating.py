@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,50 +22,26 @@ from blockexpand.corpus.rows import Corpus, open_corpus
 from blockexpand.corpus.tokenizer import load_tokenizer, tokenizer_digest
 from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import EvaluationError
-from blockexpand.evaluation.answers import Answered, AnswerTask, Scores, answer, score
-from blockexpand.evaluation.losses import DocumentLosses, HeldOut, document_losses
-from blockexpand.evaluation.outcomes import SuiteResults
-from blockexpand.evaluation.paired import Interval, mean_difference, ratio_difference
-from blockexpand.evaluation.routes import RoutedLoss, Router, Routing, count_of, routed_losses
+from blockexpand.evaluation.answers import AnswerTask, answer, score
+from blockexpand.evaluation.held_out import document_losses
+from blockexpand.evaluation.routes import Router, count_of, routed_losses
 from blockexpand.families.modules import load_model
-from blockexpand.records import WRITTEN_WHEN_SET, read_json, read_record, to_plain, write_record
+from blockexpand.live.device import choose_device
+from blockexpand.records import to_plain, write_record
+from blockexpand.records.evaluation import (
+    Answered,
+    DocumentLosses,
+    EvaluationRecord,
+    RoutedLoss,
+    Routing,
+    read_evaluation,
+)
+from blockexpand.records.intervals import Interval, mean_difference, ratio_difference
 from blockexpand.records.pack import Rule
 from blockexpand.staging import RECORD_NAME, staged_folder
 
 _ROWS_PER_PASS = 16
 _MAX_NEW_TOKENS = 24
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationRecord:
-    """What a model scored; saved as the folder's `blockexpand.json`."""
-
-    FORMAT: ClassVar[str] = "blockexpand.evaluation"
-    FORMAT_VERSION: ClassVar[int] = 1
-
-    blockexpand_version: str
-    model: str
-    model_digest: str
-    """Of the weights files' digests."""
-    held_out: dict[str, HeldOut]
-    """By the name each corpus was given."""
-    corpora: dict[str, str]
-    """The digest of each corpus' split: only equal ones can be paired."""
-    answers: Scores | None
-    versions: dict[str, str]
-    suites: SuiteResults | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
-    """The figures of the suites that were run."""
-    routing: Routing | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
-    """How packs were chosen, where they were."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """A folder of records read back."""
-
-    record: EvaluationRecord
-    losses: dict[str, DocumentLosses]
-    answered: tuple[Answered, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,8 +183,7 @@ def _of_folder(folder: Path) -> Subject:
 
 
 def _load(folder: Path) -> PreTrainedModel:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return cast(PreTrainedModel, load_model(folder, dtype=torch.float32, device=device))
+    return cast(PreTrainedModel, load_model(folder, device=str(choose_device())))
 
 
 def model_digest(folder: Path) -> str:
@@ -221,33 +196,6 @@ def _versions() -> dict[str, str]:
     import transformers
 
     return {"torch": torch.__version__, "transformers": transformers.__version__}
-
-
-def has_records(folder: Path) -> bool:
-    """Whether `evaluate` or `evaluate_suites` wrote the folder."""
-    path = folder / RECORD_NAME
-    if not path.is_file():
-        return False
-    data = read_json(path)
-    return isinstance(data, dict) and data.get("format") == EvaluationRecord.FORMAT
-
-
-def read_evaluation(folder: str | Path) -> Evaluation:
-    """A folder that `evaluate` wrote.
-
-    Raises:
-        EvaluationError: it is not one.
-    """
-    path = Path(folder)
-    if not (path / RECORD_NAME).is_file():
-        raise EvaluationError(f"{folder} is not a folder of records: it has no {RECORD_NAME}; make one with eval")
-    record = read_record(EvaluationRecord, path / RECORD_NAME)
-    losses = {}
-    for name in record.held_out:
-        with np.load(path / f"losses-{name}.npz", allow_pickle=False) as arrays:
-            losses[name] = DocumentLosses(nats_M=arrays["nats"], tokens_M=arrays["tokens"])
-    lines = (path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    return Evaluation(record=record, losses=losses, answered=tuple(Answered(**json.loads(x)) for x in lines))
 
 
 def differences(ours: str | Path, theirs: str | Path) -> dict[str, Interval]:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from blockexpand.digests import digest_json
 from blockexpand.errors import EvaluationError, nearest
-from blockexpand.evaluation.entries import AnswerTask, ChoiceTask, Chosen, FileTask, HarnessTask, Task, TextTask
-from blockexpand.evaluation.sources import Row, check_columns, hub_rows, local_file, read_rows
+from blockexpand.evaluation.suites import AnswerTask, ChoiceTask, Chosen, FileTask, HarnessTask, TextTask
+from blockexpand.evaluation.task_data import Row, check_columns, hub_rows, local_file, read_rows
 from blockexpand.records import check
+from blockexpand.records.agents import Task
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask

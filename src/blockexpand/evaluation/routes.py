@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from blockexpand.corpus.rows import TokenRows, batches
-from blockexpand.evaluation.losses import DocumentLosses
 from blockexpand.live.forward import RowBatch
 from blockexpand.packs.route import candidates_of, choose, cost_of, losses_by_set, route
 from blockexpand.progress import bar
+from blockexpand.records.evaluation import DocumentLosses, RoutedLoss, Routing
 from blockexpand.records.pack import Names, Rule, name_of
 
 if TYPE_CHECKING:
@@ -33,36 +33,6 @@ if TYPE_CHECKING:
 BASE: Names = ()
 ROUTED = "routed"
 """What routing gave, among the candidates' own figures."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RoutedLoss:
-    """What was chosen on one corpus."""
-
-    chosen: dict[str, int]
-    """Pieces by the packs they were given; `base` is none."""
-    num_short: int
-    """Pieces that ended within their prompt: nothing was chosen for them, and the base predicted all of them."""
-    num_tokens: int
-    """Tokens after the prompts."""
-    after: dict[str, float]
-    """Nats per token after the prompts: `routed`, and each candidate always on."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Routing:
-    """How packs were chosen, and how often which."""
-
-    rule: Rule
-    candidates: tuple[str, ...]
-    passes: float
-    """What scoring a token of a prompt costs, in passes of the base's blocks."""
-    held_out: dict[str, RoutedLoss] = dataclasses.field(default_factory=dict)
-    """By the corpus' name."""
-    answers: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Questions of --tasks by the packs they were given."""
-    suites: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
-    """Samples of each task by the packs they were given."""
 
 
 class Router:

@@ -7,7 +7,6 @@ other samples, metrics or suites, and a verdict over nothing general or nothing 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -15,48 +14,21 @@ from typing import Any
 import numpy as np
 
 from blockexpand.errors import EvaluationError
-from blockexpand.evaluation.entries import Side
-from blockexpand.evaluation.evaluating import Evaluation, differences, read_evaluation
-from blockexpand.evaluation.outcomes import Sample, TaskScore, read_samples
-from blockexpand.evaluation.paired import Interval, ratio_difference
+from blockexpand.evaluation.evaluating import differences
 from blockexpand.records import check
+from blockexpand.records.evaluation import (
+    Difference,
+    Evaluation,
+    Sample,
+    Side,
+    TaskScore,
+    Verdict,
+    read_evaluation,
+    read_samples,
+)
+from blockexpand.records.intervals import Interval, ratio_difference
 
 # M = samples that both models answered.
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Difference:
-    """One figure of two models."""
-
-    side: Side | None
-    """None: of no side, and so not in the verdict."""
-    ours: float
-    theirs: float
-    interval: Interval
-    """Of ours minus theirs, over pairs."""
-    num_pairs: int
-    num_unanswered: int
-    """Samples that one of them, or both, did not answer; they are in no pair."""
-    higher_is_better: bool
-    better_by: float
-    """Above 0 when ours is better: a share of right answers as it is, a loss as a share of theirs."""
-
-    is_noise: bool
-    """Whether the interval includes zero."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """Whether the domain was gained and the rest kept."""
-
-    budget: float
-    passed: bool
-    gained: float
-    """The mean of the domain's `better_by`."""
-    most_lost: float
-    """The largest loss of something general; below 0 when all of it became better."""
-    reasons: tuple[str, ...]
-    """Why not, one line each; empty when it passed."""
 
 
 def compare_records(ours: str | Path, theirs: str | Path) -> dict[str, Difference]:

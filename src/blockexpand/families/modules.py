@@ -121,7 +121,7 @@ def as_in_files(family: Family, block: int, tail: str, tensor: torch.Tensor) -> 
 def load_model(
     folder: Path,
     *,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None = None,
     device: str = "cpu",
     loader: Loader = "text",
     places: dict[str, str] | None = None,
@@ -129,6 +129,7 @@ def load_model(
 ) -> nn.Module:
     """The model in a folder, in eval mode: no remote code, no network, no pickle; FP8 weights become floats.
 
+    Without a `dtype` weights are held in the checkpoint's own type, as transformers does.
     On the device "meta" no weights are read: parameters have no memory, to be sharded and filled by the caller.
     `places` says which modules stay on the meta device (see parts.py). With `quantization`, one of transformers'
     configs, weights are quantised as they are loaded.
@@ -147,7 +148,7 @@ def load_model(
         try:
             loaded: Any = loading_class.from_pretrained(
                 str(folder),
-                dtype=dtype,
+                dtype=dtype or "auto",
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -190,7 +191,7 @@ def _numbers(folder: Path, quantization: Any) -> dict[str, Any]:
     return _as_floats(PreTrainedConfig.get_config_dict(str(folder), local_files_only=True)[0])
 
 
-def _without_values(folder: Path, dtype: torch.dtype, loading_class: Any) -> nn.Module:
+def _without_values(folder: Path, dtype: torch.dtype | None, loading_class: Any) -> nn.Module:
     """The model as its config.json describes it, its parameters on the meta device, its buffers as they will be."""
     import torch
     from accelerate import init_empty_weights
@@ -200,7 +201,7 @@ def _without_values(folder: Path, dtype: torch.dtype, loading_class: Any) -> nn.
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         with init_empty_weights(include_buffers=False):
-            model = loading_class.from_config(config, dtype=dtype, trust_remote_code=False)
+            model = loading_class.from_config(config, dtype=dtype or config.dtype, trust_remote_code=False)
             exact = loading_class.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:300]

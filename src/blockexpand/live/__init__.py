@@ -1,9 +1,8 @@
 """A model in memory: expand it, run it as its base, take the new blocks out again (torch)."""
 
-from blockexpand.live.bypassing import bypass, detach
-from blockexpand.live.inserting import adopt, expand_live, insert_blocks, load
+from blockexpand.live.insertion import adopt, expand_live, insert_blocks, load
 from blockexpand.live.state import freeze, new_blocks, plan_of, tensors_on_disk, writers
-from blockexpand.live.switching import guard, switch, switched_off, unguard
+from blockexpand.live.switches import bypass, detach, guard, switch, switched_off, unguard
 
 __all__ = [
     "expand_live",

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from blockexpand.errors import TrainingError
 from blockexpand.live import blocked
-from blockexpand.live.isolation import attention_of, packed_states
+from blockexpand.live.forward import attention_of, packed_states
 
 # B = rows, T = tokens of a row, D = hidden size.
 

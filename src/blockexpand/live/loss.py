@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockexpand.live.head import Head
+from blockexpand.live.parts import Head
 
 # R = positions that count, G = the last of them, at which the base is asked too, C = positions of one chunk,
 # D = hidden size, V = vocabulary.

@@ -64,13 +64,12 @@ def load_with_packs(
 ) -> PreTrainedModel:
     """The base with these packs in memory, in eval mode; every tensor of both is checked by its digest as it is read.
 
-    `dtype` is float32 if not given. With no packs it is the base.
+    Without a `dtype` weights are of the checkpoint's own type. With no packs it is the base.
 
     Raises:
         PackError: a pack does not belong to this base.
         CheckpointError, LiveError: the base cannot be read or loaded.
     """
-    import torch
 
     from blockexpand.families import family_for
     from blockexpand.families.modules import load_model
@@ -84,7 +83,7 @@ def load_with_packs(
         for pack in ordered:
             check_digests(pack, digests, checkpoint.source)
     loader = family_for(checkpoint.config, checkpoint.source, checkpoint.tensors).loader
-    model: Any = load_model(checkpoint.folder, dtype=dtype or torch.float32, device=device, loader=loader)
+    model: Any = load_model(checkpoint.folder, dtype=dtype, device=device, loader=loader)
     # The files' numbers are the base's; those in memory may be rounded, and are not looked at again.
     if ordered:
         attach_to_model(model, ordered, verify="files")
@@ -97,7 +96,6 @@ def load_attached(folder: str | Path, dtype: torch.dtype | None = None, device: 
     Raises:
         PackError: no packs are recorded there.
     """
-    import torch
 
     from blockexpand import live
     from blockexpand.expansion import read_expansion
@@ -109,6 +107,6 @@ def load_attached(folder: str | Path, dtype: torch.dtype | None = None, device: 
             f"{folder} was expanded, and holds no packs to switch; expected a folder that `pack attach` wrote; use "
             "blockexpand.load"
         )
-    model: Any = live.load(folder, dtype or torch.float32, device)[0]
+    model: Any = live.load(folder, dtype, device)[0]
     adopt_attached(model, record.packs)
     return model

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from blockexpand.errors import PackError
-from blockexpand.live.forward import RowBatch, cross_entropies
-from blockexpand.live.isolation import isolates
+from blockexpand.live.forward import RowBatch, cross_entropies, isolates
 from blockexpand.live.state import expanded
 from blockexpand.packs.in_memory import attached, blocks_of, only
 from blockexpand.records.pack import Names, Rule, name_of

@@ -27,7 +27,7 @@ from blockexpand.publishing.subject import Published
 from blockexpand.records import parse_json
 
 if TYPE_CHECKING:
-    from blockexpand.evaluation import Difference, EvaluationRecord
+    from blockexpand.records.evaluation import Difference, EvaluationRecord
 
 _PIECE_BYTES = 8 << 20
 
@@ -89,7 +89,8 @@ def read_results(published: Published, records: Records) -> Results:
         PublishError: it is of another model, or the base's is of another base.
         EvaluationError: the records are none, or cannot be compared.
     """
-    from blockexpand.evaluation import compare_records, read_evaluation
+    from blockexpand.evaluation.verdict import compare_records
+    from blockexpand.records.evaluation import read_evaluation
 
     ours = read_evaluation(records.model).record
     theirs = read_evaluation(records.base).record if records.base else None

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from blockexpand.evaluation import Evaluation, mean_difference
+from blockexpand.records.evaluation import Evaluation
+from blockexpand.records.intervals import mean_difference
 from blockexpand.reporting.sources import Found
 from blockexpand.reporting.tables import Column, Spread, Table, Value, spread_of
 

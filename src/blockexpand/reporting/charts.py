@@ -14,6 +14,7 @@ import numpy as np
 
 from blockexpand.comparison import ArmResult, Comparison
 from blockexpand.comparison.results import Summary
+from blockexpand.records.run import Measurement
 from blockexpand.reporting import formats
 from blockexpand.reporting.methods import Method, methods_of
 from blockexpand.reporting.plotting import (
@@ -30,7 +31,6 @@ from blockexpand.reporting.plotting import (
     show_legend,
 )
 from blockexpand.reporting.scales import forgetting_label, percent_scale, show_percents
-from blockexpand.training.retention import Measurement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from blockexpand.agents import AgentRun, Episode, Task, Turn
+from blockexpand.records.agents import AgentRun, Episode, Task, Turn
 from blockexpand.reporting import formats
 from blockexpand.reporting.methods import MARKERS, NUM_COLOURS
 from blockexpand.reporting.plotting import Figure, Words, colour_of, legend_height, make_figure, show_legend

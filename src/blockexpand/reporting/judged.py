@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from blockexpand.agents import JudgeRun
-from blockexpand.agents.conversations import Answered, Question
-from blockexpand.agents.judging import Judgement, Outcome, Tally, outcome_of, tally
+from blockexpand.records.judge import Judgement, JudgeRun, PairOutcome, Question, Reply, Tally, outcome_of, tally
 from blockexpand.reporting import formats
 from blockexpand.reporting.methods import MARKERS, NUM_COLOURS
 from blockexpand.reporting.plotting import (
@@ -56,7 +54,7 @@ class Conversation:
     """One question, both sides, both looks."""
 
     heading: str
-    outcome: Outcome
+    outcome: PairOutcome
     """For the first model."""
     turns: tuple[tuple[str, str, str], ...]
     """What was asked, what the first model answered, what the second did."""
@@ -239,9 +237,7 @@ def _conversations(found: Found[JudgeRun], number: int) -> Conversations:
     )
 
 
-def _conversation(
-    question: Question, looks: tuple[Judgement, Judgement], first: Answered, second: Answered
-) -> Conversation:
+def _conversation(question: Question, looks: tuple[Judgement, Judgement], first: Reply, second: Reply) -> Conversation:
     turns = tuple(
         (asked, _answer(first, number), _answer(second, number)) for number, asked in enumerate(question.turns)
     )
@@ -257,6 +253,6 @@ def _conversation(
     )
 
 
-def _answer(side: Answered, turn: int) -> str:
+def _answer(side: Reply, turn: int) -> str:
     """What a side said in a turn, or why it said nothing."""
     return side.turns[turn] if turn < len(side.turns) else f"(no answer: {side.error})"

@@ -10,16 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from blockexpand.comparison import ArmRecipe, CompareRecipe, PlanRecipe
+from blockexpand.records.run import BlocksArm, FullArm, LoraArm, MoeArm, OldBlocksArm, ParallelArm, UpscaledArm
 from blockexpand.reporting import formats
-from blockexpand.training.settings import (
-    BlocksArm,
-    FullArm,
-    LoraArm,
-    MoeArm,
-    OldBlocksArm,
-    ParallelArm,
-    UpscaledArm,
-)
 
 NUM_COLOURS = 7
 MARKERS = ("o", "s", "^", "D", "v", "P", "p", "*")

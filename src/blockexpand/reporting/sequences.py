@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from blockexpand.comparison.results import Summary
-from blockexpand.evaluation import Interval
 from blockexpand.records import WRITTEN_WHEN_SET, check, read_record
+from blockexpand.records.intervals import Interval
 from blockexpand.reporting import formats
 
 SEQUENCE_NAME = "sequence.json"

@@ -15,23 +15,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from blockexpand.agents import AgentRecord, AgentRun, JudgeRecord, JudgeRun, read_agent, read_judge
-from blockexpand.agents.judging import JUDGEMENTS_NAME, QUESTIONS_NAME
-from blockexpand.agents.records import EPISODES_NAME, TASKS_NAME
 from blockexpand.comparison import Comparison, Examination, read_comparison, read_examination
 from blockexpand.comparison.examination import EXAMINATION_NAME
 from blockexpand.corpus import open_corpus
 from blockexpand.digests import digest_file
 from blockexpand.errors import BlockexpandError, ReportError, nearest
-from blockexpand.evaluation import Evaluation, EvaluationRecord, read_evaluation
 from blockexpand.expansion import ExpansionRecord, Proof, read_expansion
 from blockexpand.records import read_json, read_record
+from blockexpand.records.agents import EPISODES_NAME, TASKS_NAME, AgentRecord, AgentRun, read_agent
 from blockexpand.records.corpus import CorpusRecord
+from blockexpand.records.evaluation import Evaluation, EvaluationRecord, read_evaluation
+from blockexpand.records.judge import JUDGEMENTS_NAME, QUESTIONS_NAME, JudgeRecord, JudgeRun, read_judge
+from blockexpand.records.run import RunRecord, read_metrics
 from blockexpand.reporting.sequences import SEQUENCE_NAME, SequenceRecord, read_sequence
 from blockexpand.reporting.stages import STAGES_NAME, Stages, read_stages
 from blockexpand.staging import RECORD_NAME
-from blockexpand.training.running import RunRecord
-from blockexpand.training.tracker import read_metrics
 
 T = TypeVar("T")
 

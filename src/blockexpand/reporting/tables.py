@@ -11,7 +11,7 @@ import io
 from dataclasses import dataclass, replace
 
 from blockexpand.comparison.results import Summary
-from blockexpand.evaluation import Interval
+from blockexpand.records.intervals import Interval
 from blockexpand.reporting.formats import Kind, write
 
 

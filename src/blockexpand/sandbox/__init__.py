@@ -1,7 +1,7 @@
 """A sandbox for code that a model wrote: no network, a read-only system, limits; no Docker, no root needed."""
 
 from blockexpand.sandbox.limits import Limits, Outcome
-from blockexpand.sandbox.running import describe, passes, run_program
+from blockexpand.sandbox.programs import describe, passes, run_program
 from blockexpand.sandbox.session import Session
 
 __all__ = ["Limits", "Outcome", "Session", "describe", "passes", "run_program"]

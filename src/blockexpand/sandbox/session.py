@@ -14,7 +14,7 @@ import time
 
 from blockexpand.errors import SandboxError
 from blockexpand.sandbox.inside import codec
-from blockexpand.sandbox.launching import Job, Launch, Text, understand
+from blockexpand.sandbox.launch import Job, Launch, Text, understand
 from blockexpand.sandbox.limits import Limits, Outcome, Status
 
 _STOP_SECONDS = 2.0

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from blockexpand.live.forward import RowBatch, check_head, hidden_states
-from blockexpand.live.head import head_of
+from blockexpand.live.parts import head_of
 
 # T = tokens of the text, C = positions of one chunk, D = hidden size, V = vocabulary, K = likeliest tokens.
 

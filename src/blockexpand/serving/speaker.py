@@ -286,8 +286,8 @@ def open_speaker(
     folder: str | Path,
     packs: Sequence[str | Path] = (),
     *,
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
-    device: str = "cpu",
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
+    device: str = "auto",
     plain: bool = False,
 ) -> Speaker:
     """Load a checkpoint, an expanded one, one with packs attached, or a base with these packs.
@@ -296,19 +296,18 @@ def open_speaker(
         ChatError: it has no chat template and `plain` is not set.
         CheckpointError, PackError, LiveError, CorpusError: something cannot be read or does not fit.
     """
-    import torch
-
     from blockexpand import live
     from blockexpand.checkpoint import locate_model
     from blockexpand.corpus.tokenizer import load_tokenizer
     from blockexpand.families.modules import load_model
+    from blockexpand.live.device import choose_device, dtype_named
     from blockexpand.live.state import expanded, is_expanded
     from blockexpand.packs import read_pack
 
     folder = locate_model(folder)
     tokenizer = load_tokenizer(folder)
     _check_template(tokenizer, str(folder), plain)
-    record, kind = read_record(folder), vars(torch)[dtype]
+    record, kind, device = read_record(folder), dtype_named(dtype), str(choose_device(device))
     read = [read_pack(pack) for pack in packs]
     known = [(pack.record.name, pack.record.evaluation) for pack in read]
     model: Any

@@ -15,16 +15,10 @@ from blockexpand.corpus import SplitRecipe, prepare
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import load_demo
 from blockexpand.records import read_json
+from blockexpand.records.run import DataSettings, FullArm, OptimizerSettings, ScheduleSettings, TrainSettings
 from blockexpand.staging import RECORD_NAME, staged_folder
 from blockexpand.studies.recipe import BaseRecipe
 from blockexpand.training import train
-from blockexpand.training.settings import (
-    DataSettings,
-    FullArm,
-    OptimizerSettings,
-    ScheduleSettings,
-    TrainSettings,
-)
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _MLP = 2.75

@@ -14,9 +14,9 @@ from blockexpand.corpus import PrepareRecipe, prepare
 from blockexpand.corpus.tokenizer import tokenizer_digest
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import load_demo
+from blockexpand.records.run import DataSettings
 from blockexpand.staging import RECORD_NAME
 from blockexpand.studies.recipe import DEMO, TINY, StudyRecipe, Texts
-from blockexpand.training.settings import DataSettings
 
 
 def base_folder(recipe: StudyRecipe) -> Path:

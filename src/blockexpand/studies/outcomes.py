@@ -13,9 +13,9 @@ import numpy as np
 
 from blockexpand.comparison import ArmRecipe, PlanRecipe
 from blockexpand.comparison.results import Summary, over_seeds
-from blockexpand.evaluation import Interval, ratio_difference, seeded_ratio_difference
 from blockexpand.evaluation.evaluating import model_digest
 from blockexpand.records import to_plain
+from blockexpand.records.intervals import Interval, ratio_difference, seeded_ratio_difference
 from blockexpand.reporting.methods import trains_of
 from blockexpand.reporting.sequences import (
     SequenceRecord,

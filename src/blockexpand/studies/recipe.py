@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from blockexpand.errors import StudyError, nearest
 from blockexpand.records import WRITTEN_WHEN_SET, apply_overrides, check, from_plain, read_yaml
-from blockexpand.training.settings import (
+from blockexpand.records.run import (
     ArmSettings,
     BlocksArm,
     OptimizerSettings,

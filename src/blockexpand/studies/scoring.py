@@ -16,14 +16,14 @@ from transformers import PreTrainedModel
 from blockexpand.corpus import open_corpus
 from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.digests import digest_json
-from blockexpand.evaluation.hits import document_hits
-from blockexpand.evaluation.losses import document_losses
+from blockexpand.evaluation.held_out import document_losses
 from blockexpand.evaluation.routes import Router, routed_among
 from blockexpand.packs import Pack, load_with_packs
 from blockexpand.packs.in_memory import only
 from blockexpand.records import to_plain
 from blockexpand.records.pack import Names, Rule
 from blockexpand.staging import staged_folder
+from blockexpand.studies.hits import document_hits
 from blockexpand.studies.tasks import TASKS
 
 # T = tasks, Q = held-out questions of a task, M = general test documents, C = choices: the base and each task's pack.

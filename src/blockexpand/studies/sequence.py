@@ -20,19 +20,19 @@ from blockexpand.corpus import PrepareRecipe, SplitRecipe, prepare
 from blockexpand.corpus.sources import ChatSource
 from blockexpand.corpus.tokenizer import tokenizer_digest
 from blockexpand.digests import digest_json
-from blockexpand.evaluation import AnswerTask
+from blockexpand.evaluation.answers import AnswerTask
 from blockexpand.expansion import expand, plan
 from blockexpand.packs import About, Pack, extract, load_with_packs, read_pack
 from blockexpand.progress import say
 from blockexpand.records import read_record
+from blockexpand.records.run import DataSettings, RunRecord, TrainSettings
 from blockexpand.staging import PACK_NAME, RECORD_NAME
 from blockexpand.studies.recipe import MethodRecipe, SequenceRecipe
 from blockexpand.studies.scoring import Measure
 from blockexpand.studies.tasks import make_task
-from blockexpand.training import RunRecord, load_shipped, train
-from blockexpand.training.arms.trainee import load_model
-from blockexpand.training.running import run_digest
-from blockexpand.training.settings import DataSettings, TrainSettings
+from blockexpand.training import load_shipped, train
+from blockexpand.training.arms import load_model
+from blockexpand.training.run import run_digest
 
 # T = tasks, Q = held-out questions of a task, M = general test documents, C = choices: the base and each task's pack.
 

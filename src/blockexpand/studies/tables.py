@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from blockexpand.comparison import ArmResult, Comparison, Examination
-from blockexpand.evaluation import Interval
+from blockexpand.records.intervals import Interval
 from blockexpand.reporting import SequenceRecord, verdict
 from blockexpand.reporting.sequences import TaughtMethod, sequence_sentence
 

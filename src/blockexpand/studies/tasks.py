@@ -14,7 +14,7 @@ from typing import Literal
 
 from blockexpand.digests import fraction_of
 from blockexpand.errors import StudyError, nearest
-from blockexpand.evaluation import AnswerTask
+from blockexpand.evaluation.answers import AnswerTask
 
 _TEST_SHARE = 0.2
 _PATIENCE = 200

@@ -23,7 +23,7 @@ from blockexpand.expansion import ExpansionRecord, read_expansion
 from blockexpand.families import family_for
 from blockexpand.records import write_record
 from blockexpand.staging import RECORD_NAME, staged_folder
-from blockexpand.training.arms.trainee import make_trainable
+from blockexpand.training.arms import make_trainable
 from blockexpand.training.checkpoints import save_tensors
 from blockexpand.training.export import export_model
 

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from blockexpand.live.parts import blocks_of
-from blockexpand.training.settings import Recompute
+from blockexpand.records.run import Recompute
 
 
 def compile_blocks(model: PreTrainedModel) -> None:

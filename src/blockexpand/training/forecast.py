@@ -17,8 +17,7 @@ from blockexpand.errors import TrainingError
 from blockexpand.expansion import SILENT, BlockTensor, Survey, backward_flops, forward_flops, read_expansion, survey
 from blockexpand.live.loss import CHUNK_POSITIONS
 from blockexpand.records import check
-from blockexpand.training.fitting import needs_of
-from blockexpand.training.settings import (
+from blockexpand.records.run import (
     SELF,
     ArmSettings,
     BlocksArm,
@@ -30,6 +29,7 @@ from blockexpand.training.settings import (
     TrainSettings,
     UpscaledArm,
 )
+from blockexpand.training.memory import frozen_bytes, needs_of
 
 _SAVED_BYTES = 12
 """Of each number that trains, in a checkpoint: the master and AdamW's two moments, in float32."""
@@ -233,7 +233,7 @@ def _activation_bytes(
 ) -> int:
     """What one pass keeps: a block's activations where it is kept, its input where it is recomputed."""
     text = facts.family.text(checkpoint.config)
-    width = 2 if settings.precision == "bfloat16" else 4
+    width = frozen_bytes(settings)
     hidden = max(facts.outer.values(), key=lambda entry: entry.num_elements).shape[-1]  # of the embeddings
     own, first = frozenset(trained.blocks(facts)), trained.first(facts)
     kept, largest = 0, 0

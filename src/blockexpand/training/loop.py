@@ -25,17 +25,19 @@ from transformers import PreTrainedModel
 
 from blockexpand.errors import TrainingError
 from blockexpand.live.attention import prefer_blocked
-from blockexpand.live.forward import check_head, cross_entropies, hidden_states
-from blockexpand.live.head import head_of
-from blockexpand.live.isolation import check_isolation
+from blockexpand.live.device import training_dtype
+from blockexpand.live.forward import check_head, check_isolation, cross_entropies, hidden_states
 from blockexpand.live.loss import Reference, linear_losses
+from blockexpand.live.parts import head_of
 from blockexpand.progress import Bar
-from blockexpand.training.arms.trainee import Trainee
+from blockexpand.records.run import Measurement, TrainSettings
+from blockexpand.training.arms import Trainee
 from blockexpand.training.checkpoints import (
     OPTIMIZER,
     TRAINABLE,
     Progress,
     SavedTensors,
+    Saver,
     best_folder,
     best_job,
     checkpoint_job,
@@ -46,14 +48,11 @@ from blockexpand.training.checkpoints import (
     restore_trainable,
 )
 from blockexpand.training.data import Pass, RunData
-from blockexpand.training.fitting import keeps_gradients
+from blockexpand.training.memory import keeps_gradients
+from blockexpand.training.metrics import Tracker
 from blockexpand.training.optimizers import build_optimizers, rate_at, set_rate
-from blockexpand.training.retention import Measurement, adapted_weight, is_better
-from blockexpand.training.saving import Saver
-from blockexpand.training.settings import TrainSettings
-from blockexpand.training.sharding import Root, as_number, gathered, sync_gradients
-from blockexpand.training.tracker import Tracker
-from blockexpand.training.world import World
+from blockexpand.training.processes import Root, World, as_number, gathered, sync_gradients
+from blockexpand.training.retention import adapted_weight, is_better
 
 _MOST_SKIPPED = 3
 """Steps in a row whose loss is not finite; more and the run stops."""
@@ -103,8 +102,8 @@ class Loop:
         self._saved_step = 0
         self._keeps_gradients = keeps_gradients(sum(p.numel() for p in trainee.trainable.values()), self.world)
         self._names: dict[Tensor, str] = {p: n for n, p in trainee.trainable.items()}
-        in_bfloat16 = settings.precision == "bfloat16"
-        self._autocast = torch.autocast(self.world.device.type, torch.bfloat16, enabled=in_bfloat16)
+        dtype = training_dtype(settings.precision, Path(settings.model), self.world.device)
+        self._autocast = torch.autocast(self.world.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
     def restore(self, checkpoint: Path) -> Progress:
         """Take up a saved state, and say where it stands.

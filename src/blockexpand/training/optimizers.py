@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from blockexpand.errors import TrainingError, nearest
-from blockexpand.training.settings import OptimizerSettings, ScheduleSettings
+from blockexpand.records.run import OptimizerSettings, ScheduleSettings
 
 
 def build_optimizers(

@@ -6,7 +6,7 @@ the model itself gave at step 0, when every arm still is the base.
 
 from __future__ import annotations
 
-import dataclasses
+from blockexpand.records.run import Measurement
 
 # Chosen by trial on the tiny base (docs/log.md): quick to tighten, slow to loosen, never off.
 _AIM = 0.75
@@ -16,17 +16,6 @@ _RESPONSE = 2.0
 _MOST_LOOSER, _MOST_TIGHTER = -0.5, 2.0
 """Doublings at one measurement."""
 _SMALLEST, _LARGEST = 0.25, 64.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """The held-out losses at one step, in nats per token."""
-
-    step: int
-    domain: float
-    general: float | None
-    rise: float | None
-    """general / the base's general - 1."""
 
 
 def adapted_weight(weight: float, rise: float, budget: float) -> float:

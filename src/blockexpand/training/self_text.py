@@ -24,10 +24,10 @@ from blockexpand.live.generation import generate
 from blockexpand.progress import bar
 from blockexpand.records import write_record
 from blockexpand.records.corpus import CorpusRecord
+from blockexpand.records.run import SELF, TrainSettings
 from blockexpand.staging import RECORD_NAME, staged_folder
-from blockexpand.training.arms.trainee import load_model
+from blockexpand.training.arms import load_model
 from blockexpand.training.data import general_folder
-from blockexpand.training.settings import SELF, TrainSettings
 
 _MOST_ROWS = 4096
 """Of 1024 tokens, four million tokens: more than a run can replay in the time it takes to write them."""

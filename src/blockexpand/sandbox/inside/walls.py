@@ -14,7 +14,7 @@ import ctypes
 import os
 import resource
 
-from blockexpand.sandbox.inside import filtering
+from blockexpand.sandbox.inside import syscalls
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -173,7 +173,7 @@ def build_root(shown: list[tuple[str, str]], scratch_bytes: int, user: int | Non
         file.write(f"sandbox:x:{INNER_USER if user is None else user}:{INNER_USER}::/tmp:/bin/sh\n")
     _hang_scratch(root, scratch_bytes)
     _mount("proc", f"{root}/proc", "proc", _NOSUID | _NODEV | _NOEXEC, "subset=pid")
-    _call(_PIVOT_ROOT[filtering.processor()], "pivot_root", root.encode(), f"{root}/old".encode())
+    _call(_PIVOT_ROOT[syscalls.processor()], "pivot_root", root.encode(), f"{root}/old".encode())
     os.chdir("/")
     _check(_LIBC.umount2(b"/old", _DETACH), "umount old root")
     os.rmdir("/old")
@@ -242,14 +242,14 @@ def drop(user: int | None) -> None:
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
     header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-    _call(_CAPSET[filtering.processor()], "capset", header, none)
+    _call(_CAPSET[syscalls.processor()], "capset", header, none)
     filter_calls()
 
 
 def filter_calls() -> None:
     """The filter of system calls, for this process and all that come of it."""
     _control(_SET_NO_NEW_PRIVS, 1, "prctl(PR_SET_NO_NEW_PRIVS)")
-    code = filtering.build(filtering.processor())
+    code = syscalls.build(syscalls.processor())
 
     class Program(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))

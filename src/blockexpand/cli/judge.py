@@ -1,0 +1,97 @@
+"""The verb judge: two models' answers compared by a third."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from blockexpand.cli.agent import Server, speaker_of
+from blockexpand.cli.output import DEFAULTS, DONE, Shared, show
+from blockexpand.digests import digest_file
+from blockexpand.errors import UsageError
+
+if TYPE_CHECKING:
+    from blockexpand.agents import Speaker
+    from blockexpand.records.agents import Opposite
+    from blockexpand.records.judge import JudgeRecord
+
+
+def judge(
+    first: str,
+    second: str,
+    *,
+    out: Path,
+    judge: str,
+    questions: Path | None = None,
+    key_variable: str | None = None,
+    judge_key_variable: str | None = None,
+    max_tokens: int = 1024,
+    timeout: float = 60.0,
+    resume: Annotated[bool, Parameter(negative="")] = False,
+    common: Shared = DEFAULTS,
+) -> int:
+    """Let a judge compare two models' answers to questions of several turns, in both orders.
+
+    Parameters
+    ----------
+    first
+        A model's folder, a file of its answers (JSON lines of question_id and turns), or NAME@ADDRESS for a model
+        behind an OpenAI-compatible server, e.g. llama@http://localhost:8000/v1.
+    second
+        The other one, given in the same way.
+    out
+        The folder of records to write.
+    judge
+        The model that judges, given like the others.
+    questions
+        Questions in MT-Bench's format; twelve of our own unless given.
+    key_variable
+        The environment variable that holds the key of the two models' servers.
+    judge_key_variable
+        The environment variable that holds the key of the judge's server.
+    max_tokens
+        Tokens of one answer at most.
+    timeout
+        Seconds that a server has for one answer.
+    resume
+        Go on with the run in --out, or start when there is none.
+    """
+    from blockexpand import agents
+
+    asked = agents.load_questions(questions)
+    sides = [_side(name, key_variable, timeout) for name in (first, second)]
+    judging = _side(judge, judge_key_variable, timeout)
+    if isinstance(judging[0], Path):
+        raise UsageError(f"--judge {judge} is a file; expected a model: a folder, or NAME@ADDRESS")
+    settings = agents.JudgeSettings(first=sides[0][1], second=sides[1][1], judge=judging[1], max_tokens=max_tokens)
+    cast = agents.Sides(first=sides[0][0], second=sides[1][0], judge=judging[0])
+    record = agents.judge_pair(cast, asked, settings, out, resume)
+    show(common, record, _tallies(record))
+    return DONE
+
+
+def _side(name: str, key_variable: str | None, timeout: float) -> tuple[Speaker | Path, Opposite]:
+    """A speaker or a file of answers, and how records name it."""
+    from blockexpand import agents
+
+    model, at, address = name.rpartition("@")
+    if at and address.startswith(("http://", "https://")):
+        return speaker_of(model, Server(endpoint=address, key_variable=key_variable, timeout=timeout))
+    if Path(name).is_file():
+        return Path(name), agents.Opposite(model=name, digest=digest_file(name))
+    return speaker_of(name, Server())
+
+
+def _tallies(record: JudgeRecord) -> str:
+    chosen = record.settings
+    lines = [f"{chosen.first.model} against {chosen.second.model}, judged by {chosen.judge.model}"]
+    lines.append("  category      wins  ties  losses  errors  win rate  95 % interval (Wilson; a tie is half a win)")
+    for one in record.tallies:
+        rate = "-" if one.win_rate is None else f"{one.win_rate:.1%}"
+        lines.append(
+            f"  {one.category or 'all':<12}  {one.num_wins:>4}  {one.num_ties:>4}  {one.num_losses:>6}  "
+            f"{one.num_errors:>6}  {rate:>8}  {one.low:.1%} to {one.high:.1%}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,232 @@
+"""Some or all of the new blocks off and on again, while the model runs: switch, bypass, detach.
+
+In: a model that `expand_live`, `adopt` or `load` knows, and which of its new blocks are off. Out: the same object,
+running as the model that has only the others: its stack, its indices for the KV cache, its config. With all of them
+off it is its base, to the bit. Nothing is copied, so it costs a few assignments for each block.
+Refused: a KV cache that was filled with other blocks on, since its entries belong to another model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Generator
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from blockexpand.errors import LiveError, nearest
+from blockexpand.expansion import base_entries, stack_entries
+from blockexpand.families import prefixed, with_entries
+from blockexpand.families.modules import config_entries, put_stack, set_config, stack_of
+from blockexpand.live.state import Expanded, expanded, forget
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Whole:
+    """How a model was when all its blocks were on."""
+
+    base: dict[str, Any]
+    """The text settings that differ, as its base has them."""
+    full: dict[str, Any]
+    """And as it has them."""
+
+
+_OFF: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
+"""The blocks of each model that are off; models that are whole are not here."""
+_WHOLE: WeakKeyDictionary[nn.Module, _Whole] = WeakKeyDictionary()
+_MODES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""For each block that is off, whether its stack was in train mode when it went."""
+_FILLED: WeakKeyDictionary[Any, tuple[frozenset[str], str]] = WeakKeyDictionary()
+"""For each KV cache that a guarded model filled, the blocks that were off, and what else was said of the model then."""
+_GUARDED: WeakKeyDictionary[nn.Module, tuple[Any, ...]] = WeakKeyDictionary()
+"""The handles of each guarded model's hooks."""
+_ALSO: WeakKeyDictionary[nn.Module, Callable[[nn.Module], str]] = WeakKeyDictionary()
+"""What says, for a guarded model, on what else its caches depend."""
+
+
+def switched_off(model: nn.Module) -> frozenset[str]:
+    """The ids of the new blocks that are off."""
+    return _OFF.get(model, frozenset())
+
+
+def switch(model: nn.Module, off: Collection[str]) -> None:
+    """Run the model without these of its new blocks, until it is switched again; with none off it is whole.
+
+    Which parameters require gradient stays as it is. A KV cache filled before must not be used after: see `guard`.
+
+    Raises:
+        LiveError: the model is not known to be expanded, or has no such block.
+        PlanError: its config cannot state the stack that is left.
+    """
+    known = expanded(model)
+    for name in off:
+        if name not in known.new:
+            raise LiveError(
+                f"no new block {name!r} in this {type(model).__name__}; expected one that the plan inserted; "
+                f"{nearest(name, known.new)}"
+            )
+    put_blocks(model, known, frozenset(off))
+
+
+def put_blocks(model: nn.Module, known: Expanded, off: frozenset[str]) -> None:
+    """Make the stack the one without these blocks; nothing happens when it is that already."""
+    before = switched_off(model)
+    if off == before:
+        return
+    install_output_hooks(model, known)
+    entries = _entries(model, known, off)
+    mode = stack_of(model, known.family).training
+    set_config(model, known.family, entries)
+    gone = {known.new[name] for name in off}
+    put_stack(model, known.family, [block for block in known.blocks if block not in gone])
+    for name in off - before:
+        _MODES[known.new[name]] = mode
+    for name in before - off:
+        if _MODES.pop(known.new[name], mode) != mode:
+            known.new[name].train(mode)
+    if off:
+        _OFF[model] = off
+    else:
+        del _OFF[model]
+
+
+def _entries(model: nn.Module, known: Expanded, off: frozenset[str]) -> dict[str, Any]:
+    """The text settings of the stack without these blocks."""
+    family, config = known.family, config_entries(model)
+    if not switched_off(model):
+        base = base_entries(family, known.plan, config)
+        _WHOLE[model] = _Whole(base=base, full={key: family.text(config)[key] for key in base})
+    whole = _WHOLE[model]
+    if not off:
+        return whole.full
+    if off == frozenset(known.new):
+        return whole.base
+    kept = [entry.source for entry in known.plan.stack if entry.new is None or entry.new.id not in off]
+    of_base = with_entries(config, prefixed(family.path_of(config), whole.base))
+    return {**whole.base, **stack_entries(family, of_base, kept)}
+
+
+def install_output_hooks(model: nn.Module, known: Expanded) -> None:
+    """Have transformers put its output hooks on every block now.
+
+    It does so once for each model, at the first request for hidden states. If that came while blocks are off, they
+    would be missed for ever.
+    """
+    from transformers import PreTrainedModel
+    from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+    # On the module that holds the stack, as its own forward would: on the outer one they would come twice.
+    owner = model.get_submodule(known.family.stack.module.rpartition(".")[0])
+    if isinstance(owner, PreTrainedModel):
+        maybe_install_capturing_hooks(owner)
+
+
+def guard(model: nn.Module, also: Callable[[nn.Module], str]) -> None:
+    """From now on refuse a KV cache that was filled while other blocks were on, or while `also` gave other words."""
+    _ALSO[model] = also
+    if model not in _GUARDED:
+        before = model.register_forward_pre_hook(_refuse_other_cache, with_kwargs=True)
+        after = model.register_forward_hook(_note_cache)
+        _GUARDED[model] = (before, after)
+
+
+def unguard(model: nn.Module) -> None:
+    """Take the guard away again."""
+    for handle in _GUARDED.pop(model, ()):
+        handle.remove()
+    _ALSO.pop(model, None)
+
+
+def _state(model: nn.Module) -> tuple[frozenset[str], str]:
+    return switched_off(model), _ALSO[model](model)
+
+
+def _refuse_other_cache(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    del args
+    cache = kwargs.get("past_key_values") if kwargs.get("past_key_values") is not None else kwargs.get("cache")
+    if cache is None or isinstance(cache, tuple | list):
+        return
+    now = _state(model)
+    before = _FILLED.setdefault(cache, now)
+    if before != now and cache.get_seq_length() > 0:
+        if before[0] != now[0]:
+            was, are = (", ".join(sorted(off)) or "none" for off, _ in (before, now))
+            what = f"with the new blocks {was} off, and now {are} are"
+        else:
+            what = f"with packs scaled: {before[1] or 'none'}; and now: {now[1] or 'none'}"
+        raise LiveError(
+            f"this KV cache was filled {what}; expected one of the same model; begin a new cache from the first token "
+            "after switching"
+        )
+    _FILLED[cache] = now
+
+
+def _note_cache(model: nn.Module, args: Any, output: Any) -> None:
+    del args
+    # By the name that is there: transformers 5.24 calls it `cache`, and says of the older name that it is deprecated.
+    named = (output[name] for name in ("cache", "past_key_values") if isinstance(output, dict) and name in output)
+    cache = next(named, None)
+    if cache is not None and not isinstance(cache, tuple | list):
+        _FILLED[cache] = _state(model)
+
+
+_DEPTH: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""How many bypasses each model is in; only the outermost changes anything."""
+
+
+@contextlib.contextmanager
+def bypass(model: nn.Module) -> Generator[nn.Module]:
+    """Inside this context the model is its base. Contexts may be nested; errors leave the model whole.
+
+    It is the same object, so only one thread may use it meanwhile, and a KV cache filled inside must not be
+    used outside. Switching to train or eval mode inside reaches the new blocks on leaving.
+
+    Raises:
+        LiveError: the model is not known to be expanded.
+    """
+    known = expanded(model)
+    depth = _DEPTH.get(model, 0)
+    _DEPTH[model] = depth + 1
+    try:
+        if depth:
+            yield model
+        else:
+            with _as_base(model, known):
+                yield model
+    finally:
+        _DEPTH[model] = depth
+
+
+@contextlib.contextmanager
+def _as_base(model: nn.Module, known: Expanded) -> Generator[None]:
+    before = switched_off(model)
+    put_blocks(model, known, frozenset(known.new))
+    try:
+        yield
+    finally:
+        put_blocks(model, known, before)
+
+
+def detach(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Take the new blocks out for good; give back their tensors by block id.
+
+    The model is then its base, to the bit, and may be expanded again. Which parameters require gradient stays
+    as it is.
+
+    Raises:
+        LiveError: the model is not known to be expanded, or is being bypassed.
+    """
+    known = expanded(model)
+    if _DEPTH.get(model, 0):
+        raise LiveError(
+            f"this {type(model).__name__} is inside {_DEPTH[model]} bypass, which would put the new blocks back; "
+            "expected detach outside of it; leave the context first"
+        )
+    switch(model, ())
+    tensors = {name: block.state_dict() for name, block in known.new.items()}
+    set_config(model, known.family, base_entries(known.family, known.plan, config_entries(model)))
+    put_stack(model, known.family, known.old)
+    forget(model)
+    return tensors

@@ -1,0 +1,103 @@
+"""Runs a program in the sandbox, and a program against its tests.
+
+In: source text and limits. Out: an `Outcome`, never an exception for what the program does. Raises SandboxError when
+this machine can isolate nothing and `unsafe` was not said.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from blockexpand.errors import SandboxError
+from blockexpand.sandbox.inside import codec, syscalls
+from blockexpand.sandbox.launch import Job, Launch, Text, understand
+from blockexpand.sandbox.limits import Limits, Outcome, Status
+
+_OUT_OF_CPU = 24
+"""SIGXCPU."""
+
+
+def run_program(code: str, limits: Limits | None = None, stdin: str = "", unsafe: bool = False) -> Outcome:
+    """Runs `code` as `python program.py < stdin` would, alone: no network, a read-only system, an empty /tmp, no other
+    process in sight, nothing left after.
+
+    The standard library and the packages installed beside this one can be imported. SandboxError when isolation is
+    not to be had here; with `unsafe` the code runs with limits but without walls.
+    """
+    return _run(Job(mode="program", program=code, stdin=stdin, unsafe=unsafe, limits=limits or Limits()))
+
+
+def passes(program: str, tests: str, limits: Limits | None = None, unsafe: bool = False) -> Outcome:
+    """Whether `program` passes `tests`: status ok only if the tests ran to their last line without an exception.
+
+    The tests run in a process of their own that uses the program's names from afar; the program's process does not
+    hold the tests, cannot reach the process that does, and has no way to the verdict. So ending early, printing a
+    result, patching anything and objects that equal everything are worth nothing: a value arrives as a value.
+
+    What remains: the program is told each call's arguments and may answer for these alone; a name that the tests use
+    but neither define nor import is the program's (save builtins and well-known modules); an object of a class of its
+    own answers what tests ask of it alone (its length, its attributes, how two such objects compare). An operator
+    between such an object and a plain value may not give a plain value, `==` gives False: tests that need it fail.
+    """
+    return _run(Job(mode="judge", program=program, tests=tests, unsafe=unsafe, limits=limits or Limits()))
+
+
+def _run(job: Job) -> Outcome:
+    begun = time.monotonic()
+    stdout, stderr = Text(job.limits.output_chars), Text(job.limits.output_chars)
+    with Launch(job) as launch:
+        told = launch.gather(stdout, stderr, begun + job.limits.wall_seconds)
+    seconds = time.monotonic() - begun
+    errors = printed = stderr.take()
+    if told is None:
+        status: Status = "output" if stdout.is_over or stderr.is_over else "timeout"
+        return Outcome(status=status, exit_code=None, stdout=stdout.take(), stderr=errors, seconds=seconds)
+    report = understand(told, errors)
+    code, status = report["exit"], report["status"]
+    if status == "ended" and job.mode == "judge":
+        status, errors = _judged(report, errors)
+        code = 0 if status == "ok" else 1
+    elif status == "ended":
+        status = _ended(code, errors)
+    if job.mode == "judge" and status == "error":
+        status = _ended(report["program"], printed) if report["program"] else status
+    return Outcome(status=status, exit_code=code, stdout=stdout.take(), stderr=errors, seconds=seconds)
+
+
+def _judged(report: dict, errors: str) -> tuple[Status, str]:
+    verdict = codec.load(report["verdict"][8:]) if report["verdict"] else {"passed": False, "text": "no verdict"}
+    if verdict["passed"]:
+        return "ok", errors
+    return "error", f"{errors}{verdict['text']}"
+
+
+def _ended(code: int, errors: str) -> Status:
+    if code == -_OUT_OF_CPU:
+        return "timeout"
+    if code < 0:
+        return "killed"
+    if code and errors.rstrip().rpartition("\n")[2].startswith("MemoryError"):
+        return "memory"
+    return "error" if code else "ok"
+
+
+_PROBE = "import os\nprint(os.getuid(), os.getpid(), len([n for n in os.listdir('/proc') if n.isdigit()]))"
+
+
+def describe() -> str:
+    """What isolates model-written code on this machine, in a few lines; found out by doing it."""
+    system = f"linux {os.uname().release} on {syscalls.processor()}"
+    try:
+        outcome = run_program(_PROBE)
+    except SandboxError as error:
+        return f"sandbox: none\n  {error}\n  {system}"
+    user, process, visible = outcome.stdout.split()
+    way = f"as root, programs run as user {user}" if os.geteuid() == 0 else "in a user namespace, without rights"
+    return (
+        f"sandbox: namespaces (mounts, processes, network, IPC, names, cgroups) made {way}\n"
+        f"  a read-only root with /usr and this Python, /tmp in memory, {visible} processes in sight\n"
+        f"  (the program is process {process})\n"
+        "  no capabilities, a seccomp filter, rlimits; memory, processor time and processes summed by a warden\n"
+        f"  {system}, {outcome.seconds:.3f} s for an empty program"
+    )

@@ -1,1 +1,0 @@
-"""The methods that can be trained, behind one Protocol."""
