@@ -51,7 +51,7 @@ from blockexpand.records.run import (
     TrainSettings,
 )
 from blockexpand.reporting import report
-from blockexpand.serving import continue_texts
+from blockexpand.serving.samples import beginnings, continue_texts
 from blockexpand.staging import RECORD_NAME, check_output
 from blockexpand.training import train
 from blockexpand.training.budget import LEAST_DOCUMENTS as LEAST_GENERAL
@@ -72,6 +72,8 @@ _BYTES_PER_TOKEN = 3.5
 """Of text, before the tokenizer has read it: the plan's figures stand on it, and nothing else."""
 _HELD_OUT = 0.1
 """Of the documents, to steer by, and as many to test on."""
+_PROMPTS = 3
+"""That both models continue, for people to read."""
 _CHECKPOINTS = 12
 """That a run writes on its way: what a kill costs at most."""
 
@@ -149,7 +151,7 @@ def learn(
     for line in say_plan(plan, settings, folder):
         say(line)
     if dry_run:
-        return LearnRecord(blockexpand_version=__version__, settings=settings, plan=plan, learnt=None)
+        return LearnRecord(blockexpand_version=__version__, out=str(folder), settings=settings, plan=plan, learnt=None)
     try:
         return work.do(plan)
     except Interrupted as stopped:
@@ -160,9 +162,7 @@ def _listed(given: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
     return (str(given),) if isinstance(given, str | Path) else tuple(str(one) for one in given)
 
 
-def _look(
-    model: str, data: tuple[str, ...], general: tuple[str, ...], **asked: object
-) -> tuple[LearnSettings, _Seen]:
+def _look(model: str, data: tuple[str, ...], general: tuple[str, ...], **asked: object) -> tuple[LearnSettings, _Seen]:
     """The model by its headers, the data by its first records; refused is what cannot do."""
     base = open_checkpoint(model)
     depth = survey(base).depth
@@ -248,6 +248,7 @@ class _Work:
         learnt = {arm: self.judge(arm, run) for arm, run in runs.items()}
         record = LearnRecord(
             blockexpand_version=__version__,
+            out=str(self.out),
             settings=self.asked,
             plan=plan,
             learnt=learnt[self.asked.arm],
@@ -344,9 +345,9 @@ class _Work:
 
     def ask(self) -> tuple[Said, ...]:
         """Beginnings of test documents, continued by the base and by what was learnt."""
-        prompts = beginnings(open_corpus(self.folder / "domain"), load_tokenizer(self.seen.base.folder))
-        before, after = (continue_texts(model, prompts, device=self.device) for model in (self.seen.base.folder, self.out))
-        return tuple(Said(prompt=p, before=b, after=a) for p, b, a in zip(prompts, before, after, strict=True))
+        prompts = beginnings(open_corpus(self.folder / "domain"), _PROMPTS)
+        before, after = (continue_texts(model, prompts, self.device) for model in (self.seen.base.folder, self.out))
+        return tuple(Said(prompt=p, before=b, after=a) for (p, b), (_, a) in zip(before, after, strict=True))
 
     def leave(self, plan: LearnPlan, record: LearnRecord) -> None:
         """Pack, recipe, page and record, the record last."""

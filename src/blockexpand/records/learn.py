@@ -10,11 +10,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast, get_args
+
+import yaml
 
 from blockexpand.errors import UsageError
 from blockexpand.records.budget import BudgetStatement, say_budget
-from blockexpand.records.codec import check
+from blockexpand.records.codec import check, to_plain
+from blockexpand.records.run import TrainSettings
+from blockexpand.staging import staged_file
 from blockexpand.units import format_bytes, format_scaled, format_seconds
 
 Arm = Literal["blocks", "full", "lora"]
@@ -45,6 +49,21 @@ def parse_keep(keep: float | str) -> dict[str, float]:
     return budgets
 
 
+def parse_arms(named: str | None) -> tuple[Arm, ...]:
+    """The arms of `full,lora`.
+
+    Raises:
+        UsageError: one is none.
+    """
+    names = [name.strip() for name in (named or "").split(",") if name.strip()]
+    for name in names:
+        if name not in get_args(Arm):
+            raise UsageError(
+                f"--against {named!r}: {name!r} is no arm; expected {', '.join(get_args(Arm))}, e.g. full,lora"
+            )
+    return cast("tuple[Arm, ...]", tuple(names))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LearnSettings:
     """What was asked for; an output of other settings is not gone on with."""
@@ -66,7 +85,7 @@ class LearnSettings:
     blocks: int | None = None
     arm: Arm = "blocks"
     seed: int = 0
-    against: tuple[str, ...] = ()
+    against: tuple[Arm, ...] = ()
     """The arms that the same tokens are spent on besides."""
 
     def __post_init__(self) -> None:
@@ -78,6 +97,8 @@ class LearnSettings:
         check(self.blocks is None or self.blocks > 0, "--blocks", self.blocks, "1 or more")
         check(self.blocks is None or self.arm == "blocks", "--blocks", self.blocks, f"none with --arm {self.arm}")
         check(self.seed >= 0, "--seed", self.seed, "0 or more")
+        others = len(set(self.against)) == len(self.against) and self.arm not in self.against
+        check(others, "--against", ",".join(self.against), f"other arms than {self.arm}, each once")
 
     def difference(self, other: LearnSettings) -> str:
         """The first setting in which another one differs, in words; empty if none does."""
@@ -152,8 +173,8 @@ def say_plan(plan: LearnPlan, asked: LearnSettings, out: Path) -> list[str]:
         f"{out}: {grown}; {format_scaled(plan.num_trained)} of {format_scaled(plan.num_parameters)} parameters train "
         f"({share:.0%}), {plan.optimizer} at {plan.lr:g}{rivals}",
         f"  data     {plan.data.num_documents:,} {plan.data.kind}, about {format_scaled(plan.data.num_tokens)} tokens; "
-        f"learns from {format_scaled(plan.domain_tokens)} ({plan.epochs:.2g} times through): {plan.num_steps:,} steps of "
-        f"{plan.rows_per_step} rows of {plan.row_tokens}",
+        f"learns from {format_scaled(plan.domain_tokens)} ({plan.epochs:.2g} times through): {plan.num_steps:,} steps "
+        f"of {plan.rows_per_step} rows of {plan.row_tokens}",
         f"  general  {general}; {say_keep(asked.keep)}; {plan.general_rows} of the {plan.rows_per_step} rows keep",
         f"  time     about {format_seconds(seconds)} on {plan.device} in {plan.precision} "
         f"({format_seconds(plan.step_seconds)} a step, measured; {format_seconds(plan.other_seconds)} for the rest)",
@@ -161,6 +182,16 @@ def say_plan(plan: LearnPlan, asked: LearnSettings, out: Path) -> list[str]:
         f"{format_bytes(plan.disk_bytes)} of {format_bytes(plan.free_disk_bytes)} free",
         *(f"  note     {warning}" for warning in plan.warnings),
     ]
+
+
+def write_recipe(path: Path, settings: TrainSettings) -> None:
+    """The recipe of the run, for `blockexpand train`."""
+    head = (
+        "# What `learn` did here, for the lower verbs: the same bytes as in model/ come of\n"
+        f"#   blockexpand train {path} out=ANOTHER-FOLDER\n"
+    )
+    with staged_file(path) as stream:
+        stream.write((head + yaml.safe_dump(to_plain(settings), sort_keys=False)).encode())
 
 
 def say_keep(keep: dict[str, float]) -> str:
@@ -219,6 +250,8 @@ class LearnRecord:
     FORMAT_VERSION: ClassVar[int] = 1
 
     blockexpand_version: str
+    out: str
+    """The folder."""
     settings: LearnSettings
     plan: LearnPlan
     learnt: Learnt | None
@@ -236,7 +269,7 @@ _LITTLE = 0.05
 """A fall of perplexity by less is little."""
 
 
-def say_outcome(record: LearnRecord, out: Path) -> list[str]:
+def say_outcome(record: LearnRecord) -> list[str]:
     """The verdict, what was gained and lost, how it speaks, and what to try where that is little."""
     learnt = record.learnt
     if learnt is None:
@@ -248,12 +281,15 @@ def say_outcome(record: LearnRecord, out: Path) -> list[str]:
             if learnt.bypass_is_base
             else "  Without its new blocks the model is NOT the base: do not use it, and report this."
         )
-    lines += [f"  beside it, {rival.arm}: {_gained(rival).strip()} {say_budget(rival.budget)}" for rival in record.rivals]
+    lines += [
+        f"  beside it, {rival.arm}: {_gained(rival).strip()} {say_budget(rival.budget)}" for rival in record.rivals
+    ]
     for said in record.said:
         lines += ["", f"  {said.prompt!r}", f"    before: {said.before!r}", f"    after:  {said.after!r}"]
     advice = _advice(record, learnt)
     lines += ["", f"To try: {advice}."] if advice else []
-    return [*lines, "", f"{out}/model  {out}/pack  {out}/report/index.html  {out}/recipe.yaml"]
+    made = ["model", *(["pack"] if learnt.arm == "blocks" else []), "report/index.html", "recipe.yaml", "learn.json"]
+    return [*lines, "", "  ".join(f"{record.out}/{name}" for name in made)]
 
 
 def _verdict(learnt: Learnt) -> str:
@@ -269,11 +305,11 @@ def _verdict(learnt: Learnt) -> str:
 def _gained(learnt: Learnt) -> str:
     low, high = learnt.gain_low, learnt.gain_high
     sure = f" (95 % between {low:+.3f} and {high:+.3f})" if low is not None and high is not None else ""
-    fall = 1 - math.exp(-learnt.gain)
+    before, after = learnt.domain_before, learnt.domain_after
     return (
-        f"  Learnt: loss on {learnt.num_test_documents:,} documents of the data it never saw {learnt.domain_before:.3f} -> "
-        f"{learnt.domain_after:.3f} nats a token, gain {learnt.gain:+.3f}{sure}; perplexity "
-        f"{math.exp(learnt.domain_before):.1f} -> {math.exp(learnt.domain_after):.1f} ({-fall:+.0%})."
+        f"  Learnt: loss on {learnt.num_test_documents:,} documents of the data that it never saw {before:.3f} -> "
+        f"{after:.3f} nats a token, gain {learnt.gain:+.3f}{sure}; perplexity "
+        f"{math.exp(before):.1f} -> {math.exp(after):.1f} ({math.exp(after - before) - 1:+.0%})."
     )
 
 

@@ -79,11 +79,15 @@ def decide(asked: LearnSettings, base: Checkpoint, depth: int, data: DataSeen, d
     row_tokens = choose_row_tokens(base, where)
     _check_memory(base, grown, asked, where)
     measured = measure_row(base, grown if asked.arm == "blocks" else None, row_tokens, dtype, where)
-    other = _OVERHEAD * measured.forward_seconds * (
-        MEASUREMENTS * 2 * STEERING_ROWS
-        + (1 + len(asked.against)) * 4 * TEST_TOKENS / row_tokens
-        + _OTHER_PASSES
-        + (0 if asked.general else _WRITTEN_TOKENS_AS_ROWS)
+    other = (
+        _OVERHEAD
+        * measured.forward_seconds
+        * (
+            MEASUREMENTS * 2 * STEERING_ROWS
+            + (1 + len(asked.against)) * 4 * TEST_TOKENS / row_tokens
+            + _OTHER_PASSES
+            + (0 if asked.general else _WRITTEN_TOKENS_AS_ROWS)
+        )
     )
     learnable = max(1, round(0.8 * data.num_tokens))
     tokens = asked.tokens if asked.tokens is not None else _MOST_EPOCHS * learnable
@@ -122,10 +126,11 @@ def decide(asked: LearnSettings, base: Checkpoint, depth: int, data: DataSeen, d
         free_disk_bytes=shutil.disk_usage(next(p for p in (out, *out.absolute().parents) if p.exists())).free,
         warnings=_warnings(asked, num_steps, num_steps * step_tokens / learnable, 60 * (asked.minutes or 0) - other),
     )
-    if plan_made.disk_bytes > plan_made.free_disk_bytes:
+    wanted, free = plan_made.disk_bytes, plan_made.free_disk_bytes
+    if wanted > free:
         raise TrainingError(
-            f"{out} would take {format_bytes(plan_made.disk_bytes)} of disk, and {format_bytes(plan_made.free_disk_bytes)} "
-            "are free; expected room for the model twice and its checkpoints; free some, or choose another --out"
+            f"{out} would take {format_bytes(wanted)} of disk, and {format_bytes(free)} are free; expected room for "
+            "the model twice and its checkpoints; free some, or choose another --out"
         )
     return plan_made
 
@@ -233,7 +238,9 @@ class Measured:
         return rows_per_step * self.train_seconds + general * self.forward_seconds
 
 
-def measure_row(base: Checkpoint, grown: Plan | None, row_tokens: int, dtype: torch.dtype, device: torch.device) -> Measured:
+def measure_row(
+    base: Checkpoint, grown: Plan | None, row_tokens: int, dtype: torch.dtype, device: torch.device
+) -> Measured:
     """Train one row of random tokens, and forget the model again.
 
     Raises:
