@@ -47,7 +47,7 @@ FILES = {
     "write to /etc": "attempt(open, '/etc/planted', 'w')",
     "write to /": "attempt(open, '/planted', 'w')",
     "write to the interpreter": "attempt(open, os.path.join(sys.prefix, 'lib', 'planted.py'), 'w')",
-    "write to the sandbox's own code": "attempt(open, '/run/blockexpand/inside/codec.py', 'a')",
+    "write to the sandbox's own code": "attempt(open, '/run/blockexpand/inside/frames.py', 'a')",
     "make the root writable": "attempt(os.chmod, '/usr', 0o777)",
     "read /etc/shadow": "attempt(open, '/etc/shadow')",
     "read /etc/shadow through a link": "(os.symlink('/etc/shadow', 's'), attempt(open, 's'))[1]",

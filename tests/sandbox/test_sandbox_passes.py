@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from blockexpand.sandbox import Limits, passes
-from blockexpand.sandbox.inside import codec, values
 
 HONEST = {
     "a function": ("def f(x):\n    return x + 1", "assert f(1) == 2"),
@@ -62,13 +61,6 @@ def test_honest_programs_pass(name: str) -> None:
     assert (outcome.status, outcome.exit_code) == ("ok", 0), outcome
 
 
-EVIL = """
-class Evil:
-    __hash__ = lambda s: 7
-    __eq__ = __ne__ = __lt__ = __gt__ = __le__ = __ge__ = __bool__ = __contains__ = lambda s, *a: True
-    __sub__ = __rsub__ = __add__ = __radd__ = __mul__ = __mod__ = __truediv__ = lambda s, *a: 0
-    __abs__ = lambda s: 0
-"""
 TESTS = "assert f(2) == 4\nassert f(3) == 9\n"
 FORGED = {
     "ends before the tests, well": ("import os\nos._exit(0)", TESTS),
@@ -81,9 +73,6 @@ FORGED = {
         "import os\nfor n in range(3, 400):\n    try: os.write(n, b'\\0' * 7 + b'\\x1bd2:u6:passedTu4:textN')\n    except OSError: pass\n",
         TESTS,
     ),
-    "answers before it is asked": (
-        "import os\nm = b'l2:u6:answerl1:l2:u1:fT'\nos.write(5, len(m).to_bytes(8, 'big') + m)\ndef f(x): return 1", TESTS,
-    ),
     "lies about lengths": ("import os\nos.write(5, b'\\xff' * 100)\ndef f(x): return 1", TESTS),
     "patches builtins": (
         "import builtins\nfor n in ('AssertionError', 'compile', 'exec', 'len', 'abs', 'isinstance'):\n"
@@ -95,23 +84,23 @@ FORGED = {
         "        if callable(vars(m)[k]) and m.__name__.startswith('blockexpand'):\n            setattr(m, k, lambda *a, **k: True)\n"
         "def f(x): return 1", TESTS,
     ),
-    "equals everything": (EVIL + "def f(x): return Evil()", TESTS),
-    "is close to everything": (EVIL + "def f(x): return Evil()", "assert abs(f(2) - 4) < 1e-6"),
-    "is less than everything": (EVIL + "def f(x): return Evil()", "assert f(2) < 3"),
-    "is in everything": (EVIL + "def f(x): return Evil()", "assert f(2) in [4]"),
-    "contains everything": (EVIL + "Evil.__iter__ = lambda s: iter(())\ndef f(x): return Evil()", "assert 4 in f(2)"),
-    "a number that equals everything": ("class N(int):\n    __eq__ = lambda s, o: True\n    __hash__ = None\ndef f(x): return N(0)", TESTS),
-    "a list that equals everything": ("class L(list):\n    __eq__ = lambda s, o: True\ndef f(x): return L([0])", "assert f(1) == [1]"),
-    "a list of what equals everything": (EVIL + "def f(x): return [Evil()]", "assert f(1) == [1]"),
+    "says that it is ready and guesses the secret": ("import os\nos.write(5, b'r' + b'a' * 32)\nos._exit(0)", TESTS),
+    "says so when called": ("import os\ndef f(x):\n    os.write(5, b'r' + os.urandom(16).hex().encode())\n    os._exit(0)", TESTS),
+    "patches what tells": (
+        "import os, marshal\nfrom blockexpand.sandbox.inside import frames, program\nread = os.read\n"
+        "os.read = lambda *a: (_ for _ in ()).throw(SystemExit(0))\nmarshal.loads = lambda d: ('', b'')\n"
+        "frames.receive = lambda d: b''\nprogram._names_for = lambda *a: {}\ndef f(x): return 1", TESTS,
+    ),
+    "patches a module that tests import": ("import math\nmath.isclose = lambda *a, **k: True\ndef f(x): return 1", "import math\nassert math.isclose(f(2), 4)"),
+    "stands in for a module": ("import sys, types\nsys.modules['math'] = m = types.ModuleType('math')\nm.isclose = lambda *a: True\ndef f(x): return 1", "from math import isclose\nassert isclose(f(2), 4)"),
+    "traces the tests": ("import sys\nsys.settrace(lambda *a: (_ for _ in ()).throw(SystemExit(0)))\ndef f(x): return 1", TESTS),
+    "leaves a process that reads the tests": (
+        "import os, marshal\nif os.fork() == 0:\n    d = marshal.loads(os.read(4, 4096)[8:])\n    os.write(5, d[1]); os._exit(0)\n"
+        "def f(x): return 1", TESTS,
+    ),
     "its own abs": ("def f(x): return 1\nabs = lambda x: 0", "assert abs(f(2) - 4) < 1e-6"),
     "its own math": ("class math:\n    isclose = lambda *a, **k: True\ndef f(x): return 1", "assert math.isclose(f(2), 4)"),
     "answers for what it lacks": ("def __getattr__(n): return lambda *a: 4", TESTS),
-    "reaches through the tests' function": (
-        "def f(g):\n    type(g).__getattr__(g, '__globals__')['__builtins__']['AssertionError'] = SystemExit\n    return 4", "assert f(lambda: 1) == 4\nassert False",
-    ),
-    "reaches through the tests' instance": (
-        "def f(o):\n    type(o).__getattr__(o, '__init__')\n    return 4", "class A:\n    def __init__(s): pass\nassert f(A()) == 4",
-    ),
     "hides among exceptions": ("class AssertionError(Exception): pass\ndef f(x): raise AssertionError", TESTS),
     "does not end": ("def f(x):\n    while True: pass", TESTS),
     "leaves a thread that ends all": (
@@ -137,14 +126,26 @@ def test_forgeries_fail(name: str) -> None:
     assert "read it" not in outcome.stderr
 
 
-@pytest.mark.parametrize("name", ["ends before the tests, well", "writes a verdict everywhere", "equals everything", "reads the tests' process"])  # fmt: skip
+@pytest.mark.parametrize("name", ["ends before the tests, well", "writes a verdict everywhere", "reads the tests' process"])  # fmt: skip
 def test_forgeries_fail_for_everybody(box: Any, name: str) -> None:
     assert box.passes(*FORGED[name]).status == "error"
     assert box.passes(*HONEST["a function"]).status == "ok"
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        "class Evil:\n    __eq__ = lambda s, o: True\ndef f(x): return Evil()",
+        "import os, marshal\nos.write(5, b'r')\nd = b''\nwhile len(d) < 8: d += os.read(4, 4096)\nos.write(5, marshal.loads(d[8:])[1])\nos._exit(0)",
+    ],
+)
+def test_what_docs_sandbox_says_can_still_be_forged(program: str) -> None:
+    """An object that equals everything, and a program that speaks the harness's part. Not a promise: a record."""
+    assert passes(program, TESTS).status == "ok"
+
+
 def test_why_a_program_ended_is_told_on_a_busy_machine_too() -> None:
-    """The judge sees a closed pipe before the program is gone: with ten side by side one in seven was an error."""
+    """Ten side by side."""
     with ThreadPoolExecutor(10) as pool:
         outcomes = list(pool.map(lambda _: passes("held = bytearray(8 << 30)", "assert True"), range(40)))
     assert {outcome.status for outcome in outcomes} == {"memory"}
@@ -169,22 +170,3 @@ def test_tests_that_end_early_have_not_passed() -> None:
 
 def test_the_program_prints_where_its_tests_do() -> None:
     assert passes("print('one')\ndef f(): print('two')", "f()\nprint('three')").status == "ok"
-
-
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"i", b"i3:12", b"l9:N", b"q1:x", b"NN", b"u1:\xff", b"i-1:", b"d1:l0:N", b"x1:ai1:1", b"l1:" * 5000, b"ix:1", b"f3:xyz"],
-)  # fmt: skip
-def test_broken_bytes_are_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r".+"):
-        codec.load(data)
-
-
-@pytest.mark.parametrize(
-    ("tag", "payload"),
-    [("known", ("os", "system")), ("known", ("operator", "setitem")), ("module", "os"), ("type", "exec"), ("no", 1),
-     ("array", ("|O", (1,), b"\0" * 8))],
-)  # fmt: skip
-def test_names_beyond_the_list_are_refused(tag: str, payload: Any) -> None:
-    with pytest.raises(ValueError, match="nothing travels as"):
-        values.decode(tag, payload)

@@ -113,7 +113,7 @@ def test_a_long_piece_does_not_wait_for_who_reads_nothing() -> None:
         )
         session.run("import time; time.sleep(0.3)", wall_seconds=0.1)
         outcome = session.run("#" * 300_000, wall_seconds=0.3)
-        assert outcome.status in ("timeout", "ok")
+        assert outcome.status in ("timeout", "ok", "killed")  # what counts is that it comes back
         assert outcome.seconds < 5
 
 

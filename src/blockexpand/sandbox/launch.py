@@ -6,10 +6,12 @@ child gets an empty environment and no descriptor but its own pipes. Raises Sand
 
 from __future__ import annotations
 
+import ast
 import codecs
 import contextlib
 import dataclasses
 import importlib
+import marshal
 import os
 import select
 import subprocess
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from blockexpand.errors import SandboxError
-from blockexpand.sandbox.inside import codec, warden
+from blockexpand.sandbox.inside import frames, warden
 from blockexpand.sandbox.limits import Limits
 
 _FOLDER = Path(__file__).resolve().parent / "inside"
@@ -56,7 +58,7 @@ def _interpreter(unsafe: bool) -> dict[str, Any]:
     for path, place in (*zip(bases, bases, strict=True), *zip(packages, places, strict=True)):
         if place != path or not any(Path(path).is_relative_to(other) for other in ("/usr", *shown)):
             shown[path] = place
-    for module in ("judge", "program", "shell"):  # compiled now, once: inside nothing can be written
+    for module in ("program", "shell"):  # compiled now, once: inside nothing can be written
         importlib.import_module(f"blockexpand.sandbox.inside.{module}")
     return {"python": python, "packages": places, "shown": [[path, place] for path, place in shown.items()]}
 
@@ -67,6 +69,24 @@ _EMPTY_INSIDE = ("/tmp", "/dev/shm")
 def _place(path: str, number: int) -> str:
     hidden = any(Path(path).is_relative_to(folder) for folder in _EMPTY_INSIDE)
     return f"{warden.PLACE}/packages-{number}" if hidden else path
+
+
+_WELL_KNOWN = {
+    "bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "itertools",
+    "json", "math", "operator", "random", "re", "statistics", "string",
+}  # fmt: skip
+
+
+def guarded_modules(tests: str) -> list[str]:
+    """The modules that the tests import, or use by a well-known name: they are put back as they were before the
+    program ran. None, where the tests are no Python: they fail anyway."""
+    try:
+        nodes = list(ast.walk(ast.parse(tests)))
+    except (SyntaxError, ValueError, RecursionError):
+        return []
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    found |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return sorted(found | ({node.id for node in nodes if isinstance(node, ast.Name)} & _WELL_KNOWN))
 
 
 class Text:
@@ -92,11 +112,11 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
+class Order:
     """What the warden is to run."""
 
     mode: str
-    """program, judge or session."""
+    """program, tests or session."""
 
     program: str = ""
     tests: str = ""
@@ -108,10 +128,10 @@ class Job:
 class Launch:
     """A warden and its pipes: a context manager, at whose end nothing of it is left."""
 
-    def __init__(self, job: Job, *, channel: tuple[int, int] | None = None) -> None:
+    def __init__(self, order: Order, *, channel: tuple[int, int] | None = None) -> None:
         """Starts it; `channel` are a session's pipes, to read from and to write to."""
-        self._workspace = tempfile.TemporaryDirectory(prefix="blockexpand-unsafe-") if job.unsafe else None
-        spec = self._spec(job, channel)
+        self._workspace = tempfile.TemporaryDirectory(prefix="blockexpand-unsafe-") if order.unsafe else None
+        spec = self._spec(order, channel)
         orders, self.control = os.pipe()
         self.stdout, out = os.pipe()
         self.stderr, errors = os.pipe()
@@ -134,19 +154,20 @@ class Launch:
             for descriptor in (orders, out, errors, told):
                 os.close(descriptor)
         with contextlib.suppress(BrokenPipeError):  # it has said why on its standard error, which is read next
-            codec.send(self.control, codec.dump(spec))
+            frames.send(self.control, marshal.dumps(spec))
 
-    def _spec(self, job: Job, channel: tuple[int, int] | None) -> dict[str, Any]:
-        limits = dataclasses.asdict(job.limits)
-        if job.mode == "session":  # each of its pieces has a limit of time, it has none
+    def _spec(self, order: Order, channel: tuple[int, int] | None) -> dict[str, Any]:
+        limits = dataclasses.asdict(order.limits)
+        if order.mode == "session":  # each of its pieces has a limit of time, it has none
             limits |= {"wall_seconds": 0, "cpu_seconds": 0}
         return {
-            **_interpreter(job.unsafe),
-            "mode": job.mode,
-            "program": job.program,
-            "tests": job.tests,
-            "stdin": job.stdin,
-            "unsafe": job.unsafe,
+            **_interpreter(order.unsafe),
+            "mode": order.mode,
+            "program": order.program,
+            "tests": order.tests,
+            "guarded": guarded_modules(order.tests) if order.mode == "tests" else None,
+            "stdin": order.stdin,
+            "unsafe": order.unsafe,
             "limits": limits,
             "channel": list(channel or ()),
             "folder": str(_FOLDER),
@@ -208,17 +229,17 @@ class Launch:
 def understand(told: bytes, stderr: str) -> dict[str, Any]:
     """The warden's last report; without one, the program was killed together with its warden. SandboxError when it
     says that a wall does not stand, or never began."""
-    frames: dict[str, Any] = {}
+    said: dict[str, Any] = {}
     while told:
         size = 8 + int.from_bytes(told[:8], "big")
-        frames |= codec.load(told[8:size])
+        said |= marshal.loads(told[8:size])
         told = told[size:]
-    if "refused" in frames:
-        raise SandboxError(f"no sandbox can be made here: {frames['refused']}; {_ADVICE}")
-    if not frames:
+    if "refused" in said:
+        raise SandboxError(f"no sandbox can be made here: {said['refused']}; {_ADVICE}")
+    if not said:
         last = stderr.strip()[-500:] or "nothing on stderr"
         raise SandboxError(f"the sandbox ended without a word: {last}; {_ADVICE}")
-    return {"status": "killed", "exit": None, "program": None, "verdict": b"", **frames}
+    return {"status": "killed", "exit": None, "passed": False, **said}
 
 
 _ADVICE = (

@@ -10,8 +10,8 @@ import os
 import time
 
 from blockexpand.errors import SandboxError
-from blockexpand.sandbox.inside import codec, syscalls
-from blockexpand.sandbox.launch import Job, Launch, Text, understand
+from blockexpand.sandbox.inside import syscalls
+from blockexpand.sandbox.launch import Launch, Order, Text, understand
 from blockexpand.sandbox.limits import Limits, Outcome, Status
 
 _OUT_OF_CPU = 24
@@ -25,51 +25,37 @@ def run_program(code: str, limits: Limits | None = None, stdin: str = "", unsafe
     The standard library and the packages installed beside this one can be imported. SandboxError when isolation is
     not to be had here; with `unsafe` the code runs with limits but without walls.
     """
-    return _run(Job(mode="program", program=code, stdin=stdin, unsafe=unsafe, limits=limits or Limits()))
+    return _run(Order(mode="program", program=code, stdin=stdin, unsafe=unsafe, limits=limits or Limits()))
 
 
 def passes(program: str, tests: str, limits: Limits | None = None, unsafe: bool = False) -> Outcome:
     """Whether `program` passes `tests`: status ok only if the tests ran to their last line without an exception.
 
-    The tests run in a process of their own that uses the program's names from afar; the program's process does not
-    hold the tests, cannot reach the process that does, and has no way to the verdict. So ending early, printing a
-    result, patching anything and objects that equal everything are worth nothing: a value arrives as a value.
-
-    What remains: the program is told each call's arguments and may answer for these alone; a name that the tests use
-    but neither define nor import is the program's (save builtins and well-known modules); an object of a class of its
-    own answers what tests ask of it alone (its length, its attributes, how two such objects compare). An operator
-    between such an object and a plain value may not give a plain value, `==` gives False: tests that need it fail.
+    The tests run in the program's process after it, with its names. That they passed is told by a secret that comes
+    into the process with the tests, once the program's own code has ended, and by exit code 0: ending early, printing
+    a result, a changed builtin or module pass nothing. An object that equals everything does, and so may a program
+    that is written against this harness: docs/sandbox.md.
     """
-    return _run(Job(mode="judge", program=program, tests=tests, unsafe=unsafe, limits=limits or Limits()))
+    return _run(Order(mode="tests", program=program, tests=tests, unsafe=unsafe, limits=limits or Limits()))
 
 
-def _run(job: Job) -> Outcome:
+def _run(order: Order) -> Outcome:
     begun = time.monotonic()
-    stdout, stderr = Text(job.limits.output_chars), Text(job.limits.output_chars)
-    with Launch(job) as launch:
-        told = launch.gather(stdout, stderr, begun + job.limits.wall_seconds)
+    stdout, stderr = Text(order.limits.output_chars), Text(order.limits.output_chars)
+    with Launch(order) as launch:
+        told = launch.gather(stdout, stderr, begun + order.limits.wall_seconds)
     seconds = time.monotonic() - begun
-    errors = printed = stderr.take()
+    errors = stderr.take()
     if told is None:
         status: Status = "output" if stdout.is_over or stderr.is_over else "timeout"
         return Outcome(status=status, exit_code=None, stdout=stdout.take(), stderr=errors, seconds=seconds)
     report = understand(told, errors)
     code, status = report["exit"], report["status"]
-    if status == "ended" and job.mode == "judge":
-        status, errors = _judged(report, errors)
-        code = 0 if status == "ok" else 1
-    elif status == "ended":
+    if status == "ended":
         status = _ended(code, errors)
-    if job.mode == "judge" and status == "error":
-        status = _ended(report["program"], printed) if report["program"] else status
+        if status == "ok" and order.mode == "tests" and not report["passed"]:
+            status, code, errors = "error", 1, f"{errors}the program ended before its tests did\n"
     return Outcome(status=status, exit_code=code, stdout=stdout.take(), stderr=errors, seconds=seconds)
-
-
-def _judged(report: dict, errors: str) -> tuple[Status, str]:
-    verdict = codec.load(report["verdict"][8:]) if report["verdict"] else {"passed": False, "text": "no verdict"}
-    if verdict["passed"]:
-        return "ok", errors
-    return "error", f"{errors}{verdict['text']}"
 
 
 def _ended(code: int, errors: str) -> Status:

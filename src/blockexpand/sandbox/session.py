@@ -13,8 +13,7 @@ import select
 import time
 
 from blockexpand.errors import SandboxError
-from blockexpand.sandbox.inside import codec
-from blockexpand.sandbox.launch import Job, Launch, Text, understand
+from blockexpand.sandbox.launch import Launch, Order, Text, understand
 from blockexpand.sandbox.limits import Limits, Outcome, Status
 
 _STOP_SECONDS = 2.0
@@ -32,7 +31,7 @@ class Session:
 
     def __init__(self, limits: Limits | None = None, unsafe: bool = False) -> None:
         """`limits` hold for the session as a whole, save its times and output, which `run` limits for each piece."""
-        self._job = Job(mode="session", unsafe=unsafe, limits=limits or Limits())
+        self._order = Order(mode="session", unsafe=unsafe, limits=limits or Limits())
         self._launch: Launch | None = None
         self._channel = (-1, -1)
         self._is_new = False
@@ -71,7 +70,7 @@ class Session:
         piece = _Piece(self._launch, self._channel[0], output_chars)
         piece.drain()
         try:
-            piece.feed(self._channel[1], codec.dump(code), begun + wall_seconds)
+            piece.feed(self._channel[1], code.encode("utf-8", "surrogatepass"), begun + wall_seconds)
             status = piece.wait(begun + wall_seconds)
         except BrokenPipeError:
             status = piece.died()
@@ -89,7 +88,7 @@ class Session:
         inward, to_program = os.pipe()
         from_program, outward = os.pipe()
         try:
-            self._launch = Launch(self._job, channel=(inward, outward))
+            self._launch = Launch(self._order, channel=(inward, outward))
         except BaseException:
             os.close(to_program)
             os.close(from_program)
@@ -160,11 +159,7 @@ class _Piece:
         size = 8 + int.from_bytes(self._told[:8], "big") if len(self._told) >= 8 else 1 << 62
         if len(self._told) < size:
             return False
-        try:
-            text = codec.load(self._told[8:size])
-        except ValueError:
-            text = "the interpreter's answer is broken\n"
-        self.traceback = text if isinstance(text, str) else "the interpreter's answer is broken\n"
+        self.traceback = self._told[8:size].decode("utf-8", "replace")
         return True
 
     def _read(self, seconds: float) -> bool:

@@ -2,7 +2,7 @@
 
 In: one frame on descriptor 0 (what to run, what to show, the limits), then bytes that steer: `i` interrupts; their
 end means that whoever asked has gone. Out: frames on the report's descriptor:
-`{"refused": reason}` when a wall does not stand, else `{"stands": True}` and then `{"status", "exit", "verdict"}`.
+`{"refused": reason}` when a wall does not stand, else `{"stands": True}` and then `{"status", "exit", "passed"}`.
 
 It is process 1 of its namespace: it cannot be killed from inside, nor looked into, and when it ends the kernel kills
 every process that the program left. Memory, CPU seconds and processes are summed over all of them, every few
@@ -13,21 +13,22 @@ from __future__ import annotations
 
 import _signal  # ty: ignore[import-not-found] (`signal` itself costs 3 ms)
 import fcntl
+import marshal
 import os
 import select
 import sys
 import time
 
-from blockexpand.sandbox.inside import codec, walls
+from blockexpand.sandbox.inside import frames, walls
+from blockexpand.sandbox.inside.program import READY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` would cost a third of the start
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
 _LOOK_SECONDS = 0.005
 """A core touches about 10 MB of fresh memory in that time (measured here); a look costs 0.1 ms."""
-_PARTING_SECONDS = 0.25
-"""How long a program whose tests failed may take to end by itself: more on a busy machine."""
 
 _TICKS, _PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 _SIGINT, _SIGKILL = 2, 9
@@ -48,7 +49,7 @@ from blockexpand.sandbox.inside import {module}
 def main() -> NoReturn:
     """The launcher: reads what to do, enters the namespaces, makes process 1 and waits for it."""
     report = int(sys.argv[2])
-    spec = codec.load(codec.receive(0))
+    spec = marshal.loads(frames.receive(0))
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("1000")  # a machine short of memory takes this first
     try:
@@ -65,7 +66,7 @@ def main() -> NoReturn:
 
 
 def _refuse(report: int, error: Exception) -> NoReturn:
-    codec.send(report, codec.dump({"refused": str(error)}))
+    frames.send(report, marshal.dumps({"refused": str(error)}))
     os._exit(1)
 
 
@@ -73,10 +74,8 @@ def _guard(spec: dict[str, Any], user: int | None, report: int) -> NoReturn:
     _signal.signal(_SIGINT, _signal.SIG_DFL)  # Python's handler would let the program end its warden
     try:
         walls.die_with_parent()
-        judge = None
-        if spec["mode"] == "judge":
-            from blockexpand.sandbox.inside import judge
-        stdin, payload = _hold(spec["stdin"].encode("utf-8", "surrogatepass")), _hold(codec.dump(_for_program(spec)))
+        given = {name: spec[name] for name in ("program", "packages", "guarded")}
+        stdin, payload = _hold(spec["stdin"].encode("utf-8", "surrogatepass")), _hold(marshal.dumps(given))
         if not spec["unsafe"]:
             shown = [(path, place) for path, place in spec["shown"]]
             walls.build_root([*shown, (spec["folder"], f"{PLACE}/inside")], spec["limits"]["file_bytes"], user)
@@ -84,31 +83,59 @@ def _guard(spec: dict[str, Any], user: int | None, report: int) -> NoReturn:
             os.chdir(spec["workspace"])
     except (walls.WallError, OSError) as error:
         _refuse(report, error)
-    to_program, from_program, verdict, processes = spec["channel"], None, -1, []
-    if judge is not None:
+    to_program, tests = spec["channel"], None
+    if spec["mode"] == "tests":
         outward, inward = os.pipe(), os.pipe()
-        verdict, told = os.pipe()
         to_program = [outward[0], inward[1]]
-        from_program = (inward[0], outward[1])
+        tests = Tests(spec["tests"], inward[0], outward[1])
     program = os.fork()
     if program == 0:
         _become_program(spec, user, [stdin, payload, *to_program], report)
-    processes.append(program)
     for descriptor in to_program:
         os.close(descriptor)
-    if judge is not None:
-        assert from_program is not None
-        tester = os.fork()
-        if tester == 0:
-            os.close(report)
-            os.dup2(stdin, 0)  # what was there steers the warden
-            _confine(spec, user)
-            walls.set_readable(False)
-            judge.main(spec["tests"], from_program, told)
-        processes.append(tester)
-        for descriptor in (*from_program, told):
-            os.close(descriptor)
-    _watch(spec, processes, verdict, report)
+    _watch(spec, program, tests, report)
+
+
+class Tests:
+    """The tests and a secret, given to the program's process when its own code has ended; it has to come back."""
+
+    def __init__(self, source: str, hear: int, tell: int) -> None:
+        """Pipes from and to the program."""
+        self._secret = os.urandom(16).hex().encode()
+        self._left = memoryview(frames.framed(marshal.dumps((source, self._secret))))
+        self.hear, self.tell = hear, tell
+        self._heard = b""
+        os.set_blocking(hear, False)
+        os.set_blocking(tell, False)
+
+    def listen(self) -> bool:
+        """Read what the program's process says; whether it has just said that the program has ended."""
+        before = len(self._heard)
+        while len(self._heard) < 2 * len(self._secret):
+            try:
+                data = os.read(self.hear, 64)
+            except BlockingIOError:
+                break
+            if not data:
+                break
+            self._heard += data
+        return before == 0 and len(self._heard) > 0
+
+    def give(self) -> bool:
+        """Write as much of the tests as goes into the pipe; whether all is written."""
+        try:
+            while self._left:
+                self._left = self._left[os.write(self.tell, self._left) :]
+        except BlockingIOError:
+            return False
+        except BrokenPipeError:
+            return True
+        return True
+
+    @property
+    def passed(self) -> bool:
+        """Whether exactly the secret came back."""
+        return self._heard == READY + self._secret
 
 
 def _hold(data: bytes) -> int:
@@ -120,10 +147,6 @@ def _hold(data: bytes) -> int:
     os.lseek(held, 0, os.SEEK_SET)
     fcntl.fcntl(held, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
     return held
-
-
-def _for_program(spec: dict[str, Any]) -> dict[str, Any]:
-    return {"program": spec["program"], "packages": spec["packages"], "served": spec["mode"] == "judge"}
 
 
 def _confine(spec: dict[str, Any], user: int | None) -> None:
@@ -150,85 +173,80 @@ def _become_program(spec: dict[str, Any], user: int | None, descriptors: list[in
         _refuse(report, error)
 
 
-def _watch(spec: dict[str, Any], processes: list[int], verdict: int, report: int) -> NoReturn:
-    """Looks until the program (or its judge) ends or a limit is passed, then reports and takes everything along."""
+def _watch(spec: dict[str, Any], program: int, tests: Tests | None, report: int) -> NoReturn:
+    """Looks until the program ends or a limit is passed, then reports and takes everything along."""
     limits, deadline = spec["limits"], time.monotonic() + (spec["limits"]["wall_seconds"] or 1e9)
-    ends = {os.pidfd_open(process): process for process in processes}
-    codec.send(report, codec.dump({"stands": True}))
+    end = os.pidfd_open(program)
+    frames.send(report, marshal.dumps({"stands": True}))
     poll = select.poll()
-    for descriptor in (0, *ends):
+    for descriptor in (0, end, *([tests.hear] if tests else ())):
         poll.register(descriptor, select.POLLIN)
-    told = b""
     outcome: dict[str, Any] = {}
     while not outcome:
         ready = [descriptor for descriptor, _ in poll.poll(_LOOK_SECONDS * 1000)]
         if 0 in ready:
-            order = os.read(0, 1)
-            if not order:
+            if not os.read(0, 1):
                 break
-            os.kill(processes[0], _SIGINT)
-        for descriptor in [d for d in ready if d in ends]:
-            poll.unregister(descriptor)
-            code = os.waitstatus_to_exitcode(os.waitpid(ends[descriptor], 0)[1])
-            if ends[descriptor] == processes[-1]:  # the judge, where there is one
-                outcome = {"status": "ended", "exit": code}
-            else:
-                told = b"%d" % code
-        if not outcome:
-            status, used = _look(processes, limits, spec["unsafe"])
-            if limits["cpu_seconds"] and used > limits["cpu_seconds"]:
-                status = "timeout"
-            if time.monotonic() > deadline:
-                status = "timeout"
-            if status:
-                outcome = {"status": status, "exit": None}
-        _reap(processes)
+            os.kill(program, _SIGINT)
+        if tests is not None and tests.hear in ready and tests.listen():
+            poll.unregister(tests.hear)
+            poll.register(tests.tell, select.POLLOUT)
+            if not spec["unsafe"]:
+                _kill_others(program)
+        if tests is not None and tests.tell in ready and tests.give():
+            poll.unregister(tests.tell)
+        if end in ready:
+            code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
+            if tests is not None:
+                tests.listen()
+            outcome = {"status": "ended", "exit": code, "passed": tests is not None and tests.passed}
+            break
+        status, used = _look(program, limits, spec["unsafe"])
+        if time.monotonic() > deadline or (limits["cpu_seconds"] and used > limits["cpu_seconds"]):
+            status = "timeout"
+        if status:
+            outcome = {"status": status, "exit": None}
+        _reap(program)
     if outcome:
-        outcome["verdict"] = os.read(verdict, 1 << 16) if verdict >= 0 and outcome["status"] == "ended" else b""
-        if outcome["verdict"] and not told and not codec.load(outcome["verdict"][8:])["passed"]:
-            told = _parting(processes[0])
-        outcome["program"] = int(told) if told else None
-        codec.send(report, codec.dump(outcome))
+        frames.send(report, marshal.dumps(outcome))
     if spec["unsafe"]:
-        _kill_groups(processes)
+        _kill(os.killpg, program)
     os._exit(0)
 
 
-def _parting(program: int) -> bytes:
-    """The exit code of a program that ends about when its judge does: that sees the pipe closed before the program is
-    gone, and why the program ended is then the answer. Nothing, where it goes on."""
-    deadline = time.monotonic() + _PARTING_SECONDS
-    while time.monotonic() < deadline:
-        found, status = os.waitpid(program, os.WNOHANG)
-        if found:
-            return b"%d" % os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    return b""
+def _processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def _reap(processes: list[int]) -> None:
+def _kill_others(program: int) -> None:
+    """End what the program has started, before the tests are there to be read."""
+    for process in _processes():
+        if process not in (1, program):
+            _kill(os.kill, process)
+
+
+def _kill(how: Callable[[int, int], None], number: int) -> None:
+    try:
+        how(number, _SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _reap(program: int) -> None:
     """Takes the exit codes of orphans: they become children of process 1."""
     while True:
         try:
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return
-        if found is None or found.si_pid in processes:
+        if found is None or found.si_pid == program:
             return
         os.waitpid(found.si_pid, 0)
 
 
-def _kill_groups(processes: list[int]) -> None:
-    for process in processes:
-        try:
-            os.killpg(process, _SIGKILL)
-        except ProcessLookupError:
-            continue
-
-
-def _look(processes: list[int], limits: dict[str, int], unsafe: bool) -> tuple[str, float]:
+def _look(program: int, limits: dict[str, int], unsafe: bool) -> tuple[str, float]:
     """The limit that is passed ("" for none), and the CPU seconds used, over all processes."""
-    everyone = processes if unsafe else [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    everyone = [program] if unsafe else _processes()
     resident, ticks, tasks = 0, 0, 0
     for process in everyone:
         try:
@@ -243,7 +261,7 @@ def _look(processes: list[int], limits: dict[str, int], unsafe: bool) -> tuple[s
         resident += int(fields[21]) * _PAGE
     if resident > limits["memory_bytes"]:  # pages that forks share are counted in each: look closely
         resident = sum(_proportional(process) for process in everyone if process != 1)
-    over = resident > limits["memory_bytes"] or (not unsafe and tasks > limits["processes"] + len(processes))
+    over = resident > limits["memory_bytes"] or (not unsafe and tasks > limits["processes"] + 1)
     return ("memory" if resident > limits["memory_bytes"] else "killed") if over else "", ticks / _TICKS
 
 
