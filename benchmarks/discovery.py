@@ -30,16 +30,13 @@ from zoo import ZOO, Case, write  # noqa: E402
 
 from blockexpand.checkpoint import open_checkpoint  # noqa: E402
 from blockexpand.errors import BlockexpandError, FamilyError, PlanError  # noqa: E402
-from blockexpand.expansion import (  # noqa: E402
-    Plan,
-    expand,
-    plan,
-)
+from blockexpand.expansion import expand, plan  # noqa: E402
 from blockexpand.families import Family, family_for, known_families, refused_model_types  # noqa: E402
-from blockexpand.families.discovering import discover, effective, find_stack, small_model  # noqa: E402
-from blockexpand.families.discovering.building import attempted  # noqa: E402
-from blockexpand.families.known import not_per_layer, refuse_more_than_text  # noqa: E402
+from blockexpand.families.discovery import discover, effective, find_stack, small_model  # noqa: E402
+from blockexpand.families.discovery.trial_model import attempted  # noqa: E402
 from blockexpand.families.modules import no_progress_bars  # noqa: E402
+from blockexpand.families.registry import not_per_layer, refuse_more_than_text  # noqa: E402
+from blockexpand.records.plan import Plan  # noqa: E402
 
 REQUESTS = (
     (2, "interleaved"),

@@ -20,8 +20,10 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from zoo import ZOO, Case, write  # noqa: E402
 
-from blockexpand.expansion import Plan, Proof, expand, plan, verify  # noqa: E402  # noqa: E402
+from blockexpand.expansion import expand, plan, verify  # noqa: E402  # noqa: E402
 from blockexpand.families import Family, known_families, refused_model_types  # noqa: E402
+from blockexpand.records.expansion import Proof  # noqa: E402  # noqa: E402
+from blockexpand.records.plan import Plan  # noqa: E402  # noqa: E402
 
 RULES = {
     "copy-from-donor": "list, donor's item",

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Olmo2Config, Olmo2ForCausalLM
 
-from blockexpand.expansion import Plan, plan
+from blockexpand.expansion import plan
 from blockexpand.live import expand_live, freeze, writers
+from blockexpand.records.plan import Plan
 
 # B = rows of a batch, T = bytes of a row, V = vocabulary.
 B, T = 16, 128

@@ -33,13 +33,13 @@ def _write_base(folder: str, shape: str) -> None:
 
 def _compare(base: str, out: str) -> int:
     from blockexpand.checkpoint import compare_tensors, open_checkpoint
-    from blockexpand.expansion import read_expansion
     from blockexpand.expansion.proof import planned_tensors
     from blockexpand.families import family_for
+    from blockexpand.records.expansion import read_expansion
 
     one, other, plan = open_checkpoint(base), open_checkpoint(out), read_expansion(out).plan
     family = family_for(one.config, one.source, one.tensors)
-    names = {name: [plan.new_name(family, name)] for name in one.tensors}
+    names = {name: [family.renumbered(name, plan.new_index)] for name in one.tensors}
     for new, donor, starts in planned_tensors(family, plan):
         if starts == "donor":
             names[donor].append(new)

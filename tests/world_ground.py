@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from blockexpand.expansion import Plan, read_expansion
+from blockexpand.records.expansion import read_expansion
+from blockexpand.records.plan import Plan
 
 PROMPTS = ("The little dog went to", "One day a girl named Ann found", "The king was very")
 AFTER = (1, 4, 7)

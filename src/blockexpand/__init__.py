@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from blockexpand.errors import BlockexpandError
     from blockexpand.evaluation.evaluating import evaluate
     from blockexpand.evaluation.measurement import evaluate_suites
-    from blockexpand.expansion import Plan, expand, plan, read_plan, verify
+    from blockexpand.expansion import expand, plan, verify
     from blockexpand.learn import learn
     from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
     from blockexpand.packs import attach as attach_packs
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from blockexpand.packs import extract as extract_pack
     from blockexpand.packs import load_with_packs, read_pack
     from blockexpand.publishing import push, write_card
+    from blockexpand.records.plan import Plan, read_plan
     from blockexpand.reporting import report
     from blockexpand.studies import study
     from blockexpand.training import BlockExpansionCallback, sft, train
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "BlockExpansionCallback": "training",
     "BlockexpandError": "errors",
-    "Plan": "expansion",
+    "Plan": "records.plan",
     "adopt": "live",
     "attach_packs": "packs:attach",
     "bypass": "live",
@@ -59,7 +60,7 @@ _ROOMS = {
     "prepare": "corpus",
     "push": "publishing",
     "read_pack": "packs",
-    "read_plan": "expansion",
+    "read_plan": "records.plan",
     "report": "reporting",
     "sft": "training",
     "study": "studies",

@@ -21,12 +21,15 @@ from blockexpand.corpus.splits import LEAST_DOCUMENTS
 from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import Interrupted, LearnError
-from blockexpand.evaluation import differences, evaluate, read_evaluation
+from blockexpand.evaluation.held_out import DocumentLosses, document_losses
 from blockexpand.expansion import expand, survey, verify
 from blockexpand.expansion import plan as make_plan
+from blockexpand.families.modules import load_model
+from blockexpand.live.device import choose_device, training_dtype
 from blockexpand.packs import extract
 from blockexpand.progress import say
 from blockexpand.records import read_record, write_record
+from blockexpand.records.intervals import ratio_difference
 from blockexpand.records.learn import (
     ALL_TEXT,
     Arm,
@@ -72,6 +75,8 @@ _BYTES_PER_TOKEN = 3.5
 """Of text, before the tokenizer has read it: the plan's figures stand on it, and nothing else."""
 _HELD_OUT = 0.1
 """Of the documents, to steer by, and as many to test on."""
+_LEAST_PAIRS = 8
+"""Test documents; fewer cannot carry an interval."""
 _PROMPTS = 3
 """That both models continue, for people to read."""
 _CHECKPOINTS = 12
@@ -245,7 +250,8 @@ class _Work:
         self.write_general(plan)
         arms = (self.asked.arm, *self.asked.against)
         runs = {arm: train(self.recipe(plan, arm), resume=True, device=self.device) for arm in arms}
-        learnt = {arm: self.judge(arm, run) for arm, run in runs.items()}
+        base = self.measure(self.seen.base.folder)
+        learnt = {arm: self.judge(arm, run, base) for arm, run in runs.items()}
         record = LearnRecord(
             blockexpand_version=__version__,
             out=str(self.out),
@@ -312,33 +318,38 @@ class _Work:
             seed=self.asked.seed,
         )
 
-    def judge(self, arm: Arm, run: RunRecord) -> Learnt:
-        """What an arm gained and lost, on documents that steered nothing."""
-        data = {name: self.folder / name for name in ("domain", "general")}
-        folders = [self.folder / "measured" / name for name in ("base", arm)]
-        for model, out in zip((self.seen.base.folder, Path(run.settings.out) / "model"), folders, strict=True):
-            if not (out / RECORD_NAME).is_file():
-                evaluate(model, data, out)
-        base, now = (read_evaluation(out) for out in folders)
-        gained = differences(folders[0], folders[1])["domain"]
-        kept = {
-            name: DocumentSums(losses_N=losses.nats_M, tokens_N=losses.tokens_M)
-            for name, losses in base.losses.items()
-            if name != "domain"
+    def measure(self, model: Path) -> dict[str, DocumentLosses]:
+        """A model's losses on the test documents of the data and of general text."""
+        device = choose_device(self.device)
+        loaded = load_model(model, dtype=training_dtype("auto", model, device), device=str(device))
+        corpora = {name: open_corpus(self.folder / name) for name in ("domain", "general")}
+        return {
+            name: document_losses(loaded, corpus.rows("test"), STEERING_ROWS, f"{model.name} on {name} text")
+            for name, corpus in corpora.items()
         }
+
+    def judge(self, arm: Arm, run: RunRecord, base: dict[str, DocumentLosses]) -> Learnt:
+        """What an arm gained and lost, on documents that steered nothing."""
+        folder = Path(run.settings.out) / "model"
+        now = self.measure(folder)
+        before, after = base["domain"], now["domain"]
+        gain = ratio_difference(before.nats_M, after.nats_M, before.tokens_M)
+        told = len(before.nats_M) >= _LEAST_PAIRS
+        kept = {name: DocumentSums(losses_N=one.nats_M, tokens_N=one.tokens_M) for name, one in base.items()}
+        kept.pop("domain")
         budgets = {name: self.asked.keep.get(name, self.asked.keep.get(ALL_TEXT, 1.0)) for name in kept}
         return Learnt(
             arm=arm,
             lr=run.settings.optimizer.lr,
             num_trained=run.num_trainable_parameters,
             num_steps=run.num_steps,
-            domain_before=base.record.held_out["domain"].loss,
-            domain_after=now.record.held_out["domain"].loss,
-            gain_low=gained.low,
-            gain_high=gained.high,
-            num_test_documents=now.record.held_out["domain"].num_documents,
-            budget=state(kept, {name: now.losses[name].nats_M for name in kept}, budgets),
-            bypass_is_base=verify(self.seen.base, run.settings.out, trained=True).passed if arm == "blocks" else None,
+            domain_before=float(before.nats_M.sum() / before.tokens_M.sum()),
+            domain_after=float(after.nats_M.sum() / after.tokens_M.sum()),
+            gain_low=gain.low if told else None,
+            gain_high=gain.high if told else None,
+            num_test_documents=len(before.nats_M),
+            budget=state(kept, {name: now[name].nats_M for name in kept}, budgets),
+            bypass_is_base=verify(self.seen.base, folder, trained=True).passed if arm == "blocks" else None,
             tokens_per_second=run.tokens_per_second,
             memory_bytes=run.peak_memory_bytes,
         )

@@ -14,8 +14,8 @@ from blockexpand.comparison import ArmRecipe, ExamineSettings, PlanRecipe, compa
 from blockexpand.comparison.examining import Watched, token_shift
 from blockexpand.comparison.growing import grown
 from blockexpand.errors import ComparisonError, RecordError
-from blockexpand.expansion import read_expansion
 from blockexpand.records.evaluation import read_evaluation
+from blockexpand.records.expansion import read_expansion
 from blockexpand.records.intervals import ratio_difference, seeded_ratio_difference
 from blockexpand.records.run import BlocksArm, FullArm, MoeArm, ParallelArm, UpscaledArm
 from blockexpand.training.arms import load_model

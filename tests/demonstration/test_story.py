@@ -18,9 +18,10 @@ from blockexpand.demonstration import story as story_module
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import DemoRecipe, InstructionCounts, load_demo
 from blockexpand.errors import DemonstrationError
-from blockexpand.expansion import Proof, verify
+from blockexpand.expansion import verify
 from blockexpand.records import read_record
 from blockexpand.records.evaluation import read_evaluation
+from blockexpand.records.expansion import Proof
 from blockexpand.reporting import read_stages
 from lm_helpers import sentences
 

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockexpand.expansion.formulas import Formula, solve
+from blockexpand.expansion.deeper_config import Formula, solve
 from blockexpand.families import Between, Every, First
 
 FIRST = First(kind="first", key="k", default=2)

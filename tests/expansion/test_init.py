@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from blockexpand.errors import LiveError, PlanError, RecordError
-from blockexpand.expansion import draw, expand, plan, read_plan, verify
+from blockexpand.expansion import draw, expand, plan, verify
 from blockexpand.live import bypass, expand_live, writers
+from blockexpand.records.plan import read_plan
 from helpers import MakeBase, edit_json, load, tree
 
 TOKENS = torch.arange(5, 25)[None]

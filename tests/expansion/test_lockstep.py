@@ -10,9 +10,9 @@ from torch import Tensor
 
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import ExpansionError
-from blockexpand.expansion import expand, lockstep, measuring, plan, proof, verify
+from blockexpand.expansion import expand, lockstep, memory_proof, plan, proof, verify
 from blockexpand.expansion.lockstep import BlockByBlock, block_bytes, tensor_bytes
-from blockexpand.expansion.measuring import sequences
+from blockexpand.expansion.memory_proof import sequences
 from blockexpand.families import family_for
 from helpers import MakeBase
 
@@ -82,8 +82,8 @@ def test_the_proof_by_block_makes_the_same_checks_but_for_the_step_and_says_so(p
     base, out = pair
     whole, found = verify(base, out), verify(base, out, memory_gb=enough(out))
     assert found.passed
-    assert found.left_out == (measuring.NO_STEP,)
-    assert found.lines[-1] == f"--   left out: {measuring.NO_STEP}"
+    assert found.left_out == (memory_proof.NO_STEP,)
+    assert found.lines[-1] == f"--   left out: {memory_proof.NO_STEP}"
     assert whole.left_out == ()
     names = [check.name for check in whole.checks]
     assert [check.name for check in found.checks] == names[: len(found.checks)]
@@ -117,7 +117,7 @@ def test_the_bypassed_model_is_proved_by_block_too(pair: tuple[Path, Path]):
 def test_it_is_chosen_when_the_model_does_not_fit(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
     base, out = pair
     monkeypatch.setattr(proof, "free_bytes", lambda _: int(enough(out) * 1e9))
-    assert verify(base, out).left_out == (measuring.NO_STEP,)
+    assert verify(base, out).left_out == (memory_proof.NO_STEP,)
 
 
 def test_what_is_free_is_asked_of_the_system():

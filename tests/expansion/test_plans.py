@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from blockexpand.errors import BlockexpandError, RecordError
-from blockexpand.expansion import Plan, plan, read_plan
+from blockexpand.expansion import plan
 from blockexpand.records import dump_json, from_plain, to_plain, with_format
+from blockexpand.records.plan import Plan, read_plan
 from helpers import KNOWN_SHAPES, MakeBase, shape_only
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "plans"

@@ -13,9 +13,10 @@ import torch
 
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import CheckpointError, ExpansionError, LiveError, PlanError
-from blockexpand.expansion import Proof, expand, measuring, plan, read_expansion, verify
-from blockexpand.expansion.measuring import Measured, answers, compare, kl_nats, measure, sequences
+from blockexpand.expansion import expand, memory_proof, plan, verify
+from blockexpand.expansion.memory_proof import Measured, answers, compare, kl_nats, measure, sequences
 from blockexpand.live import expand_live
+from blockexpand.records.expansion import Proof, read_expansion
 from helpers import MakeBase, edit_config, edit_json, load, tiny_model
 
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}
@@ -228,7 +229,7 @@ def test_zero_norms_instead_of_zero_writers_fail(pair: tuple[Path, Path]):
 
 
 def test_a_step_that_moves_the_model_too_far_fails(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(measuring, "STEP_LEARNING_RATE", 1e-1)
+    monkeypatch.setattr(memory_proof, "STEP_LEARNING_RATE", 1e-1)
     result = measured(*pair)
     assert failed(result) == {"one AdamW step at lr 0.1 moves the model little"}
     figure = next(check.figure for check in result.checks if not check.passed)
@@ -238,7 +239,7 @@ def test_a_step_that_moves_the_model_too_far_fails(pair: tuple[Path, Path], monk
 def test_gradient_that_reaches_an_old_tensor_fails(tiny_base: MakeBase):
     model = tiny_model("llama")
     model.model.norm.weight.grad = torch.ones(32)
-    check = measuring._frozen(model, {})
+    check = memory_proof._frozen(model, {})
     assert not check.passed
     assert "model.norm.weight" in check.figure
 
@@ -283,10 +284,10 @@ def live_plan() -> Any:
 
 
 def test_bits_are_compared_not_values():
-    zero = measuring._bits(torch.tensor([0.0]))
-    assert not torch.equal(zero, measuring._bits(torch.tensor([-0.0])))
+    zero = memory_proof._bits(torch.tensor([0.0]))
+    assert not torch.equal(zero, memory_proof._bits(torch.tensor([-0.0])))
     nan = torch.tensor([float("nan")])
-    assert torch.equal(measuring._bits(nan), measuring._bits(nan.clone()))
+    assert torch.equal(memory_proof._bits(nan), memory_proof._bits(nan.clone()))
 
 
 def test_drift_is_the_kl_divergence():
@@ -393,7 +394,7 @@ def test_a_model_that_cannot_be_run_is_said_in_a_line(tiny_base: MakeBase, tmp_p
     def no_cache(*args: Any) -> Any:
         raise KeyError("past_key_values")
 
-    monkeypatch.setattr(measuring, "_through_the_cache", no_cache)
+    monkeypatch.setattr(memory_proof, "_through_the_cache", no_cache)
     with pytest.raises(ExpansionError, match="could not run the model of .*KeyError: 'past_key_values'.*expected"):
         expand(base, tmp_path / "out", plan(base, 1), prove=True)
     assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ from zoo import ZOO, Case, write
 
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.expansion.lockstep import BlockByBlock, block_bytes, tensor_bytes
-from blockexpand.expansion.measuring import CACHED_TOKENS, SEQUENCE_TOKENS, answers, answers_by_block, sequences
+from blockexpand.expansion.memory_proof import CACHED_TOKENS, SEQUENCE_TOKENS, answers, answers_by_block, sequences
 from blockexpand.families import family_for
 from blockexpand.families.modules import load_model
 

@@ -13,9 +13,10 @@ from zoo import ZOO, config_of, write
 
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import FamilyError, PlanError, RecordError
-from blockexpand.expansion import expand, live_entries, plan, read_plan, rewrite, survey, verify
+from blockexpand.expansion import expand, live_entries, plan, rewrite, survey, verify
 from blockexpand.families import BlockFacts, family_for, known_families, refused_model_types
 from blockexpand.records import from_plain
+from blockexpand.records.plan import read_plan
 from helpers import edit_config, edit_json, load
 
 ROWS = {row.family: row for row in ZOO}

@@ -12,10 +12,11 @@ from zoo import ZOO, Case, write
 
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import LiveError
-from blockexpand.expansion import Plan, expand, plan, survey, verify
+from blockexpand.expansion import expand, plan, survey, verify
 from blockexpand.families import family_for, known_families, refused_model_types
 from blockexpand.families.modules import load_model
 from blockexpand.live import bypass, detach, expand_live, freeze, load, tensors_on_disk, writers
+from blockexpand.records.plan import Plan
 
 PRE_NORM_DRIFT = 1e-5
 DRIFT = {"mamba": 1e-3}

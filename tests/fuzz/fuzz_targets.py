@@ -21,10 +21,11 @@ import fuzz_seeds
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.checkpoint.header import parse_header, read_header
 from blockexpand.errors import BlockexpandError
-from blockexpand.expansion import Plan, plan, read_plan, survey
-from blockexpand.expansion.expanding import check_fit
+from blockexpand.expansion import plan, survey
+from blockexpand.expansion.expander import check_fit
 from blockexpand.families import family_for, known_families, refused_model_types
 from blockexpand.records import dump_json, from_plain, parse_json, with_format
+from blockexpand.records.plan import Plan, read_plan
 
 T = TypeVar("T")
 

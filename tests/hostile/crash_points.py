@@ -27,11 +27,12 @@ from tracer import Act, Call, Fail, Kill, Outcome, Shorten
 sys.path.append(str(Path(__file__).parents[1] / "fuzz"))
 import fuzz_seeds
 
-from blockexpand.checkpoint import working
+from blockexpand.checkpoint import streams
 from blockexpand.checkpoint.header import build_header
 from blockexpand.errors import BlockexpandError
-from blockexpand.expansion import Plan, expand, plan
+from blockexpand.expansion import expand, plan
 from blockexpand.families import known_families
+from blockexpand.records.plan import Plan
 
 
 def make_base(folder: Path) -> Path:
@@ -260,7 +261,7 @@ def _budget(num_bytes: int) -> Callable[[int, Call], Act]:
 
 def scenarios(work: Path) -> Iterator[tuple[str, Scenario]]:
     """Every output of `plan` and `expand`, new and over an older one; and one that is written as nobody should."""
-    base, place, alone = make_base(work / "base"), work / "place", working._ALONE_BYTES
+    base, place, alone = make_base(work / "base"), work / "place", streams._ALONE_BYTES
     some, more = plan(base, 1), plan(base, 2)
     expand(base, place / "out", some, digest=False)
     nested = "new/folders/out"
@@ -281,11 +282,11 @@ def scenarios(work: Path) -> Iterator[tuple[str, Scenario]]:
     )
 
     def in_threads() -> None:
-        working._ALONE_BYTES = 0  # however little there is to copy
+        streams._ALONE_BYTES = 0  # however little there is to copy
         over()
 
     yield "overwrite in threads", Scenario(place=place, output="out", older=older, work=in_threads, in_threads=True)
-    working._ALONE_BYTES = alone
+    streams._ALONE_BYTES = alone
     yield "plan", Scenario(place=place, output="plan.json", older={}, work=saving)
     yield "plan over", Scenario(place=place, output="plan.json", older={"plan.json": b"{}"}, work=saving)
 

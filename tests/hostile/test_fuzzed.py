@@ -19,11 +19,10 @@ from fuzz_mutations import mutate
 from fuzz_targets import TARGETS
 
 from blockexpand.errors import BlockexpandError, CheckpointError, FamilyError, PlanError, RecordError
-from blockexpand.expansion import plan, read_plan
-from blockexpand.expansion.placing import Insertion
-from blockexpand.expansion.plans import number
+from blockexpand.expansion import plan
 from blockexpand.families import family_for, known_families
 from blockexpand.records import from_plain, parse_json
+from blockexpand.records.plan import Insertion, number, read_plan
 
 LLAMA = known_families()["llama"]
 

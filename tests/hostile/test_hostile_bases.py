@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import BlockexpandError
-from blockexpand.expansion import Plan, expand, plan, read_plan
+from blockexpand.expansion import expand, plan
+from blockexpand.records.plan import Plan, read_plan
 from helpers import MakeBase, edit_config, edit_json
 
 INDEX = "model.safetensors.index.json"

@@ -23,8 +23,9 @@ from crash_points import make_base, tree
 
 from blockexpand.checkpoint import open_checkpoint, read_header
 from blockexpand.errors import BlockexpandError, CheckpointError, RecordError
-from blockexpand.expansion import expand, plan, read_plan
+from blockexpand.expansion import expand, plan
 from blockexpand.records import MAX_ITEMS, MAX_TEXT_BYTES, parse_json
+from blockexpand.records.plan import read_plan
 
 INDEX = "model.safetensors.index.json"
 SHARD = "model-00002-of-00002.safetensors"
@@ -35,7 +36,7 @@ WITH_LITTLE_MEMORY = """
     from pathlib import Path
     from blockexpand.checkpoint import open_checkpoint, read_header
     from blockexpand.errors import BlockexpandError
-    from blockexpand.expansion import read_plan
+    from blockexpand.records.plan import read_plan
     read = {"header": read_header, "folder": open_checkpoint, "plan": read_plan}[sys.argv[1]]
     try:
         read(Path(sys.argv[2]))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from blockexpand import live
 from blockexpand.errors import LiveError
-from blockexpand.expansion import Plan, expand, plan
+from blockexpand.expansion import expand, plan
+from blockexpand.records.plan import Plan
 from helpers import MakeBase, load
 
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from blockexpand import live
 from blockexpand.errors import BlockexpandError, LiveError, PackError
-from blockexpand.expansion import read_expansion
 from blockexpand.packs import attach, attach_on_disk, detach, load_attached, load_with_packs
 from blockexpand.packs.in_memory import attach_to_model, attached, disable, enable, enabled, only
+from blockexpand.records.expansion import read_expansion
 from helpers import MakeBase, load, make_base
 from packs_ground import PackGround, make_ground, make_pack, make_trained
 

@@ -15,10 +15,11 @@ import torch
 from blockexpand import live
 from blockexpand.checkpoint import digest_tensors, open_checkpoint
 from blockexpand.cli.main import run
-from blockexpand.expansion import expand, plan, read_expansion, verify
+from blockexpand.expansion import expand, plan, verify
 from blockexpand.families import family_for
 from blockexpand.packs import About, Card, attach_on_disk, describe, detach_on_disk, extract, read_pack
 from blockexpand.records import write_record
+from blockexpand.records.expansion import read_expansion
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training.export import export_model
 from helpers import MakeBase, edit_json, tree

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from blockexpand.cli.main import run
 from blockexpand.errors import BlockexpandError, ExpansionError, PackError, RecordError, StagingError
-from blockexpand.expansion import expand, plan, read_expansion
+from blockexpand.expansion import expand, plan
 from blockexpand.packs import About, Card, attach_on_disk, detach_on_disk, extract, read_pack
 from blockexpand.records import write_record
+from blockexpand.records.expansion import read_expansion
 from blockexpand.staging import RECORD_NAME
 from helpers import MakeBase, edit_config, edit_json, make_base
 from packs_ground import PackGround, make_pack, make_trained

@@ -19,7 +19,7 @@ from blockexpand import live
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.cli.main import run
 from blockexpand.errors import BlockexpandError, LiveError, PackError, RecordError
-from blockexpand.expansion import SILENT, expand, plan, read_expansion
+from blockexpand.expansion import expand, plan
 from blockexpand.families import family_for, known_families
 from blockexpand.packs import (
     About,
@@ -38,6 +38,8 @@ from blockexpand.packs.in_memory import attached, disable, gains, scale, scaled
 from blockexpand.packs.scale import _times
 from blockexpand.publishing import Said, write_card
 from blockexpand.records import to_plain, write_record
+from blockexpand.records.expansion import read_expansion
+from blockexpand.records.plan import SILENT
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training.export import export_model
 from helpers import MakeBase, edit_json, load, tree

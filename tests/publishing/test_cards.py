@@ -237,7 +237,7 @@ def test_a_pack_s_results_are_those_of_its_folder_or_of_the_base_with_it(story: 
 def test_the_base_inside_has_the_base_s_fingerprint(story: Story, own_base: MakeBase, tmp_path: Path) -> None:
     from blockexpand.checkpoint import open_checkpoint
     from blockexpand.evaluation.evaluating import model_digest
-    from blockexpand.expansion import read_expansion
+    from blockexpand.records.expansion import read_expansion
 
     assert base_digest(open_checkpoint(story.model), read_expansion(story.model)) == model_digest(story.base)
     base = own_base("llama", sharded=True)

@@ -26,11 +26,12 @@ from safetensors.torch import load_file, save_file
 
 from blockexpand.cli.main import run
 from blockexpand.digests import digest_json
-from blockexpand.expansion import CARD, Proof, read_expansion
+from blockexpand.expansion import CARD
 from blockexpand.packs import attach_on_disk, detach_on_disk, read_pack
 from blockexpand.packs.record import tensors_of
 from blockexpand.publishing import Destination, push
 from blockexpand.records import with_format, write_record
+from blockexpand.records.expansion import Proof, read_expansion
 from helpers import edit_json, load, tree
 from hub_stand_in import KEY, Hub
 from publishing_ground import Story, done

@@ -28,13 +28,12 @@ from blockexpand.comparison import (
     Trial,
 )
 from blockexpand.comparison.results import Contrast, Summary, pareto
-from blockexpand.expansion import BaseFacts, BlockTensor, Check, Cost, ExpansionRecord, Placement, Plan, Proof
-from blockexpand.expansion.placing import Insertion
-from blockexpand.expansion.plans import number
 from blockexpand.records import write_record
 from blockexpand.records.corpus import CorpusRecord, SplitCounts
 from blockexpand.records.evaluation import EvaluationRecord, HeldOut, Scores
+from blockexpand.records.expansion import Check, ExpansionRecord, Proof
 from blockexpand.records.intervals import Interval
+from blockexpand.records.plan import BaseFacts, BlockTensor, Cost, Insertion, Placement, Plan, number
 from blockexpand.records.run import (
     BlocksArm,
     DataSettings,

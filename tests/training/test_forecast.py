@@ -12,8 +12,8 @@ from torch import Tensor
 
 from blockexpand.checkpoint import open_checkpoint, read_header
 from blockexpand.errors import CorpusError, RecordError, TrainingError
-from blockexpand.expansion import read_expansion
 from blockexpand.live.forward import RowBatch, hidden_states
+from blockexpand.records.expansion import read_expansion
 from blockexpand.records.run import DataSettings, FullArm, LoraArm, OldBlocksArm, RetentionSettings, TrainSettings
 from blockexpand.training import Devices, forecast, train
 from blockexpand.training.arms import arm_of

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from blockexpand.errors import RecordError, TrainingError
-from blockexpand.expansion import Insertion, expand, plan
+from blockexpand.expansion import expand, plan
 from blockexpand.families import known_families
 from blockexpand.live.generation import generate
+from blockexpand.records.plan import Insertion
 from blockexpand.records.run import (
     ArmSettings,
     Measurement,

@@ -14,8 +14,9 @@ import torch
 
 from blockexpand.checkpoint import digest_tensors, open_checkpoint
 from blockexpand.errors import TrainingError
-from blockexpand.expansion import read_expansion, verify
+from blockexpand.expansion import verify
 from blockexpand.records import read_json, read_record
+from blockexpand.records.expansion import read_expansion
 from blockexpand.records.run import (
     DataSettings,
     FullArm,

@@ -16,9 +16,10 @@ from blockexpand.comparison import load_recipe
 from blockexpand.corpus import PrepareRecipe, SplitRecipe, prepare
 from blockexpand.corpus import load_recipe as load_corpus_recipe
 from blockexpand.corpus.sources import JsonSource
-from blockexpand.expansion import ExpansionRecord, plan
+from blockexpand.expansion import plan
 from blockexpand.families import with_entries
 from blockexpand.records import write_record
+from blockexpand.records.expansion import ExpansionRecord
 from blockexpand.records.run import DataSettings, load_settings
 from blockexpand.training import forecast
 from helpers import MakeBase

@@ -1,10 +1,7 @@
 """Safetensors checkpoints on disk: headers, byte ranges, shards, digests. Knows no model family."""
 
-from blockexpand.checkpoint.comparing import Comparison, compare_tensors
-from blockexpand.checkpoint.copying import Place, copy_tensors
-from blockexpand.checkpoint.digesting import TensorDigest, digest_tensors, refuse_counted, refuse_not_finite
 from blockexpand.checkpoint.ends import declare_end, end_of_turn, end_tokens, stated_ends
-from blockexpand.checkpoint.files import OtherFiles, copy_files, other_files, write_config
+from blockexpand.checkpoint.folder import CONFIG, Checkpoint, open_checkpoint
 from blockexpand.checkpoint.header import (
     Header,
     TensorEntry,
@@ -14,10 +11,20 @@ from blockexpand.checkpoint.header import (
     parse_header,
     read_header,
 )
-from blockexpand.checkpoint.reading import CONFIG, Checkpoint, open_checkpoint
-from blockexpand.checkpoint.skeletons import FileText, skeleton_of, write_skeleton
+from blockexpand.checkpoint.other_files import OtherFiles, copy_files, other_files, write_config
+from blockexpand.checkpoint.passes import (
+    Comparison,
+    Place,
+    TensorDigest,
+    compare_tensors,
+    copy_tensors,
+    digest_tensors,
+    refuse_counted,
+    refuse_not_finite,
+)
+from blockexpand.checkpoint.skeleton import skeleton_of, write_skeleton
 from blockexpand.checkpoint.source import cache_folder, hub_name, locate_model, tokenizer_file
-from blockexpand.checkpoint.writing import (
+from blockexpand.checkpoint.writer import (
     OutputFile,
     OutputTensor,
     digest_of_minus_ones,
@@ -68,7 +75,6 @@ __all__ = [
     "write_weights",
     "Place",
     "copy_tensors",
-    "FileText",
     "skeleton_of",
     "write_skeleton",
     "build_header",

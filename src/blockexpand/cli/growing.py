@@ -11,7 +11,8 @@ from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
 from blockexpand.errors import UsageError
 
 if TYPE_CHECKING:
-    from blockexpand.expansion import Plan, Proof
+    from blockexpand.records.expansion import Proof
+    from blockexpand.records.plan import Plan
 
 Placement = Literal["interleaved", "prefix", "suffix"]
 Init = Literal["identity", "copy", "random"]

@@ -21,12 +21,13 @@ from blockexpand.comparison.results import Comparison
 from blockexpand.corpus.rows import Corpus, TokenRows, batches, open_corpus
 from blockexpand.corpus.tokenizer import ends_of, load_tokenizer
 from blockexpand.errors import ComparisonError
-from blockexpand.expansion import NewBlock, read_expansion
 from blockexpand.live.forward import RowBatch, cross_entropies
 from blockexpand.live.generation import generate
 from blockexpand.live.parts import blocks_of
 from blockexpand.records import read_record, write_record
+from blockexpand.records.expansion import read_expansion
 from blockexpand.records.intervals import ratio_difference
+from blockexpand.records.plan import NewBlock
 from blockexpand.records.run import BlocksArm, RunRecord, UpscaledArm
 from blockexpand.training import load_shipped
 from blockexpand.training.arms import load_model

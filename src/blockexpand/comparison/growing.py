@@ -10,7 +10,8 @@ from pathlib import Path
 from blockexpand import expansion
 from blockexpand.comparison.caching import alone
 from blockexpand.comparison.recipe import CompareRecipe, PlanRecipe
-from blockexpand.expansion import Insertion, Plan, expand
+from blockexpand.expansion import expand
+from blockexpand.records.plan import Insertion, Plan
 from blockexpand.staging import RECORD_NAME
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from blockexpand.errors import ComparisonError
-from blockexpand.expansion import Init
 from blockexpand.records import WRITTEN_WHEN_SET, check
+from blockexpand.records.plan import Init
 from blockexpand.records.run import (
     ArmSettings,
     BlocksArm,

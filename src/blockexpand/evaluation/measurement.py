@@ -23,10 +23,10 @@ from blockexpand.evaluation.journal import journal_of
 from blockexpand.evaluation.routes import Router, count_of
 from blockexpand.evaluation.suites import Chosen, FileTask
 from blockexpand.evaluation.task_runs import run_task
-from blockexpand.expansion import read_expansion
 from blockexpand.families.modules import load_model
 from blockexpand.records import to_plain, write_record
 from blockexpand.records.evaluation import EvaluationRecord, Routing, SuiteResults, TaskScore, write_samples
+from blockexpand.records.expansion import read_expansion
 from blockexpand.records.pack import Rule
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from blockexpand.digests import digest_bytes, digest_json
 from blockexpand.errors import RecordError
-from blockexpand.expansion.plans import Plan
 from blockexpand.records import from_plain, parse_json, read_text, to_plain
+from blockexpand.records.plan import Plan
 
 CARD = "README.md"
 _OPEN, _CLOSE = "<!-- blockexpand.card ", " -->"

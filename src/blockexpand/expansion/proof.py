@@ -31,18 +31,51 @@ from blockexpand.checkpoint import (
     compare_tensors,
     digest_of_minus_ones,
     digest_tensors,
+    open_checkpoint,
     refuse_counted,
     refuse_not_finite,
 )
 from blockexpand.digests import digest_json
 from blockexpand.errors import ExpansionError
-from blockexpand.expansion.plans import SILENT, Plan
-from blockexpand.expansion.record import Check, Proof
+from blockexpand.expansion.planner import check_fit
 from blockexpand.families import Family, family_for, with_entries
 from blockexpand.records import with_format
+from blockexpand.records.expansion import Check, Proof, read_expansion
+from blockexpand.records.plan import SILENT, Plan
 
 _SPARE = 0.8
 """The share of the free memory that a proof takes when nobody says how much it may."""
+
+
+def verify(
+    base: str | Path | Checkpoint,
+    out: str | Path,
+    *,
+    trained: bool | None = None,
+    device: str = "cpu",
+    memory_gb: float | None = None,
+) -> Proof:
+    """Prove that the folder `out` is `base`, only deeper.
+
+    Args:
+        base: the model it was made from.
+        out: a folder that blockexpand wrote; its `blockexpand.json` says which blocks are new.
+        trained: whether the new blocks were trained since; None takes the record's word.
+        device: where to compute logits, e.g. "cuda".
+        memory_gb: what the models may take, in GB (1e9 bytes); larger ones are run a few blocks at a time. None is
+            what is free.
+
+    Raises:
+        PlanError: `out` has no record.
+        ExpansionError: its plan is for another base, or the memory is too little for one block.
+    """
+    checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base)
+    record = read_expansion(out)
+    check_fit(record.plan, checkpoint)
+    was_trained = record.training is not None if trained is None else trained
+    memory = memory_bytes(memory_gb)
+    opened = open_checkpoint(out)
+    return prove_checkpoints(checkpoint, opened, record.plan, trained=was_trained, device=device, memory=memory)
 
 
 def prove_checkpoints(
@@ -69,7 +102,7 @@ def prove_checkpoints(
     if all(check.passed for check in checks):
         checks += _check_bytes(family, base, out, plan, trained)
         # The only import of torch in this room.
-        from blockexpand.expansion.measuring import measure
+        from blockexpand.expansion.memory_proof import measure
 
         bypassed = trained or plan.init != "identity"
         allowed = free_bytes(device) if memory is None else memory
@@ -136,7 +169,7 @@ def _entry(config: dict[str, Any], key: str) -> str:
 
 
 def _check_names(family: Family, base: Checkpoint, out: Checkpoint, plan: Plan) -> Check:
-    expected = {plan.new_name(family, name): entry for name, entry in base.tensors.items()}
+    expected = {family.renumbered(name, plan.new_index): entry for name, entry in base.tensors.items()}
     for block in plan.new_blocks:
         for tensor in plan.tensors_of(block.donor):
             donor = base.tensors[family.name_of(block.donor, tensor.tail)]
@@ -154,7 +187,7 @@ def _kind(entry: TensorEntry | None) -> str:
 
 
 def _check_bytes(family: Family, base: Checkpoint, out: Checkpoint, plan: Plan, trained: bool) -> list[Check]:
-    names = {name: plan.new_name(family, name) for name in base.tensors}
+    names = {name: family.renumbered(name, plan.new_index) for name in base.tensors}
     planned = () if trained else tuple(planned_tensors(family, plan))
     expected = {old: [new] for old, new in names.items()}
     for new, donor, starts in planned:

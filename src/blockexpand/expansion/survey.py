@@ -11,18 +11,13 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from blockexpand.checkpoint import Checkpoint, TensorEntry
 from blockexpand.digests import digest_json
 from blockexpand.errors import PlanError, nearest
 from blockexpand.families import Choice, Family, family_for, is_fp8, matches_any, missing_number, tail_matches
+from blockexpand.records.plan import BlockKind, BlockTensor, Init
 from blockexpand.units import FLOATS
-
-Init = Literal["identity", "copy", "random"]
-"""How new blocks start: silent, so that nothing changes; as plain copies; or with random matrices. The latter two are
-ablations: the deeper model is another function from the start."""
-Starts = Literal["donor", "zero", "minus-one", "random"]
 
 _SPELLED = 8
 """How many block indices an error lists."""
@@ -39,33 +34,6 @@ _QUANTISED = {
     "W_q": "HQQ", "gate_up_proj_blocks": "MXFP4", "gate_up_proj_scales": "MXFP4", "down_proj_blocks": "MXFP4",
     "down_proj_scales": "MXFP4",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockTensor:
-    """One tensor of a block; every block has it alike."""
-
-    tail: str
-    """Its name inside the block."""
-    dtype: str
-    """As safetensors spells it."""
-    shape: tuple[int, ...]
-    """The sizes of its dimensions."""
-    starts: Starts
-    """What it is in a new block: its donor's bytes, or what makes it write nothing to the residual stream: zeros, or
-    -1 for a gain that is stored as gain minus one. For an ablation, random numbers."""
-    parameter: bool
-    """Whether it is trained and counted; a stored buffer is not."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockKind:
-    """The blocks that are made alike."""
-
-    blocks: tuple[int, ...]
-    """Their indices in the base."""
-    tensors: tuple[BlockTensor, ...]
-    """What each of them has."""
 
 
 def started(kinds: Sequence[BlockKind], init: Init) -> tuple[BlockKind, ...]:

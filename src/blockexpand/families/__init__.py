@@ -1,9 +1,19 @@
 """Facts about model families, as data files, and the only place where tensor names are parsed."""
 
-from blockexpand.families.blocks import BlockFacts, Choice, Switched, matches_any, missing_number, tail_matches
-from blockexpand.families.configs import entry, prefixed, switched_on, with_entries
-from blockexpand.families.family import Family, Place, Tied, is_fp8
-from blockexpand.families.known import family_for, known_families, refused_model_types
+from blockexpand.families.entries import entry, prefixed, switched_on, with_entries
+from blockexpand.families.family import (
+    BlockFacts,
+    Choice,
+    Family,
+    Place,
+    Switched,
+    Tied,
+    is_fp8,
+    matches_any,
+    missing_number,
+    tail_matches,
+)
+from blockexpand.families.registry import family_for, known_families, refused_model_types
 from blockexpand.families.rules import (
     Between,
     CopyFromDonor,

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockexpand.errors import LiveError
-from blockexpand.families.blocks import NUMBER
-from blockexpand.families.family import Family, Loader, is_fp8
+from blockexpand.families.family import NUMBER, Family, Loader, is_fp8
 
 if TYPE_CHECKING:
     import torch

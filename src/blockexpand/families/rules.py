@@ -1,7 +1,7 @@
 """What inserting blocks does to the config entries that speak of single blocks: the facts, one class a kind of rule.
 
-In: the `per_layer` tables of a family file. Out: frozen values. What each means for a deeper stack is planning's
-business (`planning/rewriting.py`, `planning/formulas.py`); nothing is computed here.
+In: the `per_layer` tables of a family file. Out: frozen values. What each means for a deeper stack is expansion's
+business (`expansion/deeper_config.py`); nothing is computed here.
 """
 
 from __future__ import annotations

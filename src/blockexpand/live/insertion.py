@@ -16,10 +16,12 @@ from torch import nn
 
 from blockexpand.checkpoint import locate_model
 from blockexpand.errors import LiveError
-from blockexpand.expansion import BlockTensor, Plan, live_entries, read_expansion
+from blockexpand.expansion import live_entries
 from blockexpand.families import Family, family_for, known_families
 from blockexpand.families.modules import config_entries, load_model, parameters_of, put_stack, set_config, stack_of
 from blockexpand.live.state import is_expanded, planned, remember
+from blockexpand.records.expansion import read_expansion
+from blockexpand.records.plan import BlockTensor, Plan
 
 _STARTS = {"zero": 0.0, "minus-one": -1.0}
 """What a residual writer is filled with, by what the plan says it starts as."""

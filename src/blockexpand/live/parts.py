@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from blockexpand.errors import TrainingError
 from blockexpand.families import Family, known_families
-from blockexpand.families.configs import entry
+from blockexpand.families.entries import entry
 
 
 def served_family(model: PreTrainedModel) -> Family | None:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from blockexpand.checkpoint import num_elements
 from blockexpand.errors import LiveError
-from blockexpand.expansion import SILENT, BlockTensor, Plan
 from blockexpand.families import Family
 from blockexpand.families.modules import as_in_files, parameters_of, stack_of
+from blockexpand.records.plan import SILENT, BlockTensor, Plan
 
 
 @dataclass(frozen=True, kw_only=True)

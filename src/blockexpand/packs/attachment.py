@@ -14,7 +14,6 @@ from typing import Any
 
 from blockexpand.checkpoint import (
     Checkpoint,
-    FileText,
     Place,
     TensorEntry,
     copy_files,
@@ -29,15 +28,16 @@ from blockexpand.checkpoint import (
     write_weights,
 )
 from blockexpand.errors import ExpansionError, PackError
-from blockexpand.expansion import AttachedPack, Combined, ExpansionRecord, combine
-from blockexpand.expansion.expanding import check_apart, check_fit
-from blockexpand.expansion.expanding import tensors_of as planned_tensors
+from blockexpand.expansion import Combined, combine
+from blockexpand.expansion.expander import check_apart, check_fit
+from blockexpand.expansion.expander import tensors_of as planned_tensors
 from blockexpand.families import Family, family_for, with_entries
 from blockexpand.packs.compatibility import check_base, check_digests, in_order
 from blockexpand.packs.pack import Pack
 from blockexpand.packs.record import tensors_of
 from blockexpand.packs.weights import changed, decoded, starts_of
 from blockexpand.records import to_plain, write_record
+from blockexpand.records.expansion import AttachedPack, ExpansionRecord, FileText
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 
 

@@ -12,12 +12,13 @@ import dataclasses
 import itertools
 from typing import Any
 
-from blockexpand.checkpoint import CONFIG, Checkpoint, FileText
+from blockexpand.checkpoint import CONFIG, Checkpoint
 from blockexpand.digests import digest_json
 from blockexpand.errors import PackError, RecordError
-from blockexpand.expansion import ExpansionRecord, Plan
 from blockexpand.families import Family, entry, family_for, with_entries
 from blockexpand.records import parse_json
+from blockexpand.records.expansion import ExpansionRecord, FileText
+from blockexpand.records.plan import Plan
 
 _MOST_CHANGES = 8
 """Entries that a plan changes: the ways to undo them are tried one by one, and eight have 256."""

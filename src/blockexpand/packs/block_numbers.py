@@ -8,7 +8,6 @@ model held in less than the pack's precision when its numbers are to be checked,
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator
 from typing import Literal
 
@@ -16,16 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from blockexpand.checkpoint import num_bytes
-from blockexpand.checkpoint.digesting import new_hasher
 from blockexpand.checkpoint.header import open_to_read
+from blockexpand.checkpoint.passes import new_hasher
+from blockexpand.checkpoint.streams import read_whole
 from blockexpand.errors import PackError
-from blockexpand.expansion import BlockTensor, NewBlock
 from blockexpand.families import Family
 from blockexpand.families.modules import as_in_files, stack_of
 from blockexpand.packs.compatibility import check_digests
 from blockexpand.packs.encoding import piece_bytes
 from blockexpand.packs.pack import Pack
 from blockexpand.packs.weights import changed, decoded, raw_pieces
+from blockexpand.records.plan import BlockTensor, NewBlock
 from blockexpand.units import FLOATS, torch_dtype
 
 Verify = Literal["donors", "all", "files", "none"]
@@ -99,8 +99,7 @@ def _read_into(target: Tensor, pack: Pack, name: str, *, checked: bool) -> None:
     """The file's bytes straight to where they stay."""
     entry, memory = pack.stored[name], _memory(target)
     with open_to_read(pack.folder / entry.file) as stream:
-        got = os.preadv(stream.fileno(), [memory], entry.start)
-    assert got == entry.num_bytes, f"{entry.file} ended early"
+        read_whole(stream.fileno(), memory, entry.start, entry.file)
     if checked and _digest(memory) != pack.record.block_digests[name]:
         raise changed(pack, name)
 

@@ -23,12 +23,13 @@ from blockexpand.checkpoint import (
     write_weights,
 )
 from blockexpand.errors import PackError, nearest
-from blockexpand.expansion import ExpansionRecord, read_expansion, without_card
-from blockexpand.expansion.expanding import check_apart
+from blockexpand.expansion import without_card
+from blockexpand.expansion.expander import check_apart
 from blockexpand.packs.attachment import combined_for, write_attached
 from blockexpand.packs.base import base_within
 from blockexpand.packs.compatibility import in_order
 from blockexpand.packs.extraction import extract
+from blockexpand.records.expansion import ExpansionRecord, read_expansion
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 
 

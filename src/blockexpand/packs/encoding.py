@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from blockexpand.checkpoint import TensorEntry, num_bytes, num_elements
 from blockexpand.errors import PackError
-from blockexpand.expansion import BlockTensor
 from blockexpand.packs.record import Encoding
+from blockexpand.records.plan import BlockTensor
 
 if TYPE_CHECKING:
     import numpy as np

@@ -19,15 +19,16 @@ from blockexpand.checkpoint import (
     read_header,
     refuse_not_finite,
 )
-from blockexpand.checkpoint.digesting import new_hasher
+from blockexpand.checkpoint.passes import new_hasher
 from blockexpand.errors import PackError, nearest
-from blockexpand.expansion import AttachedPack, ExpansionRecord, Plan, read_expansion
 from blockexpand.families import family_for
 from blockexpand.packs.base import base_within, new_names, old_names
 from blockexpand.packs.pack import WEIGHTS, Pack, read_pack
 from blockexpand.packs.record import Card, Encoding, PackRecord, Scaled, dtypes_of, tensors_of
 from blockexpand.packs.weights import Source, raw_pieces, write_encoded, write_plain
 from blockexpand.records import from_plain, read_json, write_record
+from blockexpand.records.expansion import AttachedPack, ExpansionRecord, read_expansion
+from blockexpand.records.plan import Plan
 from blockexpand.staging import PACK_NAME, RECORD_NAME, check_output, staged_folder
 
 _RUN = "blockexpand.run"

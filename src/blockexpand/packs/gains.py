@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from blockexpand.expansion import SILENT, BlockTensor
 from blockexpand.families import Family
+from blockexpand.records.plan import SILENT, BlockTensor
 
 
 @dataclass(frozen=True, kw_only=True)

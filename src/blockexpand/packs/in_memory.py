@@ -17,7 +17,7 @@ from torch import nn
 
 from blockexpand import live
 from blockexpand.errors import PackError, PlanError, nearest
-from blockexpand.expansion import AttachedPack, Plan, combine_in_memory
+from blockexpand.expansion import combine_in_memory
 from blockexpand.families import Family, family_for
 from blockexpand.families.modules import config_entries, stack_of
 from blockexpand.live.state import expanded, is_expanded
@@ -26,6 +26,8 @@ from blockexpand.packs.compatibility import in_order
 from blockexpand.packs.gains import Writer, gain_of, set_gain, writers_of
 from blockexpand.packs.pack import Pack
 from blockexpand.packs.scale import check_gain, check_silent
+from blockexpand.records.expansion import AttachedPack
+from blockexpand.records.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,8 +98,8 @@ def load_attached(folder: str | Path, dtype: torch.dtype | None = None, device: 
     """
 
     from blockexpand import live
-    from blockexpand.expansion import read_expansion
     from blockexpand.packs.in_memory import adopt_attached
+    from blockexpand.records.expansion import read_expansion
 
     record = read_expansion(folder)
     if not record.packs:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from blockexpand.digests import digest_json
-from blockexpand.expansion import BlockTensor, NewBlock, Plan
 from blockexpand.records import WRITTEN_WHEN_SET, check
+from blockexpand.records.plan import BlockTensor, NewBlock, Plan
 
 Encoding = Literal["plain", "delta", "int8"]
 """How blocks are stored: as they are; compressed as the difference to what they started from, without loss; or each

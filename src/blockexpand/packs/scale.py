@@ -22,9 +22,8 @@ from typing import BinaryIO
 
 from blockexpand import __version__
 from blockexpand.checkpoint import num_bytes
-from blockexpand.checkpoint.digesting import count_not_finite, new_hasher
+from blockexpand.checkpoint.passes import count_not_finite, new_hasher
 from blockexpand.errors import PackError
-from blockexpand.expansion import SILENT, BlockTensor, Plan
 from blockexpand.packs.encoding import (
     PIECE_BYTES,
     SCALE,
@@ -40,6 +39,7 @@ from blockexpand.packs.record import LEAST_GAIN, MOST_GAIN, PackRecord, Scaled, 
 from blockexpand.packs.weights import Row, changed, decoded, pieces, weights_file
 from blockexpand.progress import bar
 from blockexpand.records import write_record
+from blockexpand.records.plan import SILENT, BlockTensor, Plan
 from blockexpand.staging import PACK_NAME, check_output, staged_folder
 from blockexpand.units import FLOATS
 

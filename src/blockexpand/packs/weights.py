@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from blockexpand.checkpoint import Checkpoint, Place, TensorEntry, build_header, copy_tensors, num_bytes, num_elements
-from blockexpand.checkpoint.digesting import new_hasher
 from blockexpand.checkpoint.header import ALIGNMENT_BYTES, open_to_read
+from blockexpand.checkpoint.passes import new_hasher
 from blockexpand.errors import PackError
-from blockexpand.expansion import BlockTensor
 from blockexpand.packs.encoding import (
     PIECE_BYTES,
     SCALE,
@@ -30,6 +29,7 @@ from blockexpand.packs.encoding import (
 )
 from blockexpand.packs.pack import WEIGHTS, Pack
 from blockexpand.packs.record import Encoding, tensors_of
+from blockexpand.records.plan import BlockTensor
 from blockexpand.staging import PACK_NAME
 
 Start = Callable[[], Iterator[bytes]]

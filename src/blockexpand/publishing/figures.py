@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockexpand.checkpoint import Checkpoint, FileText, digest_tensors, open_checkpoint
+from blockexpand.checkpoint import Checkpoint, digest_tensors, open_checkpoint
 from blockexpand.checkpoint.header import LENGTH_BYTES, open_to_read
 from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import PublishError, RecordError
-from blockexpand.expansion import ExpansionRecord, read_expansion
 from blockexpand.packs.base import base_within, new_names, old_names
 from blockexpand.packs.pack import WEIGHTS, Pack
 from blockexpand.publishing.subject import Published
 from blockexpand.records import parse_json
+from blockexpand.records.expansion import ExpansionRecord, FileText, read_expansion
 
 if TYPE_CHECKING:
     from blockexpand.records.evaluation import Difference, EvaluationRecord

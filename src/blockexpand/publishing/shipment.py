@@ -19,7 +19,7 @@ from typing import Any
 from blockexpand.checkpoint import CONFIG, Checkpoint, digest_tensors, open_checkpoint, refuse_not_finite
 from blockexpand.digests import digest_json
 from blockexpand.errors import PublishError, RecordError
-from blockexpand.expansion import CARD, ExpansionRecord, read_mark
+from blockexpand.expansion import CARD, read_mark
 from blockexpand.packs import Pack
 from blockexpand.packs.base import new_names, old_names
 from blockexpand.packs.blocks_check import check_blocks
@@ -28,6 +28,7 @@ from blockexpand.packs.pack import WEIGHTS
 from blockexpand.publishing.statements import OTHER, metadata_of
 from blockexpand.publishing.subject import Published
 from blockexpand.records import dump_json, read_json, with_format
+from blockexpand.records.expansion import ExpansionRecord
 from blockexpand.staging import PACK_NAME, RECORD_NAME
 
 _INDEX = "model.safetensors.index.json"

@@ -14,9 +14,11 @@ from typing import Any, Literal, TypeVar
 from blockexpand.checkpoint import locate_model
 from blockexpand.digests import digest_json
 from blockexpand.errors import PublishError
-from blockexpand.expansion import ExpansionRecord, Plan, identity_of, read_expansion
+from blockexpand.expansion import identity_of
 from blockexpand.packs import Card, Pack, read_pack
 from blockexpand.records import read_json
+from blockexpand.records.expansion import ExpansionRecord, read_expansion
+from blockexpand.records.plan import Plan
 from blockexpand.staging import PACK_NAME, RECORD_NAME
 
 Kind = Literal["pack", "checkpoint"]

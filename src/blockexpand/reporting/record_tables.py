@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blockexpand.expansion import Proof
 from blockexpand.records.corpus import CorpusRecord
 from blockexpand.records.evaluation import Evaluation
+from blockexpand.records.expansion import Proof
 from blockexpand.reporting.sources import Found, Run, Source
 from blockexpand.reporting.stages import Stages
 from blockexpand.reporting.tables import Column, Table, Value

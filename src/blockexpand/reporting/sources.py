@@ -20,11 +20,11 @@ from blockexpand.comparison.examination import EXAMINATION_NAME
 from blockexpand.corpus import open_corpus
 from blockexpand.digests import digest_file
 from blockexpand.errors import BlockexpandError, ReportError, nearest
-from blockexpand.expansion import ExpansionRecord, Proof, read_expansion
 from blockexpand.records import read_json, read_record
 from blockexpand.records.agents import EPISODES_NAME, TASKS_NAME, AgentRecord, AgentRun, read_agent
 from blockexpand.records.corpus import CorpusRecord
 from blockexpand.records.evaluation import Evaluation, EvaluationRecord, read_evaluation
+from blockexpand.records.expansion import ExpansionRecord, Proof, read_expansion
 from blockexpand.records.judge import JUDGEMENTS_NAME, QUESTIONS_NAME, JudgeRecord, JudgeRun, read_judge
 from blockexpand.records.run import RunRecord, read_metrics
 from blockexpand.reporting.sequences import SEQUENCE_NAME, SequenceRecord, read_sequence

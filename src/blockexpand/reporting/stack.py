@@ -10,7 +10,8 @@ import functools
 from typing import TYPE_CHECKING
 
 from blockexpand.comparison import BlockEffect
-from blockexpand.expansion import ExpansionRecord, Plan, StackEntry
+from blockexpand.records.expansion import ExpansionRecord
+from blockexpand.records.plan import Plan, StackEntry
 from blockexpand.reporting.plotting import GRID, INK, MUTED, PAPER, SERIES, Figure, Words, make_figure
 from blockexpand.reporting.sources import Found
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from blockexpand.errors import RecordError
-from blockexpand.expansion import Plan, read_expansion
-from blockexpand.expansion.record import RECORD_NAME, ExpansionRecord
+from blockexpand.records.expansion import RECORD_NAME, ExpansionRecord, read_expansion
+from blockexpand.records.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

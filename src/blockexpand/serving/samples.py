@@ -16,7 +16,7 @@ from blockexpand.checkpoint import locate_model
 from blockexpand.corpus import Corpus
 from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.families.modules import load_model
-from blockexpand.live.device import choose_device, own_dtype
+from blockexpand.live.device import choose_device, training_dtype
 
 _PROMPT_TOKENS, _NEW_TOKENS = 32, 48
 """Enough to see what it is about, and how it goes on."""
@@ -52,7 +52,7 @@ def continue_texts(model: Any, prompts: Sequence[Prompt], device: str = "auto") 
 
     folder = locate_model(model)
     where = choose_device(device)
-    loaded: Any = load_model(folder, dtype=own_dtype(folder), device=str(where))
+    loaded: Any = load_model(folder, dtype=training_dtype("auto", folder, where), device=str(where))
     tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder)
     said = []
     for prompt in prompts:

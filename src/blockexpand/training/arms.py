@@ -28,9 +28,9 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from blockexpand import live
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.errors import TrainingError
-from blockexpand.expansion import read_expansion
 from blockexpand.families import family_for, known_families, modules
 from blockexpand.families.modules import stack_of
+from blockexpand.records.expansion import read_expansion
 from blockexpand.records.run import (
     ArmSettings,
     BasePrecision,

@@ -19,9 +19,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from blockexpand import live
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import TrainingError
-from blockexpand.expansion import ExpansionRecord, read_expansion
 from blockexpand.families import family_for
 from blockexpand.records import write_record
+from blockexpand.records.expansion import ExpansionRecord, read_expansion
 from blockexpand.staging import RECORD_NAME, staged_folder
 from blockexpand.training.arms import make_trainable
 from blockexpand.training.checkpoints import save_tensors

@@ -21,8 +21,9 @@ from torch import Tensor
 from blockexpand.checkpoint import CONFIG, Checkpoint, TensorEntry, copy_files, open_checkpoint, other_files
 from blockexpand.checkpoint.header import open_to_read
 from blockexpand.errors import TrainingError
-from blockexpand.expansion import ExpansionRecord, read_expansion, without_card
+from blockexpand.expansion import without_card
 from blockexpand.records import read_json, write_record
+from blockexpand.records.expansion import ExpansionRecord, read_expansion
 from blockexpand.staging import RECORD_NAME, staged_folder
 from blockexpand.units import FLOATS, torch_dtype
 

@@ -14,9 +14,11 @@ from typing import Any, cast
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.corpus import open_corpus
 from blockexpand.errors import TrainingError
-from blockexpand.expansion import SILENT, BlockTensor, Survey, backward_flops, forward_flops, read_expansion, survey
+from blockexpand.expansion import Survey, backward_flops, forward_flops, survey
 from blockexpand.live.loss import CHUNK_POSITIONS
 from blockexpand.records import check
+from blockexpand.records.expansion import read_expansion
+from blockexpand.records.plan import SILENT, BlockTensor
 from blockexpand.records.run import (
     SELF,
     ArmSettings,

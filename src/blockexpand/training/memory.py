@@ -15,9 +15,9 @@ import torch
 
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import TrainingError
-from blockexpand.expansion import read_expansion
 from blockexpand.families import family_for
 from blockexpand.live.device import total_bytes, training_dtype
+from blockexpand.records.expansion import read_expansion
 from blockexpand.records.run import BlocksArm, FullArm, OldBlocksArm, TrainSettings, UpscaledArm
 from blockexpand.training.processes import World
 from blockexpand.units import format_bytes

@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.errors import BlockexpandError, TrainingError
 from blockexpand.families import Family, family_for
-from blockexpand.families.blocks import NUMBER
+from blockexpand.families.family import NUMBER
 from blockexpand.live.device import choose_device
 from blockexpand.training.arms import Trainee
 from blockexpand.units import FLOATS

@@ -12,7 +12,8 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from blockexpand.expansion import Plan, plan  # noqa: E402
+from blockexpand.expansion import plan  # noqa: E402
+from blockexpand.records.plan import Plan  # noqa: E402
 from helpers import KNOWN_SHAPES, shape_only  # noqa: E402
 
 REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {

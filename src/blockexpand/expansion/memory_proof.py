@@ -1,0 +1,317 @@
+"""The parts of the proof that need the models in memory (torch, transformers).
+
+In: the base and the expanded checkpoint, and the plan. Out: checks with figures. One model is held at a time, or
+only a few of its blocks when there is not enough memory; then logits are compared, and no step is taken. No remote
+code is run and nothing is fetched.
+
+Shapes: B = 1 sequence, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from blockexpand.checkpoint import Checkpoint
+from blockexpand.expansion.deeper_config import base_entries
+from blockexpand.expansion.lockstep import BlockByBlock, block_bytes, tensor_bytes
+from blockexpand.families import Family, family_for
+from blockexpand.families.modules import config_entries, load_model, parameters_of, put_stack, set_config, stack_of
+from blockexpand.records.expansion import Check
+from blockexpand.records.plan import Plan
+from blockexpand.units import FLOATS, torch_dtype
+
+SEED = 20240104
+"""Any fixed number gives the same sequences everywhere; this one is the day the paper appeared."""
+SEQUENCE_TOKENS = (5, 16, 40)
+"""Lengths of the sequences compared; tests' sliding windows are shorter than the longest."""
+CACHED_TOKENS = 8
+"""How many of a sequence's last tokens go through the cache one by one."""
+GENERATED_TOKENS = 24
+STEP_LEARNING_RATE = 1e-5
+"""A small step of post-pretraining (the paper trains at 2e-4); see docs/proof.md for the drift it makes."""
+MAX_DRIFT_NATS = 1e-2
+"""The most that one such step may move the model. Measured: docs/proof.md."""
+_CACHE = next(f.name for f in fields(CausalLMOutputWithPast) if f.name in ("cache", "past_key_values"))
+"""What this version of transformers calls the KV cache, in a model's arguments and in its output."""
+
+
+NO_STEP = "gradients and the first step's drift: the models were run block by block, for want of memory"
+"""What a proof by block says that it does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What this module found."""
+
+    dtypes: tuple[str, ...]
+    """The precisions in which logits were compared."""
+    checks: tuple[Check, ...]
+    """The checks, in order."""
+    left_out: tuple[str, ...] = ()
+    """What was not looked at, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """How a model answers to fixed sequences."""
+
+    logits_BTV: tuple[Tensor, ...]
+    """Without a cache, one for each sequence."""
+    cached_BTV: tuple[Tensor, ...]
+    """The same, the last tokens one by one through the KV cache."""
+    generated_BT: tuple[Tensor, ...]
+    """Greedy continuations."""
+
+
+def measure(
+    base: Checkpoint, out: Checkpoint, plan: Plan, *, trained: bool, device: str, memory: int | None = None
+) -> Measured:
+    """Compare the models, then (for untrained blocks) take one step and look at gradients and drift.
+
+    With `memory`, the bytes that a model may take, models that are larger are run block by block, and then no step is
+    taken.
+
+    Raises:
+        ExpansionError: a single block does not fit.
+    """
+    family = family_for(base.config, base.source, base.tensors)
+    names = _dtypes_of(plan)
+    checks: list[Check] = []
+    by_block = memory is not None and memory < whole_bytes(out, plan)
+    for name in names:
+        if by_block:
+            assert memory is not None, "by block only because of the memory"
+            blocks = BlockByBlock(base, family, dtype=torch_dtype(name), device=device, memory=memory)
+            expected = answers_by_block(blocks)
+            blocks = BlockByBlock(out, family, dtype=torch_dtype(name), device=device, memory=memory)
+            if trained:
+                blocks.keep(plan.old_to_new)
+                set_config(blocks.model, family, base_entries(family, plan, config_entries(blocks.model)))
+            checks += compare(expected, answers_by_block(blocks), name, bypassed=trained)
+            continue
+        expected = _answers_of(base, family, torch_dtype(name), device)
+        model = load_model(out.folder, dtype=torch_dtype(name), device=device, loader=family.loader)
+        if trained:
+            _bypass_for_good(model, family, plan)
+        checks += compare(expected, answers(model, sequences(model)), name, bypassed=trained)
+        if name == "F32" and not trained:
+            checks += _step(model, family, plan, expected.logits_BTV)
+    left_out = (NO_STEP,) if by_block and not trained else ()
+    return Measured(dtypes=names, checks=tuple(checks), left_out=left_out)
+
+
+def whole_bytes(out: Checkpoint, plan: Plan) -> int:
+    """What the proof takes at its peak when whole models are loaded.
+
+    That is the deeper model in float32, with gradients and AdamW's two moments for the new blocks.
+    """
+    family = family_for(out.config, out.source, out.tensors)
+    new = sum(block_bytes(out, family, torch.float32)[position] for position in plan.new_positions)
+    return tensor_bytes(out, torch.float32) + 3 * new
+
+
+def _dtypes_of(plan: Plan) -> tuple[str, ...]:
+    """The dtype the checkpoint is stored in (bfloat16 for FP8), and float32, last because the step is taken in it."""
+    tensors = plan.tensors_of(plan.new_blocks[0].donor)
+    stored = next(t.dtype for t in tensors if t.parameter and len(t.shape) > 1)
+    return tuple(dict.fromkeys((stored if stored in FLOATS else "BF16", "F32")))
+
+
+def _answers_of(checkpoint: Checkpoint, family: Family, dtype: torch.dtype, device: str) -> Answers:
+    model = load_model(checkpoint.folder, dtype=dtype, device=device, loader=family.loader)
+    return answers(model, sequences(model))
+
+
+def _bypass_for_good(model: nn.Module, family: Family, plan: Plan) -> None:
+    stack = stack_of(model, family)
+    put_stack(model, family, [stack[i] for i in plan.old_to_new])
+    set_config(model, family, base_entries(family, plan, config_entries(model)))
+
+
+def sequences(model: nn.Module) -> tuple[Tensor, ...]:
+    """The token sequences every proof uses, drawn with a fixed seed on the CPU."""
+    embedding = cast(nn.Embedding, cast(PreTrainedModel, model).get_input_embeddings())
+    generator = torch.Generator().manual_seed(SEED)
+    size = embedding.weight.shape[0]
+    drawn = [torch.randint(size, (1, length), generator=generator) for length in SEQUENCE_TOKENS]
+    return tuple(tokens_BT.to(embedding.weight.device) for tokens_BT in drawn)
+
+
+@torch.no_grad()
+def answers(model: nn.Module, tokens: Sequence[Tensor]) -> Answers:
+    """Run the model on the sequences, three ways."""
+    return Answers(
+        logits_BTV=tuple(model(tokens_BT, use_cache=False).logits for tokens_BT in tokens),
+        cached_BTV=tuple(_through_the_cache(model, tokens_BT) for tokens_BT in tokens),
+        generated_BT=tuple(_greedy(model, tokens_BT) for tokens_BT in tokens),
+    )
+
+
+def answers_by_block(blocks: BlockByBlock) -> Answers:
+    """The same on a model of which only a few blocks are in memory, with shorter continuations.
+
+    Every token that goes through the cache alone needs the whole checkpoint to be read again, so there are no more
+    generated ones than cached ones and the prompt's.
+    """
+    model = blocks.model
+    tokens = sequences(model)
+
+    def plain(tokens_BT: Tensor) -> Tensor:
+        return model(tokens_BT, use_cache=False).logits
+
+    ways = (plain, partial(_through_the_cache, model), partial(_greedy, model, num_tokens=CACHED_TOKENS + 1))
+    found = blocks.run([partial(way, tokens_BT) for way in ways for tokens_BT in tokens])
+    count = len(tokens)
+    return Answers(
+        logits_BTV=tuple(found[:count]),
+        cached_BTV=tuple(found[count : 2 * count]),
+        generated_BT=tuple(found[2 * count :]),
+    )
+
+
+def _through_the_cache(model: nn.Module, tokens_BT: Tensor) -> Tensor:
+    first = max(1, tokens_BT.shape[1] - CACHED_TOKENS)
+    output = model(tokens_BT[:, :first], use_cache=True)
+    pieces = [output.logits]
+    for i in range(first, tokens_BT.shape[1]):
+        output = model(tokens_BT[:, i : i + 1], **{_CACHE: output[_CACHE]}, use_cache=True)
+        pieces.append(output.logits)
+    return torch.cat(pieces, dim=1)
+
+
+def _greedy(model: nn.Module, tokens_BT: Tensor, num_tokens: int = GENERATED_TOKENS) -> Tensor:
+    # A config of our own: the model's may sample, stop early, or ask for another kind of cache.
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=num_tokens, eos_token_id=None, pad_token_id=0, use_cache=True
+    )
+    mask_BT = torch.ones_like(tokens_BT)
+    generated = cast(GenerationMixin, model).generate(tokens_BT, attention_mask=mask_BT, generation_config=config)
+    return cast(Tensor, generated)
+
+
+def compare(expected: Answers, found: Answers, dtype: str, *, bypassed: bool = False) -> list[Check]:
+    """The checks that two sets of answers are the same to the bit."""
+    what = "with the new blocks bypassed, " if bypassed else ""
+    generated = [torch.equal(a, b) for a, b in zip(expected.generated_BT, found.generated_BT, strict=True)]
+    num_tokens = sum(tokens_BT.shape[1] for tokens_BT in found.generated_BT)
+    return [
+        _compare_logits(f"{what}logits are the base's in {dtype}", expected.logits_BTV, found.logits_BTV),
+        _compare_logits(
+            f"{what}logits through the KV cache are the base's in {dtype}",
+            expected.cached_BTV,
+            found.cached_BTV,
+        ),
+        Check(
+            name=f"{what}greedy generation is the base's in {dtype}",
+            passed=all(generated),
+            figure=f"{sum(generated)} of {len(generated)} continuations equal, {num_tokens} tokens",
+        ),
+    ]
+
+
+def _compare_logits(name: str, expected: Sequence[Tensor], found: Sequence[Tensor]) -> Check:
+    pairs = list(zip(expected, found, strict=True))
+    same = all(torch.equal(_bits(a), _bits(b)) for a, b in pairs)
+    finite = all(bool(torch.isfinite(b).all()) for _, b in pairs)
+    if same and finite:
+        count = sum(b.numel() for _, b in pairs)
+        return Check(name=name, passed=True, figure=f"{count:,} logits bit-identical")
+    if not finite:
+        return Check(name=name, passed=False, figure="the logits are not finite, so nothing is proved")
+    largest = max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+    return Check(name=name, passed=False, figure=f"they differ by up to {largest:.3g}")
+
+
+def _bits(values: Tensor) -> Tensor:
+    """The bit patterns: to `torch.equal`, 0.0 and -0.0 are the same, and NaN is not itself."""
+    kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return values.contiguous().view(kinds[values.element_size()])
+
+
+def _step(model: nn.Module, family: Family, plan: Plan, base_logits_BTV: Sequence[Tensor]) -> list[Check]:
+    """Gradient at step 0, one optimiser step, drift, gradient at step 1."""
+    model.requires_grad_(False)
+    stack = stack_of(model, family)
+    new: dict[str, dict[str, nn.Parameter]] = {}
+    writers: dict[str, set[str]] = {}
+    for block in plan.new_blocks:
+        tensors, name = plan.tensors_of(block.donor), family.block.name_in_memory
+        found = parameters_of(stack[block.position], family, [(t.tail, t.parameter) for t in tensors])
+        new[block.id] = dict(sorted(found.items()))
+        writers[block.id] = {name(t.tail) for t in tensors if t.starts != "donor"}
+        for parameter in new[block.id].values():
+            parameter.requires_grad_(True)
+    silent = {block: {n: p for n, p in parameters.items() if n in writers[block]} for block, parameters in new.items()}
+    tokens = sequences(model)
+    _backward(model, tokens)
+    checks = [
+        _check_gradient("at step 0 every residual writer gets gradient", silent),
+        _frozen(model, new),
+    ]
+    trained = [parameter for parameters in new.values() for parameter in parameters.values()]
+    optimizer = torch.optim.AdamW(trained, lr=STEP_LEARNING_RATE, weight_decay=0.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    checks.append(_check_drift(model, tokens, base_logits_BTV))
+    _backward(model, tokens)
+    return [*checks, _check_gradient("at step 1 every tensor of every new block gets gradient", new)]
+
+
+def _backward(model: nn.Module, tokens: Sequence[Tensor]) -> None:
+    for tokens_BT in tokens:
+        logits_BTV = model(tokens_BT, use_cache=False).logits
+        loss = nn.functional.cross_entropy(logits_BTV[0, :-1].float(), tokens_BT[0, 1:])
+        loss.backward()
+
+
+def _check_gradient(name: str, new: dict[str, dict[str, nn.Parameter]]) -> Check:
+    norms = {
+        f"{block} {tail}": 0.0 if (g := parameter.grad) is None else float(g.norm())
+        for block, parameters in new.items()
+        for tail, parameter in parameters.items()
+    }
+    dead = [key for key, norm in norms.items() if not 0 < norm < float("inf")]
+    figure = f"{len(norms)} tensors, the smallest norm {min(norms.values()):.2g}"
+    if dead:
+        figure = f"{len(dead)} of {len(norms)} get none, e.g. {dead[0]}"
+    return Check(name=name, passed=not dead, figure=figure)
+
+
+def _frozen(model: nn.Module, new: dict[str, dict[str, nn.Parameter]]) -> Check:
+    trained = {id(parameter) for parameters in new.values() for parameter in parameters.values()}
+    old = {name: p for name, p in model.named_parameters() if id(p) not in trained}
+    touched = [name for name, parameter in old.items() if parameter.grad is not None]
+    figure = f"{len(touched)} get some, e.g. {touched[0]}" if touched else f"{len(old)} tensors"
+    return Check(name="no old tensor gets gradient", passed=not touched, figure=figure)
+
+
+@torch.no_grad()
+def _check_drift(model: nn.Module, tokens: Sequence[Tensor], base_logits_BTV: Sequence[Tensor]) -> Check:
+    total, count = 0.0, 0
+    for tokens_BT, expected_BTV in zip(tokens, base_logits_BTV, strict=True):
+        moved_BTV = model(tokens_BT, use_cache=False).logits
+        total += kl_nats(expected_BTV, moved_BTV)
+        count += tokens_BT.numel()
+    drift = total / count
+    passed = 0 <= drift <= MAX_DRIFT_NATS
+    advice = "" if passed else "; place the new blocks elsewhere, or train them with a far smaller learning rate"
+    return Check(
+        name=f"one AdamW step at lr {STEP_LEARNING_RATE:g} moves the model little",
+        passed=passed,
+        figure=f"KL {drift:.2g} nats a token, at most {MAX_DRIFT_NATS:g}{advice}",
+    )
+
+
+def kl_nats(base_BTV: Tensor, moved_BTV: Tensor) -> float:
+    """KL(base || moved), summed over tokens, in float64: the figure lies far below float32's rounding."""
+    base_log_BTV = base_BTV.double().log_softmax(-1)
+    moved_log_BTV = moved_BTV.double().log_softmax(-1)
+    return max(0.0, float((base_log_BTV.exp() * (base_log_BTV - moved_log_BTV)).sum()))

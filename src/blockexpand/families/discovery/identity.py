@@ -1,0 +1,172 @@
+"""The small part of the proof, on a small model: put copies of its blocks in, silent, and compare.
+
+In: a small model that runs, its layout, and what silences each of its blocks. Out: nothing, when the deeper model
+gives the same logits bit for bit, without a cache and while it generates with one, built anew by its config and with
+blocks inserted in memory. Refused, as `FamilyError` with the reason, when it does not.
+
+Shapes: B = 1 sequence, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+
+from blockexpand.errors import FamilyError
+from blockexpand.families.discovery.layout import Layout, kinds, misplaced, signatures
+from blockexpand.families.discovery.silencers import record_calls
+from blockexpand.families.discovery.trial_model import attempted, bare_model, random_model, run
+from blockexpand.families.family import Family
+from blockexpand.families.modules import put_stack, set_config
+
+GENERATED_TOKENS = 6
+
+Silencers = Sequence[dict[str, float]]
+"""For each block, its tensors in memory that silence it, and the number each then holds."""
+
+
+def sayable(config: dict[str, Any], layout: Layout) -> list[list[int]]:
+    """Stacks with copies that the config can state: every block twice, or else one with a copy of each kind.
+
+    Raises:
+        FamilyError: there are none.
+    """
+    depth = config[layout.depth_key]
+    twice = [block for block in range(depth) for _ in range(2)]
+    reason = _moved(config, layout, twice)
+    if reason is None:
+        return [twice]
+    made = kinds(signatures(bare_model(config), layout.module))
+    stacks: dict[int, list[int]] = {}
+    for block in range(depth):
+        sources = [*range(block + 1), *range(block, depth)]
+        if made[block] not in stacks and _moved(config, layout, sources) is None:
+            stacks[made[block]] = sources
+    if not stacks:
+        raise FamilyError(f"blocks change wherever a copy is put: {reason}")
+    return list(stacks.values())
+
+
+def _moved(config: dict[str, Any], layout: Layout, sources: Sequence[int]) -> str | None:
+    try:
+        return misplaced(config, layout.resized(config, sources), layout.module, sources)
+    except FamilyError as error:
+        return str(error)
+
+
+def prove_anew(
+    model: PreTrainedModel, config: dict[str, Any], layout: Layout, silencers: Silencers, tokens_BT: Tensor
+) -> None:
+    """Compare with deeper models that transformers builds from the config, as it does with an expanded folder.
+
+    Raises:
+        FamilyError: one of them is another function.
+    """
+    for sources in sayable(config, layout):
+        deeper = random_model(layout.resized(config, sources))
+        _fill(deeper, model, layout.module, sources, silencers)
+        if not torch.equal(run(model, tokens_BT), run(deeper, tokens_BT)):
+            raise FamilyError(_why(model, deeper, layout.module, sources, tokens_BT))
+        if not torch.equal(_generated(model, tokens_BT), _generated(deeper, tokens_BT)):
+            raise FamilyError("a deeper model with silent copies generates other logits through the cache")
+
+
+def prove_in_memory(
+    model: PreTrainedModel, config: dict[str, Any], layout: Layout, family: Family, silencers: Silencers
+) -> None:
+    """Compare with the same model after silent copies were put into its stack, as on a live model.
+
+    Raises:
+        FamilyError: it is another function.
+    """
+    tokens_BT = tokens(model)
+    expected = run(model, tokens_BT), _generated(model, tokens_BT)
+    for sources in sayable(config, layout):
+        deeper = copy.deepcopy(model)
+        old = list(deeper.get_submodule(layout.module).children())
+        blocks = [
+            old[s] if i == 0 or sources[i - 1] != s else _copy(old[s], silencers[s]) for i, s in enumerate(sources)
+        ]
+        entries = layout.resized(config, sources)
+        set_config(deeper, family, {key: entries[key] for key in (*layout.lists, layout.depth_key)})
+        put_stack(deeper, family, blocks)
+        found = run(deeper, tokens_BT), _generated(deeper, tokens_BT)
+        if not all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)):
+            raise FamilyError(
+                "a model in memory is another function after copies of its blocks were put in, though one that is "
+                "built so deep is not: its blocks keep their index where it cannot be renumbered"
+            )
+
+
+def tokens(model: PreTrainedModel) -> Tensor:
+    """A fixed sequence, longer than the small models' windows."""
+    size = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[0]
+    return torch.randint(3, size, (1, 24), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def _copy(block: nn.Module, silencers: dict[str, float]) -> nn.Module:
+    result = copy.deepcopy(block)
+    for name, value in silencers.items():
+        result.get_parameter(name).fill_(value)
+    return result
+
+
+@torch.no_grad()
+def _fill(
+    deeper: PreTrainedModel, model: PreTrainedModel, path: str, sources: Sequence[int], silencers: Silencers
+) -> None:
+    """Give the deeper model its numbers: old tensors, and silent copies above the old blocks."""
+    old, new = model.state_dict(), {}
+    for name, tensor in deeper.state_dict().items():
+        position, _, tail = name.removeprefix(f"{path}.").partition(".")
+        inside = name.startswith(f"{path}.")
+        source = f"{path}.{sources[int(position)]}.{tail}" if inside else name
+        if source not in old or old[source].shape != tensor.shape:
+            raise FamilyError(
+                f"outside the blocks {name} changes with the depth: {list(tensor.shape)} in a deeper model"
+            )
+        new[name] = old[source]
+        is_copy = inside and int(position) > 0 and sources[int(position) - 1] == sources[int(position)]
+        if is_copy and tail in silencers[sources[int(position)]]:
+            new[name] = torch.full_like(tensor, silencers[sources[int(position)]][tail])
+    deeper.load_state_dict(new)
+
+
+def _why(model: PreTrainedModel, deeper: PreTrainedModel, path: str, sources: Sequence[int], tokens_BT: Tensor) -> str:
+    """Which block is no longer what it was."""
+    calls, others = record_calls(model, path, tokens_BT), record_calls(deeper, path, tokens_BT)
+    for position, source in enumerate(sources):
+        if position and sources[position - 1] == source:
+            continue
+        first, second = (
+            c.output[0] if isinstance(c.output, tuple) else c.output for c in (calls[source], others[position])
+        )
+        if not torch.equal(first, second):
+            return (
+                f"block {source} computes something else when it is block {position} of {len(sources)}: its "
+                "computation uses its index or the depth"
+            )
+    return "a deeper model with silent copies gives other logits"
+
+
+def _generated(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
+    """The logits of a greedy continuation through the cache."""
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=GENERATED_TOKENS,
+        eos_token_id=None,
+        pad_token_id=0,
+        use_cache=True,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    with attempted("a tiny model of it does not generate with a cache"):
+        mask_BT = torch.ones_like(tokens_BT)
+        result: Any = cast(GenerationMixin, model).generate(tokens_BT, attention_mask=mask_BT, generation_config=config)
+    return torch.stack(result.logits)
