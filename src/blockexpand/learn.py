@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blockexpand import __version__
 from blockexpand.checkpoint import Checkpoint, open_checkpoint, tokenizer_file
@@ -21,12 +22,8 @@ from blockexpand.corpus.splits import LEAST_DOCUMENTS
 from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import Interrupted, LearnError
-from blockexpand.evaluation.held_out import DocumentLosses, document_losses
 from blockexpand.expansion import expand, survey, verify
 from blockexpand.expansion import plan as make_plan
-from blockexpand.families.modules import load_model
-from blockexpand.live.device import choose_device, training_dtype
-from blockexpand.packs import extract
 from blockexpand.progress import say
 from blockexpand.records import read_record, write_record
 from blockexpand.records.intervals import ratio_difference
@@ -53,22 +50,12 @@ from blockexpand.records.run import (
     RunRecord,
     TrainSettings,
 )
-from blockexpand.reporting import report
-from blockexpand.serving.samples import beginnings, continue_texts
 from blockexpand.staging import RECORD_NAME, check_output
-from blockexpand.training import train
-from blockexpand.training.budget import LEAST_DOCUMENTS as LEAST_GENERAL
-from blockexpand.training.budget import DocumentSums, state
-from blockexpand.training.choices import (
-    KL_WEIGHT,
-    MEASUREMENTS,
-    RATES,
-    STEERING_ROWS,
-    STEERING_TOKENS,
-    TEST_TOKENS,
-    decide,
-)
-from blockexpand.training.self_text import write_self_text
+
+if TYPE_CHECKING:
+    from blockexpand.evaluation.held_out import DocumentLosses
+
+# torch and transformers are imported where something is computed: a refusal takes no seconds.
 
 _RECORD = "learn.json"
 _BYTES_PER_TOKEN = 3.5
@@ -79,6 +66,9 @@ _LEAST_PAIRS = 8
 """Test documents; fewer cannot carry an interval."""
 _PROMPTS = 3
 """That both models continue, for people to read."""
+_PIECES = 64
+"""Documents at least that a held-out split of full size has: a bound stands on documents."""
+_ROWS_PER_PASS = 4
 _CHECKPOINTS = 12
 """That a run writes on its way: what a kill costs at most."""
 
@@ -90,6 +80,8 @@ class _Seen:
     base: Checkpoint
     depth: int
     data: DataSeen
+    general: DataSeen
+    """The user's; without any document where the model is to write it itself."""
 
 
 def learn(
@@ -181,28 +173,25 @@ def _look(model: str, data: tuple[str, ...], general: tuple[str, ...], **asked: 
         general_digest=_digest(general),
         **asked,  # type: ignore[arg-type]
     )
-    seen = _sum_up(inspect_sources(list(data)), LEAST_DOCUMENTS, "to learn from, to steer by and to test on")
-    if general:
-        _sum_up(inspect_sources(list(general)), 2 * LEAST_GENERAL, "of general text: a budget is promised by documents")
-    if seen.kind == "chats":
+    found = {name: _sum_up(inspect_sources(list(paths))) for name, paths in (("data", data), ("general", general))}
+    if found["data"].num_documents < LEAST_DOCUMENTS:
+        raise LearnError(
+            f"{', '.join(data)}: {found['data'].num_documents} documents; expected at least {LEAST_DOCUMENTS}, to "
+            "learn from, to steer by and to test on; give more"
+        )
+    if found["data"].kind == "chats":
         check_template(load_tokenizer(base.folder))
-    return settings, _Seen(base=base, depth=depth, data=seen)
+    return settings, _Seen(base=base, depth=depth, **found)
 
 
 def _digest(sources: tuple[str, ...]) -> str:
     return digest_json([look_into(Source(path=path)).digest() for path in sources])
 
 
-def _sum_up(sources: list[SourceSummary], least: int, what_for: str) -> DataSeen:
-    num_documents = sum(source.num_documents for source in sources)
-    if num_documents < least:
-        raise LearnError(
-            f"{', '.join(source.path for source in sources)}: {num_documents} documents; expected at least {least}, "
-            f"{what_for}; give more"
-        )
+def _sum_up(sources: list[SourceSummary]) -> DataSeen:
     return DataSeen(
-        kind="chats" if sources[0].kind == "chat" else "texts",
-        num_documents=num_documents,
+        kind="chats" if any(source.kind == "chat" for source in sources) else "texts",
+        num_documents=sum(source.num_documents for source in sources),
         num_tokens=round(sum(source.text_bytes for source in sources) / _BYTES_PER_TOKEN),
     )
 
@@ -238,10 +227,15 @@ class _Work:
         path = self.folder / "plan.json"
         if path.is_file():
             return read_record(LearnPlan, path)
-        return decide(self.asked, self.seen.base, self.seen.depth, self.seen.data, self.device, self.out)
+        from blockexpand.training.choices import decide
+
+        seen = self.seen
+        return decide(self.asked, seen.base, seen.depth, seen.data, seen.general, self.device, self.out)
 
     def do(self, plan: LearnPlan) -> LearnRecord:
         """Everything that is not there yet, in its order."""
+        from blockexpand.training import train
+
         self.folder.mkdir(parents=True, exist_ok=True)
         write_record(self.folder / "settings.json", self.asked)
         write_record(self.folder / "plan.json", plan)
@@ -279,14 +273,19 @@ class _Work:
         if self.asked.general:
             self.prepare(self.asked.general, plan, "general", "replay")
         else:
+            from blockexpand.training.self_text import write_self_text
+
             write_self_text(self.recipe(plan, self.asked.arm), self.device)
 
     def prepare(self, sources: tuple[str, ...], plan: LearnPlan, name: str, first: str) -> None:
-        """Sources as a corpus, its held-out splits of bearable size."""
+        """Sources as a corpus: as much as is learnt from, and held-out splits of bearable size, in pieces of it."""
         recipe = make_recipe([*sources], row_tokens=plan.row_tokens, held_out=_HELD_OUT)
-        limits = {"validation": STEERING_TOKENS, "test": TEST_TOKENS}
         splits = {
-            (first if split == "train" else split): dataclasses.replace(one, max_tokens=limits.get(split))
+            first if split == "train" else split: dataclasses.replace(
+                one,
+                max_tokens=plan.domain_tokens if split == "train" else plan.held_out_tokens,
+                max_document_tokens=None if split == "train" else plan.held_out_tokens // _PIECES,
+            )
             for split, one in recipe.splits.items()
         }
         recipe = dataclasses.replace(recipe, splits=splits)
@@ -294,6 +293,8 @@ class _Work:
 
     def recipe(self, plan: LearnPlan, arm: Arm) -> TrainSettings:
         """What `train` is given: for each arm the same tokens and the same retention."""
+        from blockexpand.training.choices import KL_WEIGHT, MEASUREMENTS, RATES, STEERING_ROWS
+
         optimizer, rate = RATES[arm]
         kinds = {"blocks": BlocksArm(), "full": FullArm(kind="full")}
         return TrainSettings(
@@ -320,16 +321,22 @@ class _Work:
 
     def measure(self, model: Path) -> dict[str, DocumentLosses]:
         """A model's losses on the test documents of the data and of general text."""
+        from blockexpand.evaluation.held_out import document_losses
+        from blockexpand.families.modules import load_model
+        from blockexpand.live.device import choose_device, training_dtype
+
         device = choose_device(self.device)
         loaded = load_model(model, dtype=training_dtype("auto", model, device), device=str(device))
         corpora = {name: open_corpus(self.folder / name) for name in ("domain", "general")}
         return {
-            name: document_losses(loaded, corpus.rows("test"), STEERING_ROWS, f"{model.name} on {name} text")
+            name: document_losses(loaded, corpus.rows("test"), _ROWS_PER_PASS, f"{model.name} on {name} text")
             for name, corpus in corpora.items()
         }
 
     def judge(self, arm: Arm, run: RunRecord, base: dict[str, DocumentLosses]) -> Learnt:
         """What an arm gained and lost, on documents that steered nothing."""
+        from blockexpand.training.budget import DocumentSums, state
+
         folder = Path(run.settings.out) / "model"
         now = self.measure(folder)
         before, after = base["domain"], now["domain"]
@@ -356,12 +363,17 @@ class _Work:
 
     def ask(self) -> tuple[Said, ...]:
         """Beginnings of test documents, continued by the base and by what was learnt."""
+        from blockexpand.serving.samples import beginnings, continue_texts
+
         prompts = beginnings(open_corpus(self.folder / "domain"), _PROMPTS)
         before, after = (continue_texts(model, prompts, self.device) for model in (self.seen.base.folder, self.out))
         return tuple(Said(prompt=p, before=b, after=a) for (p, b), (_, a) in zip(before, after, strict=True))
 
     def leave(self, plan: LearnPlan, record: LearnRecord) -> None:
         """Pack, recipe, page and record, the record last."""
+        from blockexpand.packs import extract
+        from blockexpand.reporting import report
+
         if self.asked.arm == "blocks":
             extract(self.out, self.out / "pack", overwrite=True)
         write_recipe(self.out / "recipe.yaml", self.recipe(plan, self.asked.arm))

@@ -112,7 +112,7 @@ class LearnSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSeen:
-    """What the data holds, by its first documents."""
+    """What sources hold, by their first documents."""
 
     kind: Literal["texts", "chats"]
     num_documents: int
@@ -139,6 +139,8 @@ class LearnPlan:
     """That are learnt from, in all epochs."""
     epochs: float
     """How often each token of the data is seen."""
+    held_out_tokens: int
+    """Of each held-out split, at most."""
     row_tokens: int
     rows_per_step: int
     rows_per_pass: int

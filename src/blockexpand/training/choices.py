@@ -18,7 +18,7 @@ import torch
 
 from blockexpand.checkpoint import Checkpoint
 from blockexpand.errors import PlanError, TrainingError
-from blockexpand.expansion import Plan, plan
+from blockexpand.expansion import plan
 from blockexpand.families import family_for
 from blockexpand.families.modules import load_model
 from blockexpand.live import bypass, expand_live, freeze
@@ -28,6 +28,8 @@ from blockexpand.live.generation import CONTEXT_KEYS
 from blockexpand.live.loss import linear_losses
 from blockexpand.live.parts import head_of
 from blockexpand.records.learn import DataSeen, LearnPlan, LearnSettings
+from blockexpand.records.plan import Plan
+from blockexpand.training.budget import LEAST_DOCUMENTS
 from blockexpand.units import format_bytes
 
 GENERAL_SHARE = 0.25
@@ -41,8 +43,10 @@ RATES: dict[str, tuple[Literal["adamw", "muon"], float]] = {
 """Each arm's optimiser and rate. Measured: docs/learn.md."""
 STEERING_ROWS, MEASUREMENTS = 8, 6
 """Rows of each kind that are measured on the way, and how often."""
-STEERING_TOKENS, TEST_TOKENS = 8_192, 16_384
-"""Of held-out text at most: enough to tell, and a few passes on a processor."""
+_HELD_OUT_TOKENS = 16_384
+"""Of each held-out split at most: enough to tell, and a few passes on a processor."""
+_LEAST_GENERAL = 2 * LEAST_DOCUMENTS
+"""Documents of the user's general text: a tenth is tested on, or more where they are few, and some are rehearsed."""
 _BLOCK_SHARE, _LEAST_BLOCKS = 0.2, 4
 """New blocks over old ones; of shallow models more, up to half: four of eight, four of eighteen, six of thirty were
 tried (docs/learn.md)."""
@@ -65,7 +69,9 @@ _OVERHEAD = 1.1
 """The optimiser, and what the host does between passes."""
 
 
-def decide(asked: LearnSettings, base: Checkpoint, depth: int, data: DataSeen, device: str, out: Path) -> LearnPlan:
+def decide(
+    asked: LearnSettings, base: Checkpoint, depth: int, data: DataSeen, general: DataSeen, device: str, out: Path
+) -> LearnPlan:
     """Everything that was left open.
 
     Raises:
@@ -73,6 +79,12 @@ def decide(asked: LearnSettings, base: Checkpoint, depth: int, data: DataSeen, d
         TrainingError: it does not fit into memory or onto the disk.
         DeviceError: there is no such device.
     """
+    if asked.general and general.num_documents < _LEAST_GENERAL:
+        raise TrainingError(
+            f"{', '.join(asked.general)}: {general.num_documents} documents of general text; expected at least "
+            f"{_LEAST_GENERAL}: a budget is promised by documents; give more, or leave out --general, and the model "
+            "writes its own"
+        )
     where = choose_device(device)
     dtype = training_dtype("auto", base.folder, where)
     grown = choose_plan(base, depth, asked.blocks, data.num_tokens)
@@ -84,7 +96,7 @@ def decide(asked: LearnSettings, base: Checkpoint, depth: int, data: DataSeen, d
         * measured.forward_seconds
         * (
             MEASUREMENTS * 2 * STEERING_ROWS
-            + (1 + len(asked.against)) * 4 * TEST_TOKENS / row_tokens
+            + (1 + len(asked.against)) * 4 * _HELD_OUT_TOKENS / row_tokens
             + _OTHER_PASSES
             + (0 if asked.general else _WRITTEN_TOKENS_AS_ROWS)
         )
@@ -109,6 +121,7 @@ def decide(asked: LearnSettings, base: Checkpoint, depth: int, data: DataSeen, d
         data=data,
         domain_tokens=num_steps * step_tokens,
         epochs=num_steps * step_tokens / learnable,
+        held_out_tokens=_HELD_OUT_TOKENS,
         row_tokens=row_tokens,
         rows_per_step=rows,
         rows_per_pass=measured.rows_per_pass(rows, where),

@@ -176,7 +176,8 @@ def _claim(out: Path, settings: TrainSettings, digest: str, resume: bool) -> Non
         if run_digest(before) != digest:
             raise TrainingError(f"{out} was begun with other settings: {difference(before, settings)}; restore them")
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    # `learn` keeps in work/ what it prepares for the run.
+    if out.exists() and (not out.is_dir() or any(path.name != "work" for path in out.iterdir())):
         raise TrainingError(f"{out} exists and is not a run folder; choose another `out`")
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
