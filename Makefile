@@ -63,10 +63,10 @@ bench: $(READY)
 	@$(BIN)/python benchmarks/train.py
 	@$(BIN)/python benchmarks/expand.py
 
-# EXTRA: a folder of further text (see src/blockexpand/demonstration/general_text.py); WORK: where it is made.
+# EXTRA: a folder of further text (see studies/tiny_base/general_text.py); WORK: where it is made.
 WORK ?= runs/tiny-base
 tiny-base: $(READY)
-	@$(BIN)/python -m blockexpand.demonstration.tiny_base $(WORK) $(if $(EXTRA),--extra $(EXTRA))
+	@$(BIN)/python -m studies.tiny_base.make $(WORK) $(if $(EXTRA),--extra $(EXTRA))
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache demo-out demo-full-out site

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from blockexpand.comparison import CompareRecipe, Comparison, Trial, compare
 from blockexpand.corpus import prepare
-from blockexpand.demonstration.paths import BASE
+from blockexpand.data import TINY_BASE as BASE
 from blockexpand.demonstration.recipe import load_demo
 from blockexpand.progress import progress_on_stderr
 from blockexpand.records import from_plain, read_yaml

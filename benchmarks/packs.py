@@ -25,7 +25,7 @@ import torch
 from blockexpand import live
 from blockexpand.corpus import open_corpus, prepare
 from blockexpand.corpus.sources import CodeSource
-from blockexpand.demonstration.paths import BASE
+from blockexpand.data import TINY_BASE as BASE
 from blockexpand.demonstration.recipe import load_demo
 from blockexpand.evaluation.held_out import document_losses
 from blockexpand.expansion import expand, plan

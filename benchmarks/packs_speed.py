@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blockexpand.demonstration.paths import BASE
+from blockexpand.data import TINY_BASE as BASE
 from measuring import Spread, run_task, serve_or
 
 VERIFY = ("none", "files", "donors", "all")

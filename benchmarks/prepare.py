@@ -32,7 +32,7 @@ from measuring import Row, Spread, alternate, machine, measure, parser_of, serve
 if TYPE_CHECKING:
     from blockexpand.corpus.documents import Document
 
-_TOKENIZER = Path(__file__).parents[1] / "src" / "blockexpand" / "demonstration" / "base"
+_TOKENIZER = Path(__file__).parents[1] / "src" / "blockexpand" / "data" / "tiny_base"
 _BATCH_CHARS = 500_000
 
 

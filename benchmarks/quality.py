@@ -88,7 +88,7 @@ def _run(lr: float | None, expanded: str, out: str) -> list[dict[str, float]]:
 
 def _expand(out: str) -> None:
     from blockexpand import expand, plan
-    from blockexpand.demonstration.paths import BASE
+    from blockexpand.data import TINY_BASE as BASE
 
     expand(BASE, Path(out), plan(BASE, 4))
 

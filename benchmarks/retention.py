@@ -67,7 +67,7 @@ def _run(expanded: str, retention: dict[str, float]) -> float:
 
 def _expand(out: str) -> None:
     from blockexpand import expand, plan
-    from blockexpand.demonstration.paths import BASE
+    from blockexpand.data import TINY_BASE as BASE
 
     expand(BASE, Path(out), plan(BASE, 4))
 

@@ -26,7 +26,7 @@ import torch
 from blockexpand.corpus import open_corpus, prepare
 from blockexpand.corpus.rows import TokenRows, batches
 from blockexpand.corpus.sources import CodeSource
-from blockexpand.demonstration.paths import BASE
+from blockexpand.data import TINY_BASE as BASE
 from blockexpand.demonstration.recipe import load_demo
 from blockexpand.live.forward import RowBatch
 from blockexpand.packs import load_with_packs

@@ -29,7 +29,7 @@ from blockexpand.evaluation.suites import load_suites
 from blockexpand.progress import progress_in
 from excerpts import lines, make_data
 
-BASE = Path(__file__).parents[1] / "src/blockexpand/demonstration/base"
+BASE = Path(__file__).parents[1] / "src/blockexpand/data/tiny_base"
 SUITES = ("general", "math", "code", "law", "perplexity", "paper")
 MISSING = {"hellaswag", "mmlu"}  # not among the excerpts
 SPEED_TASKS = ("arc_challenge", "winogrande", "gsm8k")

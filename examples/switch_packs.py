@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 import blockexpand
-from blockexpand.demonstration.paths import BASE
+from blockexpand.data import TINY_BASE as BASE
 from blockexpand.packs import About, attach, extract
 from blockexpand.packs.in_memory import disable, enable, enabled
 from blockexpand.training import BlockExpansionCallback

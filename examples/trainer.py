@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 import blockexpand
-from blockexpand.demonstration.paths import BASE  # any folder of a supported model
+from blockexpand.data import TINY_BASE as BASE  # any folder of a supported model
 
 TEXT = "def add(a, b):\n    return a + b\n\n\ndef double(n):\n    return add(n, n)\n"
 

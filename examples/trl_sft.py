@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 import blockexpand
-from blockexpand.demonstration.paths import BASE  # any folder of a supported model
+from blockexpand.data import TINY_BASE as BASE  # any folder of a supported model
 
 CHATS = [
     {

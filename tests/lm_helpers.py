@@ -7,11 +7,11 @@ import random
 from pathlib import Path
 
 import torch
+from studies.tiny_base.tokenizer import save_tokenizer, train_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from blockexpand.corpus import PrepareRecipe, SplitRecipe, prepare
 from blockexpand.corpus.sources import ChatSource, JsonSource
-from blockexpand.demonstration.tokenizer import save_tokenizer, train_tokenizer
 from blockexpand.expansion import expand, plan
 
 ROW_TOKENS = 32

@@ -15,7 +15,7 @@ SOURCE = ROOT / "src" / "blockexpand"
 
 # Left to right; a room may import what stands before it, never its own row or after it.
 ROWS: list[set[str]] = [
-    {"errors"},
+    {"errors", "data"},
     {"staging"},
     {"units"},
     {"records"},
@@ -35,7 +35,6 @@ ROWS: list[set[str]] = [
     {"serving"},
     {"publishing"},
     {"demonstration"},
-    {"studies"},
     {"cli"},
 ]
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from blockexpand.publishing import push, write_card
     from blockexpand.records.plan import Plan, read_plan
     from blockexpand.reporting import report
-    from blockexpand.studies import study
     from blockexpand.training import BlockExpansionCallback, sft, train
 
 # The same list as above, for use: name -> room, or room:name where it has another name there (`detach` is also one of
@@ -63,7 +62,6 @@ _ROOMS = {
     "read_plan": "records.plan",
     "report": "reporting",
     "sft": "training",
-    "study": "studies",
     "train": "training",
     "verify": "expansion",
     "write_card": "publishing",
@@ -103,7 +101,6 @@ __all__ = [
     "evaluate",
     "evaluate_suites",
     "compare",
-    "study",
     "report",
     "demo",
     "BlockexpandError",

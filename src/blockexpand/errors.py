@@ -142,10 +142,6 @@ class PublishError(BlockexpandError):
     """A model or pack is not fit to be given to others, or the hub does not take it."""
 
 
-class StudyError(BlockexpandError):
-    """A study is unknown, or cannot be run as asked."""
-
-
 class DemonstrationError(BlockexpandError):
     """The demo cannot run where it was asked to."""
 

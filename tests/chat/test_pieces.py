@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from blockexpand.demonstration.paths import BASE
+from blockexpand.data import TINY_BASE as BASE
 from blockexpand.serving.text_stream import Pieces
 from helpers import make_tokenizer
 

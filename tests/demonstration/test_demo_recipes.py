@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from studies.tiny_base.general_text import SHARES
 
-from blockexpand.demonstration.general_text import SHARES
 from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import DemoRecipe, load_demo
 from blockexpand.records.run import BlocksArm, FullArm, LoraArm, OldBlocksArm

@@ -33,7 +33,7 @@ LLAMA_8B = {
 }  # fmt: skip
 """Llama 3.1 8B, by the entries of its config.json that shape it."""
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
-TINY_BASE = Path(__file__).parents[2] / "src/blockexpand/demonstration/tiny-base.yaml"
+TINY_BASE = Path(__file__).parents[2] / "studies/tiny_base/tiny-base.yaml"
 
 
 def test_there_are_some() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blockexpand.demonstration.paths import BASE
+from blockexpand.data import TINY_BASE as BASE
 from packs_ground import make_trained
 from world_ground import AFTER, World, logits_of
 

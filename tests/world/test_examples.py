@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import blockexpand
-from blockexpand.demonstration.paths import BASE
+from blockexpand.data import TINY_BASE as BASE
 from world_ground import offline
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -113,7 +113,7 @@ def diagnose() -> Diagnosis:
     """Look at this machine; takes as long as importing torch in another process does."""
     import psutil
 
-    from blockexpand.demonstration.paths import BASE
+    from blockexpand.data import TINY_BASE
 
     memory = psutil.virtual_memory()
     devices, device_problem = _devices()
@@ -137,7 +137,7 @@ def diagnose() -> Diagnosis:
             Library(name=name, what_for=what_for, version=_version(name), install=install)
             for name, what_for, install in _LIBRARIES
         ),
-        tiny_base=str(BASE),
+        tiny_base=str(TINY_BASE),
     )
 
 

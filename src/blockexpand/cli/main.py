@@ -49,10 +49,6 @@ VERBS = {
         "blockexpand.cli.compare:compare",
         "Run methods side by side at equal budget, by a recipe.",
     ),
-    "study": (
-        "blockexpand.cli.study:study",
-        "Run one of the paper's studies on the tiny base, or on another.",
-    ),
     "report": ("blockexpand.cli.report:report", "Put results on one HTML page."),
     "pack extract": ("blockexpand.cli.pack:extract", "Take the new blocks out of a run or an expanded folder."),
     "pack attach": ("blockexpand.cli.pack:attach", "Write the base with the blocks of one or more packs."),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_HERE = Path(__file__).parent
-BASE = _HERE / "base"
+from blockexpand.data import TINY_BASE
+
+BASE = TINY_BASE
 """The tiny base."""
-RECIPE = _HERE / "demo.yaml"
+RECIPE = Path(__file__).parent / "demo.yaml"
 """The demo's settings."""

@@ -15,20 +15,25 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from blockexpand.corpus import PrepareRecipe, SplitRecipe, open_corpus, prepare
-from blockexpand.corpus.documents import Document, split_of
-from blockexpand.corpus.reading import documents
-from blockexpand.corpus.sources import JsonSource
-from blockexpand.demonstration.general_text import SHARES, divide, general_documents
-from blockexpand.demonstration.tokenizer import save_tokenizer, train_tokenizer
-from blockexpand.evaluation.evaluating import evaluate
+import blockexpand
+from blockexpand.corpus import (
+    Document,
+    JsonSource,
+    PrepareRecipe,
+    SplitRecipe,
+    documents,
+    open_corpus,
+    prepare,
+    split_of,
+)
 from blockexpand.progress import progress_on_stderr, say
 from blockexpand.records import read_json, read_record, write_json, write_record
 from blockexpand.records.corpus import CorpusRecord
 from blockexpand.records.evaluation import HeldOut
 from blockexpand.records.run import RunRecord, load_settings, read_metrics
 from blockexpand.staging import RECORD_NAME
-from blockexpand.training import train
+from studies.tiny_base.general_text import SHARES, divide, general_documents
+from studies.tiny_base.tokenizer import save_tokenizer, train_tokenizer
 
 _RECIPE = Path(__file__).parent / "tiny-base.yaml"
 RECORD = Path(__file__).parent / "base_record.json"
@@ -94,7 +99,7 @@ def make(work: Path, extra: Path | None = None) -> TinyBaseRecord:
         if not (here / "corpus" / RECORD_NAME).exists():
             prepare_general(here, here / "untrained", shape.row_tokens)
         if not (here / "run" / RECORD_NAME).exists():
-            train(load_settings(_RECIPE), resume=True)
+            blockexpand.train(load_settings(_RECIPE), resume=True)
         ship(here, here / "run" / "model", here / "base")
         record = _record(here, shape)
         write_record(here / RECORD.name, record)
@@ -104,7 +109,7 @@ def make(work: Path, extra: Path | None = None) -> TinyBaseRecord:
 def _record(work: Path, shape: TinyBaseShape) -> TinyBaseRecord:
     models = {"trained": work / "base", "untrained": work / "untrained"}
     scores = {
-        name: evaluate(model, {"general": work / "corpus"}, work / f"eval-{name}", overwrite=True)
+        name: blockexpand.evaluate(model, {"general": work / "corpus"}, work / f"eval-{name}", overwrite=True)
         for name, model in models.items()
     }
     lines = read_metrics(work / "run" / "metrics.jsonl")
@@ -201,9 +206,7 @@ def main() -> None:
     """The command of `make tiny-base`."""
     from cyclopts import App
 
-    app = App(
-        name="python -m blockexpand.demonstration.tiny_base", help="Make the tiny base.", result_action="return_value"
-    )
+    app = App(name="python -m studies.tiny_base.make", help="Make the tiny base.", result_action="return_value")
     app.default(make)
     with progress_on_stderr():
         record = app()

@@ -1,6 +1,6 @@
 """Six small tasks that the project makes itself, for learning in a row (TRACE in kind).
 
-In: a task's name, how many questions, a seed. Out: `AnswerTask`s, each with one right answer, none of them both to
+In: a task's name, how many questions, a seed. Out: `Question`s, each with one right answer, none of them both to
 learn from and held out: a question belongs to one of the two by a hash of its words. Refused: an unknown task, more
 questions than a task has.
 """
@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from blockexpand.digests import fraction_of
-from blockexpand.errors import StudyError, nearest
-from blockexpand.evaluation.answers import AnswerTask
+from blockexpand.errors import UsageError, nearest
 
 _TEST_SHARE = 0.2
 _PATIENCE = 200
@@ -81,6 +80,19 @@ def _simplify(r: random.Random) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question and its answer."""
+
+    prompt: str
+    answer: str
+
+    @property
+    def turns(self) -> list[dict[str, str]]:
+        """As a conversation."""
+        return [{"role": "user", "content": self.prompt}, {"role": "assistant", "content": self.answer}]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """One kind of question."""
 
@@ -102,17 +114,17 @@ TASKS: dict[str, Task] = {
 }
 
 
-def make_task(name: str, num_train: int, num_test: int, seed: int = 0) -> tuple[list[AnswerTask], list[AnswerTask]]:
+def make_task(name: str, num_train: int, num_test: int, seed: int = 0) -> tuple[list[Question], list[Question]]:
     """Questions to learn from, and questions held out.
 
     Raises:
-        StudyError: no task has this name, or it has not so many questions.
+        UsageError: no task has this name, or it has not so many questions.
     """
     if name not in TASKS:
-        raise StudyError(f"no task {name!r}; expected one of those that are made here; {nearest(name, TASKS)}")
+        raise UsageError(f"no task {name!r}; expected one of those that are made here; {nearest(name, TASKS)}")
     r = random.Random(f"{name} {seed}")
-    train: list[AnswerTask] = []
-    test: list[AnswerTask] = []
+    train: list[Question] = []
+    test: list[Question] = []
     seen: set[str] = set()
     for _ in range(_PATIENCE * (num_train + num_test)):
         if len(train) >= num_train and len(test) >= num_test:
@@ -123,8 +135,8 @@ def make_task(name: str, num_train: int, num_test: int, seed: int = 0) -> tuple[
         seen.add(prompt)
         mine, most = (test, num_test) if fraction_of(prompt, salt="tasks") < _TEST_SHARE else (train, num_train)
         if len(mine) < most:
-            mine.append(AnswerTask(task=name, prompt=prompt, answer=answer))
-    raise StudyError(
+            mine.append(Question(prompt=prompt, answer=answer))
+    raise UsageError(
         f"the task {name!r} has {len(train)} questions to learn from and {len(test)} to hold out; expected {num_train} "
         f"and {num_test}; ask for fewer"
     )

@@ -7,9 +7,9 @@ import random
 from pathlib import Path
 
 import pytest
+from studies.tiny_base.general_text import SHARES, divide, general_documents
 
 from blockexpand.corpus.documents import Document, split_of
-from blockexpand.demonstration.general_text import SHARES, divide, general_documents
 from blockexpand.errors import CorpusError
 
 WORDS = [f"word{i}" for i in range(500)]
@@ -50,7 +50,7 @@ def test_train_holds_no_near_copy_of_held_out_text() -> None:
 
 
 def test_further_text_comes_from_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockexpand.demonstration.general_text.documents", only_files)
+    monkeypatch.setattr("studies.tiny_base.general_text.documents", only_files)
     for folder in ("wiki", "stories", "plays", "web", "answers"):
         (tmp_path / folder).mkdir()
     (tmp_path / "wiki" / "a.txt").write_text("one\ntwo")
@@ -81,6 +81,6 @@ def only_files(source):
 
 
 def test_a_folder_of_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockexpand.demonstration.general_text.documents", only_files)
+    monkeypatch.setattr("studies.tiny_base.general_text.documents", only_files)
     with pytest.raises(CorpusError, match="holds none of the folders wiki"):
         list(general_documents(tmp_path))

@@ -13,9 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from blockexpand.corpus.documents import Document, content_key, split_of
-from blockexpand.corpus.reading import documents
-from blockexpand.corpus.sources import JsonSource, ProseSource, TextSource
+from blockexpand.corpus import Document, JsonSource, ProseSource, TextSource, content_key, documents, split_of
 from blockexpand.errors import CorpusError
 from blockexpand.progress import bar
 

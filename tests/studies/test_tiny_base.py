@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from studies.tiny_base.make import RECORD, TinyBaseRecord, TinyBaseShape, make
 from transformers import AutoModelForCausalLM
 
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.corpus.tokenizer import load_tokenizer, tokenizer_digest
-from blockexpand.demonstration.paths import BASE
-from blockexpand.demonstration.tiny_base import RECORD, TinyBaseRecord, TinyBaseShape, make
+from blockexpand.data import TINY_BASE as BASE
 from blockexpand.errors import CorpusError
 from blockexpand.evaluation.evaluating import model_digest
 from blockexpand.records import read_record

@@ -1,6 +1,6 @@
 """What a study found, as Markdown tables and sentences in which nothing is better without an interval that says so.
 
-In: a finished comparison, several of them by base, or a sequence. Out: text.
+In: a finished comparison, or several of them by base. Out: text.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ import numpy as np
 
 from blockexpand.comparison import ArmResult, Comparison, Examination
 from blockexpand.records.intervals import Interval
-from blockexpand.reporting import SequenceRecord, verdict
-from blockexpand.reporting.sequences import TaughtMethod, sequence_sentence
-
-# T = tasks.
+from blockexpand.reporting import verdict
 
 
 def comparison_tables(comparison: Comparison, examination: Examination | None) -> str:
@@ -149,64 +146,6 @@ def scale_tables(comparisons: Mapping[str, Comparison]) -> str:
         "general loss, difference",
     )  # fmt: skip
     return _table(columns, rows) + "\n"
-
-
-def sequence_tables(record: SequenceRecord) -> str:
-    """OP, BWT and the change of the general ability of every method, their differences, and each matrix."""
-    base = sum(task.base for task in record.tasks) / len(record.tasks)
-    rows: list[tuple[str, ...]] = [("the base", "0", f"{base:.3f}", "", "", "", "", "")]
-    rows += [_taught(method) for method in record.methods]
-    columns = ("method", "lr", "OP", "seeds", "BWT", "general loss, change", "trained", "CPU s a seed")
-    parts = [_table(columns, rows), _against_first(record)]
-    parts += [_matrix(record, method) for method in record.methods]
-    parts += [_chosen(record, method) for method in record.methods if not method.told]
-    parts.append(sequence_sentence(record))
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _taught(method: TaughtMethod) -> tuple[str, ...]:
-    seeds = [np.mean(chain.matrix[-1]) for chain in method.chains]
-    change = f"{method.rise.mean:+.2%}" + (" with a pack on, 0 without" if method.one_on else "")
-    return (
-        method.name,
-        f"{method.lr:g}",
-        f"{method.op.mean:.3f} ({method.op.low:.3f} to {method.op.high:.3f})",
-        ", ".join(f"{seed:.3f}" for seed in seeds),
-        f"{method.bwt.mean:+.3f} ({method.bwt.low:+.3f} to {method.bwt.high:+.3f})",
-        change,
-        f"{method.chains[0].num_trainable_parameters:,}",
-        f"{np.mean([chain.cpu_seconds for chain in method.chains]):.0f}",
-    )
-
-
-def _against_first(record: SequenceRecord) -> str:
-    rows = [
-        (
-            one.theirs,
-            _interval(one.op),
-            _says(one.op, "more", "less"),
-            _interval(one.bwt),
-            _says(one.bwt, "kept more", "kept less"),
-            _interval(one.general),
-            _says(one.general, "forgot more", "forgot less"),
-        )
-        for one in record.contrasts
-    ]
-    columns = ("OP, difference", "", "BWT, difference", "", "general loss, difference", "")
-    return _table((f"{record.methods[0].name} against", *columns), rows) if rows else ""
-
-
-def _matrix(record: SequenceRecord, method: TaughtMethod) -> str:
-    tasks = [task.name for task in record.tasks]
-    rows = [(f"after {task}", *(f"{value:.2f}" for value in method.matrix_TT[t])) for t, task in enumerate(tasks)]
-    rows.insert(0, ("the base", *(f"{task.base:.2f}" for task in record.tasks)))
-    return _table((f"R of {method.name}", *tasks), rows)
-
-
-def _chosen(record: SequenceRecord, method: TaughtMethod) -> str:
-    tasks = [task.name for task in record.tasks]
-    rows = [(name, *(f"{value:.2f}" for value in row)) for name, row in zip(tasks, method.chosen_TC, strict=True)]
-    return _table((f"pack chosen, {method.name}", "the base", *tasks), rows)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

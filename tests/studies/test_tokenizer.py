@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from studies.tiny_base.tokenizer import SPECIAL_TOKENS, save_tokenizer, train_tokenizer
 
 from blockexpand.corpus.tokenizer import load_tokenizer
-from blockexpand.demonstration.paths import BASE
-from blockexpand.demonstration.tokenizer import SPECIAL_TOKENS, save_tokenizer, train_tokenizer
+from blockexpand.data import TINY_BASE as BASE
 
 TEXTS = ["the cat sees the dog. the dog sees 12 cats.", "    indented = text\n\n\nwith lines"] * 20
 

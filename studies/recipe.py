@@ -1,6 +1,6 @@
 """A study's settings: a question, a base, two texts, and what is to be compared.
 
-In: the name of a study that ships with us, or a YAML file, and overrides. Out: a `StudyRecipe`. Refused: an unknown
+In: the name of a study, or a YAML file, and overrides. Out: a `StudyRecipe`. Refused: an unknown
 study, unknown keys, a study of two kinds or of none.
 """
 
@@ -9,20 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from blockexpand.errors import StudyError, nearest
-from blockexpand.records import WRITTEN_WHEN_SET, apply_overrides, check, from_plain, read_yaml
-from blockexpand.records.run import (
-    ArmSettings,
-    BlocksArm,
-    OptimizerSettings,
-    ParallelArm,
-    RetentionSettings,
-    UpscaledArm,
-)
+from blockexpand.errors import UsageError, nearest
+from blockexpand.records import apply_overrides, check, from_plain, read_yaml
+from blockexpand.records.run import ArmSettings, BlocksArm, OptimizerSettings, RetentionSettings
 
-_HERE = Path(__file__).parent
+_RECIPES = Path(__file__).parent / "recipes"
 TINY = "tiny"
 """In the place of a base's folder: the tiny base that ships with us."""
 DEMO = "demo"
@@ -55,20 +48,13 @@ class MethodRecipe:
     """For the arm `blocks`: how many new ones, interleaved."""
     per_task: bool = False
     """For the arm `blocks`: new blocks for each task, all grown on the base."""
-    told: bool = dataclasses.field(default=True, metadata=WRITTEN_WHEN_SET)
-    """Of blocks for each task: whether it is told which task a question is of. If not, the question chooses."""
-    trained_turns: Literal["assistant", "all"] = dataclasses.field(default="assistant", metadata=WRITTEN_WHEN_SET)
-    """Whether only the answers are learnt, or the questions too."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""
         check(self.lr > 0, "lr", self.lr, "more than 0")
-        others = UpscaledArm | ParallelArm
-        check(not isinstance(self.arm, others), "arm", self.arm.kind, "one that grows nothing else and can be exported")
         is_blocks = isinstance(self.arm, BlocksArm)
         check(is_blocks == (self.blocks is not None), "blocks", self.blocks, "a number for `blocks`, and for no other")
         check(is_blocks or not self.per_task, "per_task", self.per_task, "false, but for the arm `blocks`")
-        check(self.told or self.per_task, "told", self.told, "true, but for blocks for each task")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +79,7 @@ class SequenceRecipe:
         """Check the bounds."""
         check(len(set(self.tasks)) == len(self.tasks) > 1, "tasks", self.tasks, "tasks that differ, at least two")
         for name in ("num_train", "num_test", "tokens_per_task", "general_rows"):
-            check(vars(self)[name] > 0, name, vars(self)[name], "more than 0")
+            check(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
         names = [method.name for method in self.methods]
         check(len(set(names)) == len(names) > 0, "methods", names, "names that differ, at least one")
         check(len(set(self.seeds)) == len(self.seeds) > 0, "seeds", self.seeds, "seeds that differ, at least one")
@@ -119,7 +105,7 @@ class BaseRecipe:
     def __post_init__(self) -> None:
         """Check the bounds."""
         for name in ("hidden_size", "num_blocks", "num_heads", "tokens", "lr", "new_blocks"):
-            check(vars(self)[name] > 0, name, vars(self)[name], "more than 0")
+            check(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
         fits = self.hidden_size % (2 * self.num_heads) == 0
         check(fits, "hidden_size", self.hidden_size, "a multiple of twice num_heads")
 
@@ -143,7 +129,7 @@ class StudyRecipe:
 
     def __post_init__(self) -> None:
         """Check that it is a study of one kind."""
-        kinds = [name for name in ("compare", "sequence") if vars(self)[name]]
+        kinds = [name for name in ("compare", "sequence") if getattr(self, name)]
         check(len(kinds) == 1, "study", kinds, "exactly one of compare and sequence")
         taken = sorted({"base", "out", "data", "runs"} & set(self.compare))
         check(not taken, "compare", taken, "no base, out, data or runs: the study fills them in")
@@ -152,22 +138,21 @@ class StudyRecipe:
 
 
 def known_studies() -> dict[str, Path]:
-    """The studies that ship with us, by name."""
-    return {path.stem: path for path in sorted(_HERE.glob("*.yaml"))}
+    """The recipes of studies/recipes, by name."""
+    return {path.stem: path for path in sorted(_RECIPES.glob("*.yaml"))}
 
 
 def load_study(name: str | Path, overrides: Sequence[str] = ()) -> tuple[str, StudyRecipe]:
     """A study by its name or its file, with `key=value` overrides applied; its short name, and its settings.
 
     Raises:
-        StudyError: no study has this name, and no file is there.
+        UsageError: no study has this name, and no file is there.
         RecordError: an unknown key, a wrong type, a value out of bounds.
     """
     known = known_studies()
     path = known.get(str(name), Path(name))
     if not path.is_file():
-        raise StudyError(
-            f"no study {str(name)!r}; expected one that ships with blockexpand or a YAML file; "
-            f"{nearest(str(name), known)}"
+        raise UsageError(
+            f"no study {str(name)!r}; expected one of studies/recipes or a YAML file; {nearest(str(name), known)}"
         )
     return path.stem, from_plain(StudyRecipe, apply_overrides(read_yaml(path), list(overrides)), str(path))
