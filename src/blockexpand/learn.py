@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from blockexpand import __version__
 from blockexpand.checkpoint import Checkpoint, open_checkpoint, tokenizer_file
@@ -26,9 +25,7 @@ from blockexpand.expansion import expand, survey, verify
 from blockexpand.expansion import plan as make_plan
 from blockexpand.progress import say
 from blockexpand.records import read_record, write_record
-from blockexpand.records.intervals import ratio_difference
 from blockexpand.records.learn import (
-    ALL_TEXT,
     Arm,
     DataSeen,
     LearnPlan,
@@ -41,19 +38,10 @@ from blockexpand.records.learn import (
     write_recipe,
 )
 from blockexpand.records.run import (
-    BlocksArm,
-    DataSettings,
-    FullArm,
-    LoraArm,
-    OptimizerSettings,
-    RetentionSettings,
     RunRecord,
     TrainSettings,
 )
 from blockexpand.staging import RECORD_NAME, check_output
-
-if TYPE_CHECKING:
-    from blockexpand.evaluation.held_out import DocumentLosses
 
 # torch and transformers are imported where something is computed: a refusal takes no seconds.
 
@@ -62,15 +50,10 @@ _BYTES_PER_TOKEN = 3.5
 """Of text, before the tokenizer has read it: the plan's figures stand on it, and nothing else."""
 _HELD_OUT = 0.1
 """Of the documents, to steer by, and as many to test on."""
-_LEAST_PAIRS = 8
-"""Test documents; fewer cannot carry an interval."""
 _PROMPTS = 3
 """That both models continue, for people to read."""
 _PIECES = 64
 """Documents at least that a held-out split of full size has: a bound stands on documents."""
-_ROWS_PER_PASS = 4
-_CHECKPOINTS = 12
-"""That a run writes on its way: what a kill costs at most."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,6 +185,7 @@ class _Work:
     def __init__(self, out: Path, asked: LearnSettings, seen: _Seen, device: str) -> None:
         self.out, self.asked, self.seen, self.device = out, asked, seen, device
         self.folder = out / "work"
+        self.corpora = {name: self.folder / name for name in ("domain", "general")}
 
     def finished(self) -> LearnRecord | None:
         """The record of an output that is whole.
@@ -244,8 +228,7 @@ class _Work:
         self.write_general(plan)
         arms = (self.asked.arm, *self.asked.against)
         runs = {arm: train(self.recipe(plan, arm), resume=True, device=self.device) for arm in arms}
-        base = self.measure(self.seen.base.folder)
-        learnt = {arm: self.judge(arm, run, base) for arm, run in runs.items()}
+        learnt = self.judge(runs)
         record = LearnRecord(
             blockexpand_version=__version__,
             out=str(self.out),
@@ -293,73 +276,29 @@ class _Work:
 
     def recipe(self, plan: LearnPlan, arm: Arm) -> TrainSettings:
         """What `train` is given: for each arm the same tokens and the same retention."""
-        from blockexpand.training.choices import KL_WEIGHT, MEASUREMENTS, RATES, STEERING_ROWS
+        from blockexpand.training.choices import settings_of
 
-        optimizer, rate = RATES[arm]
-        kinds = {"blocks": BlocksArm(), "full": FullArm(kind="full")}
-        return TrainSettings(
-            model=str(self.folder / "expanded" if arm == "blocks" else self.seen.base.folder),
-            out=str(self.out if arm == self.asked.arm else self.folder / arm),
-            arm=kinds.get(arm) or LoraArm(kind="lora", trainable_parameters=plan.num_trained),
-            data=DataSettings(
-                domain=str(self.folder / "domain"), general=str(self.folder / "general"), validation_rows=STEERING_ROWS
-            ),
-            domain_tokens=plan.domain_tokens,
-            rows_per_step=plan.rows_per_step,
-            rows_per_pass=plan.rows_per_pass,
-            optimizer=OptimizerSettings(name=optimizer, lr=rate),
-            retention=RetentionSettings(
-                replay=plan.general_rows / plan.rows_per_step,
-                kl_weight=KL_WEIGHT,
-                forgetting_budget=min(self.asked.keep.values()),
-            ),
-            precision=plan.precision,
-            measure_every_steps=max(1, plan.num_steps // MEASUREMENTS),
-            checkpoint_every_steps=max(1, plan.num_steps // _CHECKPOINTS),
-            seed=self.asked.seed,
+        return settings_of(
+            self.asked,
+            plan,
+            arm,
+            model=self.folder / "expanded" if arm == "blocks" else self.seen.base.folder,
+            out=self.out if arm == self.asked.arm else self.folder / arm,
+            corpora=self.corpora,
         )
 
-    def measure(self, model: Path) -> dict[str, DocumentLosses]:
-        """A model's losses on the test documents of the data and of general text."""
-        from blockexpand.evaluation.held_out import document_losses
-        from blockexpand.families.modules import load_model
-        from blockexpand.live.device import choose_device, training_dtype
+    def judge(self, runs: dict[Arm, RunRecord]) -> dict[Arm, Learnt]:
+        """What each arm gained and lost, and whether the base is still in the model that has new blocks."""
+        from blockexpand.evaluation.outcome import learnt_by, measure_texts
 
-        device = choose_device(self.device)
-        loaded = load_model(model, dtype=training_dtype("auto", model, device), device=str(device))
-        corpora = {name: open_corpus(self.folder / name) for name in ("domain", "general")}
-        return {
-            name: document_losses(loaded, corpus.rows("test"), _ROWS_PER_PASS, f"{model.name} on {name} text")
-            for name, corpus in corpora.items()
-        }
-
-    def judge(self, arm: Arm, run: RunRecord, base: dict[str, DocumentLosses]) -> Learnt:
-        """What an arm gained and lost, on documents that steered nothing."""
-        from blockexpand.training.budget import DocumentSums, state
-
-        folder = Path(run.settings.out) / "model"
-        now = self.measure(folder)
-        before, after = base["domain"], now["domain"]
-        gain = ratio_difference(before.nats_M, after.nats_M, before.tokens_M)
-        told = len(before.nats_M) >= _LEAST_PAIRS
-        kept = {name: DocumentSums(losses_N=one.nats_M, tokens_N=one.tokens_M) for name, one in base.items()}
-        kept.pop("domain")
-        budgets = {name: self.asked.keep.get(name, self.asked.keep.get(ALL_TEXT, 1.0)) for name in kept}
-        return Learnt(
-            arm=arm,
-            lr=run.settings.optimizer.lr,
-            num_trained=run.num_trainable_parameters,
-            num_steps=run.num_steps,
-            domain_before=float(before.nats_M.sum() / before.tokens_M.sum()),
-            domain_after=float(after.nats_M.sum() / after.tokens_M.sum()),
-            gain_low=gain.low if told else None,
-            gain_high=gain.high if told else None,
-            num_test_documents=len(before.nats_M),
-            budget=state(kept, {name: now[name].nats_M for name in kept}, budgets),
-            bypass_is_base=verify(self.seen.base, folder, trained=True).passed if arm == "blocks" else None,
-            tokens_per_second=run.tokens_per_second,
-            memory_bytes=run.peak_memory_bytes,
-        )
+        base = measure_texts(self.seen.base.folder, self.corpora, "the base", self.device)
+        found = {}
+        for arm, run in runs.items():
+            model = Path(run.settings.out) / "model"
+            now = measure_texts(model, self.corpora, arm, self.device)
+            whole = verify(self.seen.base, model, trained=True).passed if arm == "blocks" else None
+            found[arm] = learnt_by(arm, run, (base, now), self.asked.keep, bypass_is_base=whole)
+        return found
 
     def ask(self) -> tuple[Said, ...]:
         """Beginnings of test documents, continued by the base and by what was learnt."""

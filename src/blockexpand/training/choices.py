@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -27,22 +28,31 @@ from blockexpand.live.forward import RowBatch, cross_entropies, hidden_states
 from blockexpand.live.generation import CONTEXT_KEYS
 from blockexpand.live.loss import linear_losses
 from blockexpand.live.parts import head_of
-from blockexpand.records.learn import DataSeen, LearnPlan, LearnSettings
+from blockexpand.records.learn import Arm, DataSeen, LearnPlan, LearnSettings
 from blockexpand.records.plan import Plan
+from blockexpand.records.run import (
+    BlocksArm,
+    DataSettings,
+    FullArm,
+    LoraArm,
+    OptimizerSettings,
+    RetentionSettings,
+    TrainSettings,
+)
 from blockexpand.training.budget import LEAST_DOCUMENTS
 from blockexpand.units import format_bytes
 
-GENERAL_SHARE = 0.25
-"""Of the rows of a step; with KL_WEIGHT the best of what was tried on the tiny base (benchmarks/RESULTS.md)."""
-KL_WEIGHT = 8.0
+_GENERAL_SHARE = 0.25
+"""Of the rows of a step; with _KL_WEIGHT the best of what was tried on the tiny base (benchmarks/RESULTS.md)."""
+_KL_WEIGHT = 8.0
 RATES: dict[str, tuple[Literal["adamw", "muon"], float]] = {
     "blocks": ("muon", 2e-2),
     "full": ("adamw", 4e-4),
     "lora": ("adamw", 2e-3),
 }
 """Each arm's optimiser and rate. Measured: docs/learn.md."""
-STEERING_ROWS, MEASUREMENTS = 8, 6
-"""Rows of each kind that are measured on the way, and how often."""
+_STEERING_ROWS, _MEASUREMENTS, _CHECKPOINTS = 8, 6, 12
+"""Rows of each kind that are measured on the way, how often, and how often a run is saved."""
 _HELD_OUT_TOKENS = 16_384
 """Of each held-out split at most: enough to tell, and a few passes on a processor."""
 _LEAST_GENERAL = 2 * LEAST_DOCUMENTS
@@ -95,7 +105,7 @@ def decide(
         _OVERHEAD
         * measured.forward_seconds
         * (
-            MEASUREMENTS * 2 * STEERING_ROWS
+            _MEASUREMENTS * 2 * _STEERING_ROWS
             + (1 + len(asked.against)) * 4 * _HELD_OUT_TOKENS / row_tokens
             + _OTHER_PASSES
             + (0 if asked.general else _WRITTEN_TOKENS_AS_ROWS)
@@ -105,7 +115,7 @@ def decide(
     tokens = asked.tokens if asked.tokens is not None else _MOST_EPOCHS * learnable
     rows = choose_rows(tokens, row_tokens)
     step_seconds = _OVERHEAD * measured.step_seconds(rows)
-    general_rows = round(GENERAL_SHARE * rows)
+    general_rows = round(_GENERAL_SHARE * rows)
     step_tokens = (rows - general_rows) * row_tokens
     num_steps = max(1, -(-tokens // step_tokens))
     if asked.minutes is not None:
@@ -182,6 +192,45 @@ def _disk_bytes(base: Checkpoint, grown: Plan, asked: LearnSettings) -> int:
     )
 
 
+def settings_of(
+    asked: LearnSettings, plan: LearnPlan, arm: Arm, *, model: Path, out: Path, corpora: Mapping[str, Path]
+) -> TrainSettings:
+    """A run of the plan: for each arm the same tokens and the same retention.
+
+    Args:
+        asked: What is kept, and the seed.
+        plan: Rows, steps and tokens.
+        arm: What trains.
+        model: The checkpoint it starts from.
+        out: The run's folder.
+        corpora: Prepared folders, `domain` and `general`.
+    """
+    optimizer, rate = RATES[arm]
+    kinds = {"blocks": BlocksArm(), "full": FullArm(kind="full")}
+    return TrainSettings(
+        model=str(model),
+        out=str(out),
+        arm=kinds.get(arm) or LoraArm(kind="lora", trainable_parameters=plan.num_trained),
+        data=DataSettings(
+            domain=str(corpora["domain"]), general=str(corpora["general"]), validation_rows=_STEERING_ROWS
+        ),
+        domain_tokens=plan.domain_tokens,
+        rows_per_step=plan.rows_per_step,
+        rows_per_pass=plan.rows_per_pass,
+        optimizer=OptimizerSettings(name=optimizer, lr=rate),
+        retention=RetentionSettings(
+            replay=plan.general_rows / plan.rows_per_step,
+            ce_weight=0.0,
+            kl_weight=_KL_WEIGHT,
+            forgetting_budget=min(asked.keep.values()),
+        ),
+        precision=plan.precision,
+        measure_every_steps=max(1, plan.num_steps // _MEASUREMENTS),
+        checkpoint_every_steps=max(1, plan.num_steps // _CHECKPOINTS),
+        seed=asked.seed,
+    )
+
+
 def choose_plan(base: Checkpoint, depth: int, blocks: int | None, data_tokens: int) -> Plan:
     """The plan with as many blocks as asked for, or as the rule says and the family can state.
 
@@ -247,7 +296,7 @@ class Measured:
 
     def step_seconds(self, rows_per_step: int) -> float:
         """A step, the reference's passes on general rows included."""
-        general = round(GENERAL_SHARE * rows_per_step)
+        general = round(_GENERAL_SHARE * rows_per_step)
         return rows_per_step * self.train_seconds + general * self.forward_seconds
 
 
