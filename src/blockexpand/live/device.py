@@ -91,20 +91,21 @@ def own_dtype(folder: Path) -> torch.dtype:
 def training_dtype(precision: Literal["auto"] | Precision, folder: Path, device: torch.device) -> torch.dtype:
     """The type of a run's arithmetic and frozen weights: bfloat16 where the checkpoint is of 16 bits or fewer.
 
-    float16 has too small a range for gradients that are not scaled, so it trains in bfloat16, too; a device that has no
-    bfloat16 trains in float32: CUDA before Ampere emulates it, slowly, and so does a processor without AVX-512 (AVX2
-    alone: a product of 512 x 1024 x 1024 takes 49 times as long, measured here).
+    float16 has too small a range for gradients that are not scaled, so it trains in bfloat16, too; a device that
+    does not compute in bfloat16 trains in float32: CUDA before Ampere emulates it, and a processor for which oneDNN
+    has no such products takes 8 to 30 times as long as in float32 (AVX2 alone, measured 2026-12-01, docs/log.md).
     """
     if precision != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
     wide = own_dtype(folder).itemsize > 2
-    return torch.float32 if wide or not _has_bfloat16(device) else torch.bfloat16
+    return torch.float32 if wide or not computes_in_bfloat16(device) else torch.bfloat16
 
 
-def _has_bfloat16(device: torch.device) -> bool:
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 are at least as fast as those of float32 there."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def describe_device(device: torch.device) -> str:
