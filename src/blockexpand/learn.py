@@ -48,8 +48,8 @@ from blockexpand.staging import RECORD_NAME, check_output
 _RECORD = "learn.json"
 _BYTES_PER_TOKEN = 3.5
 """Of text, before the tokenizer has read it: the plan's figures stand on it, and nothing else."""
-_HELD_OUT = 0.1
-"""Of the documents, to steer by, and as many to test on."""
+_HELD_OUT, _MOST_HELD_OUT = 0.1, 0.45
+"""Of the documents, to steer by, and as many to test on; of little general text more, because a bound takes documents."""
 _PROMPTS = 3
 """That both models continue, for people to read."""
 _PIECES = 64
@@ -262,7 +262,12 @@ class _Work:
 
     def prepare(self, sources: tuple[str, ...], plan: LearnPlan, name: str, first: str) -> None:
         """Sources as a corpus: as much as is learnt from, and held-out splits of bearable size, in pieces of it."""
-        recipe = make_recipe([*sources], row_tokens=plan.row_tokens, held_out=_HELD_OUT)
+        share = (
+            _HELD_OUT
+            if name == "domain"
+            else min(_MOST_HELD_OUT, max(_HELD_OUT, _PIECES / self.seen.general.num_documents))
+        )
+        recipe = make_recipe([*sources], row_tokens=plan.row_tokens, held_out=share)
         splits = {
             first if split == "train" else split: dataclasses.replace(
                 one,

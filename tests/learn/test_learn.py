@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,10 +14,10 @@ import blockexpand
 from blockexpand.cli.main import run
 from blockexpand.errors import LearnError
 from blockexpand.expansion import verify
-from blockexpand.records import read_record
+from blockexpand.records import read_record, write_record
 from blockexpand.records.learn import LearnRecord
 from blockexpand.training import load_settings
-from learn_ground import Ground, weights
+from learn_ground import Ground
 
 
 def test_everything_it_promises_is_there(ground: Ground, learnt: LearnRecord) -> None:
@@ -97,13 +98,23 @@ def test_other_arms_are_put_beside_it(ground: Ground, tmp_path: Path, capsys: py
     assert not (tmp_path / "out" / "pack").exists()
 
 
-def test_what_is_outside_the_budget_ends_with_1(
-    ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_does_not_hold_ends_with_1_and_says_what_to_try(
+    ground: Ground, learnt: LearnRecord, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ground.command(tmp_path / "out")
-    command[command.index("--keep") + 1] = "0.0001%"
-    assert run([*command, "--quiet"]) == 1
-    assert "FAILED" in capsys.readouterr().out
+    out = Path(learnt.out)
+    assert learnt.learnt is not None
+    whole = (out / "learn.json").read_bytes()
+    kept = learnt.learnt.budget
+    nothing = dataclasses.replace(learnt.learnt, domain_after=9.0, gain_low=-4.0, gain_high=-3.0)
+    outside = dataclasses.replace(learnt.learnt, budget=dataclasses.replace(kept, scale=0.0))
+    broken = dataclasses.replace(learnt.learnt, bypass_is_base=False)
+    try:
+        for case in (nothing, outside, broken):
+            write_record(out / "learn.json", dataclasses.replace(learnt, learnt=case))
+            assert run([*ground.command(out), "--quiet"]) == 1
+            assert "FAILED" in capsys.readouterr().out
+    finally:
+        (out / "learn.json").write_bytes(whole)
 
 
 @pytest.mark.parametrize(
