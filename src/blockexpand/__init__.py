@@ -16,7 +16,6 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from blockexpand.comparison import compare
     from blockexpand.corpus import prepare
-    from blockexpand.demonstration import demo
     from blockexpand.errors import BlockexpandError
     from blockexpand.evaluation.evaluating import evaluate
     from blockexpand.evaluation.measurement import evaluate_suites
@@ -42,7 +41,6 @@ _ROOMS = {
     "attach_packs": "packs:attach",
     "bypass": "live",
     "compare": "comparison",
-    "demo": "demonstration",
     "detach": "live",
     "detach_packs": "packs:detach",
     "evaluate": "evaluation.evaluating",
@@ -100,7 +98,6 @@ __all__ = [
     "evaluate_suites",
     "compare",
     "report",
-    "demo",
     "BlockexpandError",
     "__version__",
 ]

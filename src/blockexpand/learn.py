@@ -20,12 +20,13 @@ from blockexpand.corpus.files import look_into
 from blockexpand.corpus.splits import LEAST_DOCUMENTS
 from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.digests import digest_file, digest_json
-from blockexpand.errors import Interrupted, LearnError
+from blockexpand.errors import Interrupted, LearnError, UsageError
 from blockexpand.expansion import expand, survey, verify
 from blockexpand.expansion import plan as make_plan
 from blockexpand.progress import say
 from blockexpand.records import read_record, write_record
 from blockexpand.records.learn import (
+    ALL_TEXT,
     Arm,
     DataSeen,
     LearnPlan,
@@ -49,7 +50,7 @@ _RECORD = "learn.json"
 _BYTES_PER_TOKEN = 3.5
 """Of text, before the tokenizer has read it: the plan's figures stand on it, and nothing else."""
 _HELD_OUT, _MOST_HELD_OUT = 0.1, 0.45
-"""Of the documents, to steer by, and as many to test on; of little general text more, because a bound takes documents."""
+"""Of the documents, to steer by, and as many to test on; of little general text more: a bound takes documents."""
 _PROMPTS = 3
 """That both models continue, for people to read."""
 _PIECES = 64
@@ -156,6 +157,10 @@ def _look(model: str, data: tuple[str, ...], general: tuple[str, ...], **asked: 
         general_digest=_digest(general),
         **asked,  # type: ignore[arg-type]
     )
+    kinds = (ALL_TEXT,) if general else ("prose", "chats")
+    for kind in settings.keep:
+        if kind not in (ALL_TEXT, *kinds):
+            raise UsageError(f"--keep names {kind!r} text; expected {', '.join(kinds)}, or a budget without a name")
     found = {name: _sum_up(inspect_sources(list(paths))) for name, paths in (("data", data), ("general", general))}
     if found["data"].num_documents < LEAST_DOCUMENTS:
         raise LearnError(
