@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from blockexpand.comparison import compare
     from blockexpand.corpus import prepare
     from blockexpand.errors import BlockexpandError
-    from blockexpand.evaluation.evaluating import evaluate
-    from blockexpand.evaluation.measurement import evaluate_suites
+    from blockexpand.evaluation.measurement import evaluate
     from blockexpand.expansion import expand, plan, verify
     from blockexpand.learn import learn
     from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
@@ -43,8 +42,7 @@ _ROOMS = {
     "compare": "comparison",
     "detach": "live",
     "detach_packs": "packs:detach",
-    "evaluate": "evaluation.evaluating",
-    "evaluate_suites": "evaluation.measurement",
+    "evaluate": "evaluation.measurement",
     "expand": "expansion",
     "expand_live": "live",
     "extract_pack": "packs:extract",
@@ -95,7 +93,6 @@ __all__ = [
     "push",
     # measure and tell
     "evaluate",
-    "evaluate_suites",
     "compare",
     "report",
     "BlockexpandError",

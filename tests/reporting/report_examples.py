@@ -273,6 +273,7 @@ def write_evaluation(folder: Path, outputs: dict[tuple[str, str, str], str] | No
         corpora={"general": DIGEST},
         answers=scores,
         versions={"torch": "2.13.0"},
+        dtype="float32",
     )
     write_record(folder / "blockexpand.json", record)
     np.savez(folder / "losses-general.npz", nats=np.ones(4), tokens=np.ones(4, dtype=np.int64))

@@ -23,7 +23,7 @@ from blockexpand.comparison.recipe import CompareRecipe, TrialPlan, trial_plans
 from blockexpand.comparison.results import Comparison, Trial, summarise
 from blockexpand.digests import digest_file
 from blockexpand.errors import ComparisonError
-from blockexpand.evaluation.evaluating import Subject, evaluate
+from blockexpand.evaluation.measurement import Subject, evaluate
 from blockexpand.progress import Mode, bar, progress_in, progress_mode
 from blockexpand.records import apply_overrides, from_plain, read_record, read_yaml, write_record
 from blockexpand.records.evaluation import read_evaluation

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from blockexpand.corpus.chats import render_prompt
 from blockexpand.corpus.tokenizer import ends_of
 from blockexpand.errors import EvaluationError, RecordError
 from blockexpand.evaluation.routes import Router
@@ -99,9 +100,7 @@ def answer(
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    turns = [{"role": "user", "content": prompt}]
-    text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return render_prompt(tokenizer, [{"role": "user", "content": prompt}])
 
 
 def _generate(

@@ -28,6 +28,7 @@ from blockexpand.digests import digest_json
 from blockexpand.errors import Interrupted, Preempted, TrainingError
 from blockexpand.live.attention import set_attention
 from blockexpand.live.device import describe_device, peak_bytes, training_dtype
+from blockexpand.live.generation import context_of
 from blockexpand.progress import bar, progress_in, progress_mode
 from blockexpand.records import (
     from_plain,
@@ -200,8 +201,8 @@ def _check_sizes(model: PreTrainedModel, data: RunData, settings: TrainSettings)
             f"the tokenizer does not fit the model: the data hold token {data.largest_token}, and {settings.model} has "
             f"embeddings for {embeddings}; use the tokenizer the model was trained with"
         )
-    positions = model.config.max_position_embeddings
-    if data.domain.row_tokens > positions:
+    positions = context_of(model)
+    if positions is not None and data.domain.row_tokens > positions:
         raise TrainingError(
             f"rows of {data.domain.row_tokens} tokens are longer than the {positions} positions of {settings.model}; "
             "prepare the data with fewer row_tokens"
