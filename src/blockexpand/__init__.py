@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from blockexpand.publishing import push
     from blockexpand.records.plan import Plan, read_plan
     from blockexpand.reporting import report
-    from blockexpand.training import BlockExpansionCallback, sft, train
+    from blockexpand.training import BlockExpansionCallback, train
 
 # The same list as above, for use: name -> room, or room:name where it has another name there (`detach` is also one of
 # `live`). A test holds the two together.
@@ -57,7 +57,6 @@ _ROOMS = {
     "read_pack": "packs",
     "read_plan": "records.plan",
     "report": "reporting",
-    "sft": "training",
     "train": "training",
     "verify": "expansion",
 }
@@ -82,7 +81,6 @@ __all__ = [
     # learn
     "prepare",
     "train",
-    "sft",
     "BlockExpansionCallback",
     # ship
     "extract_pack",

@@ -101,6 +101,17 @@ def training_dtype(precision: Literal["auto"] | Precision, folder: Path, device:
     return torch.float32 if wide or not computes_in_bfloat16(device) else torch.bfloat16
 
 
+def inference_dtype(asked: Dtype, folder: Path, device: torch.device) -> torch.dtype:
+    """The type that a model is measured and drawn from in: the checkpoint's own, or the one asked for.
+
+    A checkpoint of bfloat16 runs in float32, which holds the same weights, where products of bfloat16 are slow.
+    """
+    if (named := dtype_named(asked)) is not None:
+        return named
+    own = own_dtype(folder)
+    return torch.float32 if own is torch.bfloat16 and not computes_in_bfloat16(device) else own
+
+
 def computes_in_bfloat16(device: torch.device) -> bool:
     """Whether products of bfloat16 are at least as fast as those of float32 there."""
     if device.type == "cuda":
@@ -146,7 +157,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 @contextlib.contextmanager
-def memory_told(doing: str, advice: str) -> Generator[None]:
+def memory_told(doing: str, device: torch.device, advice: str) -> Generator[None]:
     """Inside, a lack of memory becomes one line: what was being done, on what, what is free, and what to do.
 
     Raises:
@@ -157,7 +168,6 @@ def memory_told(doing: str, advice: str) -> Generator[None]:
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_lack_of_memory(error):
             raise
-        device = choose_device()
         raise DeviceError(
             f"{doing} needs more memory than {device.type} has: {free_bytes(device) / 1e9:,.1f} GB of "
             f"{total_bytes(device) / 1e9:,.1f} GB are free; {advice}"

@@ -9,19 +9,24 @@ sum of its documents' squared lengths, and by that they are dealt out.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.corpus.rows import Corpus, TokenRows, open_corpus
 from blockexpand.corpus.tokenizer import tokenizer_digest
 from blockexpand.errors import TrainingError
 from blockexpand.live.forward import RowBatch
+from blockexpand.live.generation import CONTEXT_KEYS
 from blockexpand.records.run import REPLAY, SELF, TrainSettings
 from blockexpand.training.processes import World
 
+SELF_TEXT = "self-text"
+"""The folder, in a run's, of text that the base wrote."""
 _DOMAIN, _GENERAL, _VALIDATION = 0, 1, 2  # streams of random numbers, apart from each other
 
 
@@ -31,10 +36,15 @@ def shuffled(num_rows: int, start: int, count: int, seed: tuple[int, int]) -> np
     epochs = draws // num_rows
     result = np.empty(count, dtype=np.int64)
     for epoch in np.unique(epochs):
-        order = np.random.default_rng([*seed, int(epoch)]).permutation(num_rows)
         mine = epochs == epoch
-        result[mine] = order[draws[mine] % num_rows]
+        result[mine] = _epoch(num_rows, seed, int(epoch))[draws[mine] % num_rows]
     return result
+
+
+@functools.lru_cache(maxsize=8)  # of two splits, the epoch that ends and the one that begins; and of what is measured
+def _epoch(num_rows: int, seed: tuple[int, int], epoch: int) -> np.ndarray:
+    """The order of all rows in one epoch: made once, not at every step (0.06 s of 2 M rows)."""
+    return np.random.default_rng([*seed, epoch]).permutation(num_rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +54,8 @@ class Pass:
     batch: RowBatch
     num_domain_rows: int
     """The first rows are the domain's, the rest general."""
+    num_domain_places: int
+    """So many of the places that count are the domain's, the first ones."""
     has_general: bool
     """Whether this pass has general rows in any process of the run."""
 
@@ -57,8 +69,6 @@ class RunData:
     general: TokenRows | None
     validation: dict[str, TokenRows]
     """`domain`, and `general` where there is one: what the run steers by."""
-    largest_token: int
-    """The largest token id in any of them."""
     world: World
 
     def passes(self, step: int) -> list[Pass]:
@@ -96,7 +106,7 @@ class RunData:
     def _pass(self, rows: list[tuple[TokenRows, int]], has_general: bool) -> Pass:
         if not rows:
             idle = _idle(self.domain, self.world.device)
-            return Pass(batch=idle, num_domain_rows=1, has_general=has_general)
+            return Pass(batch=idle, num_domain_rows=1, num_domain_places=0, has_general=has_general)
         arrays = []
         num_domain_rows = 0
         for split in (self.domain, self.general):
@@ -107,7 +117,8 @@ class RunData:
                 arrays.append((split.tokens_NT(chosen), split.positions_NT(chosen), split.trained_NT(chosen)))
         tokens, positions, trained = (np.concatenate(part) for part in zip(*arrays, strict=True))
         batch = RowBatch.of(tokens, positions, trained, self.world.device)
-        return Pass(batch=batch, num_domain_rows=num_domain_rows, has_general=has_general)
+        places = sum(batch.counts_B[:num_domain_rows])
+        return Pass(batch=batch, num_domain_rows=num_domain_rows, num_domain_places=places, has_general=has_general)
 
     def validation_batches(self, name: str) -> Iterator[RowBatch]:
         """This process's part of a fixed sample of the validation split of `domain` or `general`.
@@ -137,8 +148,9 @@ def _batch(split: TokenRows, rows: np.ndarray, device: torch.device) -> RowBatch
 
 def _idle(split: TokenRows, device: torch.device) -> RowBatch:
     """A row of which nothing counts."""
-    batch = _batch(split, np.array([0]), device)
-    return dataclasses.replace(batch, trained_BT=torch.zeros_like(batch.trained_BT))
+    row = np.array([0])
+    tokens_1T = split.tokens_NT(row)
+    return RowBatch.of(tokens_1T, split.positions_NT(row), np.zeros(tokens_1T.shape, dtype=bool), device)
 
 
 def open_data(settings: TrainSettings, world: World) -> RunData:
@@ -146,24 +158,56 @@ def open_data(settings: TrainSettings, world: World) -> RunData:
 
     Raises:
         CorpusError: a folder or split is missing or damaged.
-        TrainingError: a folder was made with another tokenizer, or rows of another length.
+        TrainingError: a folder was made with another tokenizer, or rows of another length, or does not fit the model.
     """
-    data = settings.data
-    domain = open_corpus(data.domain)
-    corpora = {"domain": domain}
-    if data.general is not None:
+    data, corpora = settings.data, open_corpora(settings)
+    if settings.general == SELF:
         corpora["general"] = open_corpus(general_folder(settings))
-    for corpus in corpora.values():
-        _check_fits(corpus, settings.model, domain.record.row_tokens)
     steering = data.validation_rows > 0
+    general = _general_rows(corpora["general"], data.general_split) if settings.num_general_rows else None
     return RunData(
         settings=settings,
-        domain=domain.rows(data.domain_split),
-        general=_general_rows(corpora["general"], data.general_split) if settings.num_general_rows else None,
+        domain=corpora["domain"].rows(data.domain_split),
+        general=general,
         validation={n: c.rows(data.validation_split) for n, c in corpora.items()} if steering else {},
-        largest_token=max(split.largest_token for c in corpora.values() for split in c.record.splits.values()),
         world=world,
     )
+
+
+def open_corpora(settings: TrainSettings) -> dict[str, Corpus]:
+    """The prepared folders that a run is given, `domain` and `general`, each held against its model.
+
+    Raises:
+        CorpusError: a folder is missing or damaged.
+        TrainingError: it was made with another tokenizer, or rows of another length, or does not fit the model.
+    """
+    corpora = {"domain": open_corpus(settings.data.domain)}
+    if settings.general not in (None, SELF):
+        corpora["general"] = open_corpus(general_folder(settings))
+    checkpoint = open_checkpoint(settings.model)
+    for corpus in corpora.values():
+        _check_tokenizer(corpus, settings.model, corpora["domain"].record.row_tokens)
+        _check_sizes(corpus, checkpoint)
+    return corpora
+
+
+def _check_sizes(corpus: Corpus, checkpoint: Checkpoint) -> None:
+    """By the text settings of config.json, whatever the family: nothing is loaded."""
+    text = checkpoint.config.get("text_config")
+    config = text if isinstance(text, dict) else checkpoint.config
+    embeddings = config.get("vocab_size")
+    largest = max((split.largest_token for split in corpus.record.splits.values()), default=0)
+    if isinstance(embeddings, int) and largest >= embeddings:
+        raise TrainingError(
+            f"the tokenizer does not fit the model: {corpus.folder} holds token {largest}, and {checkpoint.source} has "
+            f"embeddings for {embeddings}; use the tokenizer the model was trained with"
+        )
+    positions = min((config[key] for key in CONTEXT_KEYS if isinstance(config.get(key), int)), default=None)
+    if positions is not None and corpus.record.row_tokens > positions:
+        raise TrainingError(
+            f"rows of {corpus.record.row_tokens} tokens are longer than the {positions} positions of "
+            f"{checkpoint.source}; prepare the data with fewer row_tokens"
+        )
 
 
 def _general_rows(corpus: Corpus, split: str) -> TokenRows:
@@ -173,11 +217,11 @@ def _general_rows(corpus: Corpus, split: str) -> TokenRows:
 
 def general_folder(settings: TrainSettings) -> Path:
     """Where the general text of a run is: the folder named, or the run's own that the base is to write."""
-    assert settings.data.general is not None, "the run has no general text"
-    return Path(settings.out) / "self-text" if settings.data.general == SELF else Path(settings.data.general)
+    assert settings.general is not None, "the run has no general text"
+    return Path(settings.out) / SELF_TEXT if settings.general == SELF else Path(settings.general)
 
 
-def _check_fits(corpus: Corpus, model_folder: str, row_tokens: int) -> None:
+def _check_tokenizer(corpus: Corpus, model_folder: str, row_tokens: int) -> None:
     if corpus.record.tokenizer_digest != tokenizer_digest(model_folder):
         raise TrainingError(
             f"{corpus.folder} was prepared with another tokenizer than the one in {model_folder} "

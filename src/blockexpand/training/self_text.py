@@ -38,7 +38,7 @@ _SAMPLES_PER_PASS = 64
 
 def write_self_text(settings: TrainSettings, device: torch.device) -> None:
     """Write the general text of a run that asks for `self`, unless it is already there."""
-    if settings.data.general != SELF or (general_folder(settings) / RECORD_NAME).is_file():
+    if settings.general != SELF or (general_folder(settings) / RECORD_NAME).is_file():
         return
     row_tokens = open_corpus(settings.data.domain).record.row_tokens
     tokenizer = load_tokenizer(settings.model)
