@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from blockexpand.checkpoint import Checkpoint
@@ -316,25 +317,24 @@ def measure_row(
         trained = [parameter for _, parameter in freeze(model)]
     else:
         trained = list(model.requires_grad_(True).parameters())
-    tokens = torch.randint(vocabulary, (1, row_tokens), generator=torch.Generator().manual_seed(0)).to(device)
-    row = RowBatch(
-        tokens_BT=tokens,
-        positions_BT=torch.arange(row_tokens, device=device)[None],
-        trained_BT=torch.ones_like(tokens, dtype=torch.bool),
-    )
+    tokens_1T = np.random.default_rng(0).integers(vocabulary, size=(1, row_tokens))
 
-    def timed(step: int) -> float:
-        part = row if step else RowBatch(**{name: value[:, :_WARM_TOKENS] for name, value in vars(row).items()})
+    def row_of(length: int) -> RowBatch:
+        shape_1T = (1, length)
+        return RowBatch.of(tokens_1T[:, :length], np.arange(length)[None], np.ones(shape_1T, dtype=bool), device)
+
+    def timed(row: RowBatch) -> float:
         start = time.perf_counter()
-        hidden_RD = hidden_states(model, part)[part.predicted_BT()]
+        hidden_RD = row.predicting(hidden_states(model, row))
         weight_R = torch.full((len(hidden_RD),), 1 / len(hidden_RD), device=device)
-        linear_losses(hidden_RD, head_of(model), part.targets_R(), weight_R)[0].backward()
+        linear_losses(hidden_RD, head_of(model), row.targets_R, weight_R)[0].backward()
         _wait(device)
         return time.perf_counter() - start
 
-    timed(0)
+    row = row_of(row_tokens)
+    timed(row_of(min(_WARM_TOKENS, row_tokens)))
     before = peak_bytes(device)
-    train_seconds = timed(1)
+    train_seconds = timed(row)
     row_bytes = max(peak_bytes(device) - before, 1)
     start = time.perf_counter()
     if grown is not None:
