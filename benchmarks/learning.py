@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from blockexpand.comparison import CompareRecipe, Comparison, Trial, compare
+from blockexpand.comparison import compare
 from blockexpand.corpus import prepare
 from blockexpand.data import TINY_BASE as BASE
 from blockexpand.progress import progress_on_stderr
 from blockexpand.records import from_plain, read_yaml
+from blockexpand.records.comparison import CompareRecipe, Comparison, Trial
 from blockexpand.staging import RECORD_NAME
 from texts import english_text, python_text
 

@@ -327,5 +327,5 @@ class _Work:
             extract(self.out, self.out / "pack", overwrite=True)
         write_recipe(self.out / "recipe.yaml", self.recipe(plan, self.asked.arm))
         runs = [self.out, *(self.folder / arm for arm in self.asked.against)]
-        report(runs, self.out / "report", overwrite=True)
+        report(runs, self.out / "report", overwrite=True, learnt=record)
         write_record(self.out / _RECORD, record)
