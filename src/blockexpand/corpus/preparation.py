@@ -52,6 +52,7 @@ _BATCH_CHARS = 500_000
 _QUOTED = 5
 """So many examples of each kind are written down."""
 _BUDGET_FROM = 1000
+_NOTHING = Encoded(tokens_A=np.zeros(0, dtype=np.int64), trained_A=np.zeros(0, dtype=bool))
 
 
 def prepare(
@@ -214,7 +215,7 @@ class _Preparation:
         for key, signature in itertools.zip_longest(known["key"].tolist(), shards.signatures()):
             self._seen.remember(key, signature)
         for position, length in zip(known["position"].tolist(), known["length"].tolist(), strict=True):
-            self._tokens[self._split_at(position)] += length
+            self._count(position, length)
         tally = _Tally(shards.state)
         if shards.state.is_done:
             progress.advance(contents.num_bytes, "")
@@ -268,12 +269,12 @@ class _Preparation:
         num_chars = len(text.strip())
         if num_chars < recipe.min_chars:
             return _Verdict(document=document, key=key, drop="short", note=f"min_chars: {num_chars} characters")
+        if self._evaluation is not None and (quote := self._evaluation.quote(text)) is not None:
+            return _Verdict(document=document, key=key, drop="contaminated", note=quote)
         copy, signature = self._seen.verdict(text, key)
         if copy:
             what = "a copy" if copy == "duplicate" else "a near copy"
             return _Verdict(document=document, key=key, drop=copy, note=f"{what} of an earlier document")
-        if self._evaluation is not None and (quote := self._evaluation.quote(text)) is not None:
-            return _Verdict(document=document, key=key, drop="contaminated", note=quote)
         position = position_of(text) if len(recipe.splits) > 1 else 0.0
         return _Verdict(document=document, key=key, position=position, signature=signature)
 
@@ -297,10 +298,11 @@ class _Preparation:
             tokens = next(encoded)
             if isinstance(tokens, CorpusError):
                 tally.count_bad(str(tokens), is_read=True)
-                continue
+                tokens = _NOTHING  # what was seen is known to a run that goes on
+            else:
+                tally.count("kept", "")
             if self._num_embeddings is not None:
-                check_embeddings(int(tokens.tokens_A.max()), self._num_embeddings, self._tokenizer)
-            tally.count("kept", "")
+                check_embeddings(int(tokens.tokens_A.max(initial=0)), self._num_embeddings, self._tokenizer)
             writer.add(
                 tokens,
                 num_bytes=one.document.num_bytes,
@@ -309,11 +311,13 @@ class _Preparation:
                 signature=one.signature,
                 plain=not self._chats,
             )
-            self._tokens[self._split_at(one.position)] += len(tokens.tokens_A)
+            self._count(one.position, len(tokens.tokens_A))
         return self._is_full(contents.source)
 
-    def _split_at(self, position: float) -> str:
-        return list(self._recipe.splits)[int(np.searchsorted(self._borders, position, side="right"))]
+    def _count(self, position: float, length: int) -> None:
+        """Count a document's tokens for the split in whose share it lies, as many as that takes of one."""
+        name = list(self._recipe.splits)[int(np.searchsorted(self._borders, position, side="right"))]
+        self._tokens[name] += min(length, self._recipe.splits[name].max_document_tokens or length)
 
     def _is_full(self, source: Source) -> bool:
         """Whether every split that is written has what it can hold; weights need all that a source has."""
@@ -338,7 +342,8 @@ class _Preparation:
     def _divide_and_pack(self, progress: Bar) -> CorpusRecord:
         recipe = self._recipe
         shards = [Shards(self._partial, number) for number in range(len(self._contents))]
-        divided = _Divided(recipe, [one.documents() for one in shards], self._tokenizer, chats=self._chats)
+        documents = [found[found["length"] > 0] for found in (one.documents() for one in shards)]
+        divided = _Divided(recipe, documents, self._tokenizer, chats=self._chats)
         divided.stored = [StoredTokens(one.stems) for one in shards]
         ready = self._partial / "ready"
         shutil.rmtree(ready, ignore_errors=True)
