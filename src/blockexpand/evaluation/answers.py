@@ -15,10 +15,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from blockexpand.corpus.chats import render_prompt
-from blockexpand.corpus.tokenizer import ends_of
 from blockexpand.errors import EvaluationError, RecordError
 from blockexpand.evaluation.routes import Router
-from blockexpand.live.generation import generate
+from blockexpand.live.generation import ends_of_model, generate
 from blockexpand.packs.in_memory import only
 from blockexpand.progress import bar
 from blockexpand.records import from_plain
@@ -108,8 +107,13 @@ def _generate(
 ) -> list[str]:
     device = next(model.parameters()).device
     prompts_BA = torch.tensor(prompts, device=device)
-    out = generate(model, prompts_BA, num_new=max_new_tokens, eos=ends_of(tokenizer).eos, sample=False)
-    return list(tokenizer.batch_decode(out[:, prompts_BA.shape[1] :], skip_special_tokens=True))
+    ends = ends_of_model(model, tokenizer)  # where chat and serve end an answer
+    out = generate(model, prompts_BA, num_new=max_new_tokens, eos=ends, sample=False)
+    texts = []
+    for tokens in out[:, prompts_BA.shape[1] :].tolist():
+        length = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
+        texts.append(str(tokenizer.decode(tokens[:length], skip_special_tokens=True)))
+    return texts
 
 
 def score(answered: Sequence[Answered]) -> Scores:

@@ -29,14 +29,14 @@ def ends_of_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 @torch.no_grad()
-def generate(model: PreTrainedModel, prompts_BA: Tensor, *, num_new: int, eos: int, sample: bool) -> Tensor:
+def generate(model: PreTrainedModel, prompts_BA: Tensor, *, num_new: int, eos: int | list[int], sample: bool) -> Tensor:
     """The prompts and what the model adds to each, int64 [B, A + new]; ended ones are filled up with `eos`.
 
     Args:
         model: A causal language model in eval mode.
         prompts_BA: Prompts of equal length, so that nothing is padded.
         num_new: New tokens at most.
-        eos: The token that ends a sequence.
+        eos: The token that ends a sequence, or several of them; the first one fills up.
         sample: Draw from the whole distribution at temperature 1, instead of taking the likeliest.
     """
     settings: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}
@@ -45,7 +45,7 @@ def generate(model: PreTrainedModel, prompts_BA: Tensor, *, num_new: int, eos: i
         attention_mask=torch.ones_like(prompts_BA),
         max_new_tokens=num_new,
         do_sample=sample,
-        pad_token_id=eos,
+        pad_token_id=eos if isinstance(eos, int) else eos[0],
         eos_token_id=eos,
         **settings,
     )
