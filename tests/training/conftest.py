@@ -8,7 +8,7 @@ import pytest
 
 from blockexpand.records.run import DataSettings, FullArm, OptimizerSettings, TrainSettings
 from blockexpand.training import train
-from lm_helpers import make_chats, make_corpus, make_expanded, make_lm
+from lm_helpers import make_chats, make_corpus, make_expanded, make_general, make_lm
 from training_ground import Ground
 
 
@@ -16,7 +16,7 @@ from training_ground import Ground
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     root = tmp_path_factory.mktemp("ground")
     untrained = make_lm(root / "untrained")
-    general = make_corpus(root / "general", untrained, seed=2)
+    general = make_general(root / "general", untrained)
     base = learnt(untrained, general, root / "learning")
     return Ground(
         base=base,

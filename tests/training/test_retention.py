@@ -30,15 +30,15 @@ def test_a_loss_that_is_not_a_number_is_never_better() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weight", "rise", "expected"),
+    ("weight", "used", "expected"),
     [
-        (1.0, 0.0075, 1.0),  # at three quarters of the budget, where it should be
-        (1.0, 0.0125, 2.0),
-        (1.0, 0.1, 4.0),
-        (1.0, -0.1, 2**-0.5),
-        (60.0, 0.1, 64.0),
-        (0.26, -0.1, 0.25),
+        (1.0, 0.9, 1.0),  # nine tenths of the budget, where it should be
+        (1.0, 1.4, 2.0),
+        (1.0, 10.0, 4.0),
+        (1.0, -10.0, 2**-0.5),
+        (60.0, 10.0, 64.0),
+        (0.26, -10.0, 0.25),
     ],
 )
-def test_the_weight_tightens_outside_and_eases_well_inside(weight: float, rise: float, expected: float) -> None:
-    assert adapted_weight(weight, rise, 0.01) == pytest.approx(expected)
+def test_the_weight_tightens_outside_and_eases_well_inside(weight: float, used: float, expected: float) -> None:
+    assert adapted_weight(weight, used) == pytest.approx(expected)

@@ -11,10 +11,12 @@ all decide alike.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import signal
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,13 +27,15 @@ from transformers import PreTrainedModel
 
 from blockexpand.errors import TrainingError
 from blockexpand.live.attention import prefer_blocked
-from blockexpand.live.device import training_dtype
+from blockexpand.live.device import own_dtype, training_dtype
 from blockexpand.live.forward import check_head, check_isolation, cross_entropies, hidden_states
 from blockexpand.live.loss import Reference, linear_losses
 from blockexpand.live.parts import head_of
 from blockexpand.progress import Bar
-from blockexpand.records.run import Measurement, TrainSettings
+from blockexpand.records.budget import BudgetStatement
+from blockexpand.records.run import LoraArm, Measurement, TrainSettings
 from blockexpand.training.arms import Trainee
+from blockexpand.training.budget import SCALES, SMALL_SCALES, DocumentSums, Measured, rise_of, state, walk_up
 from blockexpand.training.checkpoints import (
     OPTIMIZER,
     TRAINABLE,
@@ -47,13 +51,15 @@ from blockexpand.training.checkpoints import (
     restore_optimizers,
     restore_trainable,
 )
-from blockexpand.training.data import Pass, RunData
+from blockexpand.training.data import HeldOut, Pass, RunData
 from blockexpand.training.memory import keeps_gradients
 from blockexpand.training.metrics import Tracker
 from blockexpand.training.optimizers import build_optimizers, rate_at, set_rate
 from blockexpand.training.processes import Root, World, as_number, gathered, sync_gradients
-from blockexpand.training.retention import adapted_weight, is_better
+from blockexpand.training.retention import adapted_weight, budget_used, is_better, put_scale
 
+_FAR_OUTSIDE = 1e9
+"""What a general loss that is no number uses of the budget: records hold numbers."""
 _MOST_SKIPPED = 3
 """Steps in a row whose loss is not finite; more and the run stops."""
 
@@ -100,6 +106,9 @@ class Loop:
         self.num_steps = settings.num_steps(data.domain.row_tokens)
         self.optimizers = build_optimizers(trainee.trainable, trainee.writers, settings.optimizer)
         self._saved_step = 0
+        budget, more = settings.retention.forgetting_budget, settings.retention.budgets
+        self._budgets = {} if budget is None else {kind: more.get(kind, budget) for kind in data.calibration}
+        self._origins = {} if budget is None else trainee.origins()
         self._keeps_gradients = keeps_gradients(sum(p.numel() for p in trainee.trainable.values()), self.world)
         self._names: dict[Tensor, str] = {p: n for n, p in trainee.trainable.items()}
         dtype = training_dtype(settings.precision, Path(settings.model), self.world.device)
@@ -148,19 +157,55 @@ class Loop:
         """Wait for what is being written, and let the thread that writes end."""
         self._saver.close()
 
-    def shipped(self, progress: Progress) -> dict[str, Tensor]:
-        """The tensors of the best checkpoint inside the budget, or of the last step without one.
+    def shipped(self, progress: Progress) -> tuple[dict[str, Tensor], BudgetStatement | None, Measurement | None]:
+        """The tensors to ship, what is promised of them, and what they give on the steering rows.
 
-        In the first process; every process must call it.
+        Without a budget they are those of the last step. With one, of the best checkpoint inside it (of the last step
+        where none was), with what it learnt scaled so that the bound of the rise is inside, too. The tensors are in the
+        first process; every process must call it.
 
         Raises:
             TrainingError: the best checkpoint's weights are missing or damaged.
         """
+        kept, best_seen = None, progress.best
         if self.settings.retention.forgetting_budget is not None and progress.best is not None:
-            best = SavedTensors(best_folder(self.run_folder, progress.best.step) / TRAINABLE)
-            restore_trainable(self.trainee.trainable, best)
+            step = progress.best.step
+            never_inside = step == 0 and self.trainee.starts_as_base
+            if not never_inside:
+                best = SavedTensors(best_folder(self.run_folder, progress.best.step) / TRAINABLE)
+                restore_trainable(self.trainee.trainable, best)
+            kept = self._kept(SMALL_SCALES if never_inside else SCALES)
+            if kept.scale not in (None, 1.0):
+                assert progress.base_general is not None, "a budget without general text"
+                best_seen = self._measurement(
+                    step if kept.scale == 0 or not never_inside else progress.step, progress.base_general
+                )
         values = gathered(self.trainee.trainable, self.world)
-        return self.trainee.tensors(values) if self.world.leads else {}
+        return self.trainee.tensors(values) if self.world.leads else {}, kept, best_seen
+
+    def _kept(self, scales: Sequence[float]) -> BudgetStatement:
+        """Put as much of what was learnt on the model as the budget allows, and state what that promises."""
+        data, trainable, origins = self.data, self.trainee.trainable, self._origins
+        budgets = self._budgets
+        if not origins:
+            with self.trainee.reference() as model:
+                base = {kind: self._sums(held, model) for kind, held in data.calibration.items()}
+            now = {kind: self._sums(held).losses_N for kind, held in data.calibration.items()}
+            return state(base, now, budgets)
+        learnt = {name: parameter.detach().clone() for name, parameter in trainable.items()}
+        # Adapters are stored as what they add to the base's weights, not as themselves.
+        stored = None if isinstance(self.settings.arm, LoraArm) else own_dtype(Path(self.settings.model))
+
+        def measure(scale: float) -> Measured:
+            put_scale(trainable, learnt, origins, scale, stored)
+            texts = {kind: self._sums(held).losses_N for kind, held in data.calibration.items()}
+            return Measured(texts=texts, domain_loss=self._sums(data.validation["domain"]).mean)
+
+        put_scale(trainable, learnt, origins, 0.0, stored)
+        base = {kind: self._sums(held) for kind, held in data.calibration.items()}
+        found = walk_up(base, budgets, measure, scales=scales)
+        put_scale(trainable, learnt, origins, found.scale or 0.0, stored)
+        return found
 
     def _stops(self, stopping: list[int]) -> bool:
         """Whether a signal came to any process; the list holds it afterwards, the demand to save and end first.
@@ -307,19 +352,19 @@ class Loop:
         if not self.data.validation:
             return progress
         budget = self.settings.retention.forgetting_budget
-        losses = {name: self._held_out(name) for name in self.data.validation}
-        general = losses.get("general")
-        base = progress.base_general if progress.base_general is not None else self._base_general(general)
-        rise = general / base - 1 if general is not None and base else None
-        new = Measurement(step=progress.step, domain=losses["domain"], general=general, rise=rise)
+        base = progress.base_general
+        if base is None:
+            base = self._base_general()
+        new = self._measurement(progress.step, base)
+        used = new.budget_used
         weight = progress.general_weight
-        if budget is not None and rise is not None and progress.step > 0:
-            weight = adapted_weight(weight, rise, budget)
+        if used is not None and progress.step > 0:
+            weight = adapted_weight(weight, used)
         better = is_better(new, progress.best, budget)
         if better and budget is not None:
             self._saver.start(best_job(self.run_folder, new.step, self.trainee.trainable, self.world.leads))
-        figures = {"domain": new.domain, "general": general, "rise": rise, "general_weight": weight}
-        tracker.write(progress.step, "measure", figures)
+        figures = {name: value for name, value in vars(new).items() if name != "step"}
+        tracker.write(progress.step, "measure", figures | {"general_weight": weight})
         return dataclasses.replace(
             progress,
             base_general=base,
@@ -327,18 +372,41 @@ class Loop:
             best=new if better else progress.best,
         )
 
-    def _base_general(self, general: float | None) -> float | None:
-        """The base's general loss, which is the model's at step 0 where that is the base."""
-        if general is None or self.trainee.starts_as_base:
-            return general
-        with self.trainee.reference() as base:
-            return self._held_out("general", base)
+    def _measurement(self, step: int, base: tuple[float, ...]) -> Measurement:
+        """What the model as it is gives on the steering rows."""
+        sums = {kind: self._sums(held) for kind, held in self.data.validation.items()}
+        domain = sums.pop("domain").mean
+        general, rise, used = self._risen(sums, base)
+        return Measurement(step=step, domain=domain, general=general, rise=rise, budget_used=used)
 
-    def _held_out(self, name: str, model: PreTrainedModel | None = None) -> float:
-        total, count = 0.0, 0
+    def _risen(
+        self, sums: Mapping[str, DocumentSums], base: tuple[float, ...]
+    ) -> tuple[float | None, float | None, float | None]:
+        """The general loss over all kinds of text, how much it rose, and the most that a kind uses of its budget."""
+        if not sums:
+            return None, None, None
+        total = sum(float(one.losses_N.sum()) for one in sums.values())
+        count = sum(int(one.tokens_N.sum()) for one in sums.values())
+        used, at = [], 0
+        for kind, one in sums.items():
+            base_N, at = np.array(base[at : at + len(one.losses_N)]), at + len(one.losses_N)
+            if kind in self._budgets and len(base_N) > 1:
+                rise = rise_of(base_N, one.losses_N)
+                used.append(budget_used(rise, self._budgets[kind], self.data.calibration[kind].num_documents))
+        most = (max(used) if all(map(math.isfinite, used)) else _FAR_OUTSIDE) if used else None
+        return total / count, total / sum(base) - 1, most
+
+    def _base_general(self) -> tuple[float, ...]:
+        """The base's loss of each steering document; at step 0 that is the model's, where it starts as the base."""
+        general = [held for kind, held in self.data.validation.items() if kind != "domain"]
+        with contextlib.nullcontext() if self.trainee.starts_as_base else self.trainee.reference() as base:
+            return tuple(float(loss) for held in general for loss in self._sums(held, base).losses_N)
+
+    def _sums(self, held: HeldOut, model: PreTrainedModel | None = None) -> DocumentSums:
+        """The loss of each document of some held-out rows, over all processes."""
+        losses_N = np.zeros(held.num_documents)
         with self._autocast:
-            for batch in self.data.validation_batches(name):
-                losses_R = self._root(cross_entropies, model or self.trainee.model, batch)
-                total, count = total + losses_R.double().sum().item(), count + len(losses_R)
-        total, count = self.world.total([total, count])
-        return total / max(1, count)
+            for batch, documents_R in held.batches(self.settings.rows_per_pass, self.world):
+                losses_R = self._root(cross_entropies, model or self.trainee.model, batch).double().cpu().numpy()
+                losses_N += np.bincount(documents_R, weights=losses_R, minlength=held.num_documents)
+        return DocumentSums(losses_N=np.array(self.world.total(losses_N.tolist())), tokens_N=held.tokens_N)

@@ -88,8 +88,9 @@ def train(settings: TrainSettings, resume: bool = False, device: str = "auto") -
         loop = Loop(settings, trainee, data, out, root)
         try:
             progress = _run(loop, resume)
-            shipped = loop.shipped(progress)
-            world.first(lambda: _ship(settings, loop, progress, shipped))
+            shipped, kept, best = loop.shipped(progress)
+            record = dataclasses.replace(_record(settings, loop, progress), best=best, kept=kept)
+            world.first(lambda: _ship(settings, loop, record, shipped))
         finally:
             loop.close()
         return read_record(RunRecord, out / RECORD_NAME)
@@ -146,18 +147,18 @@ def _run(loop: Loop, resume: bool) -> Progress:
     return progress
 
 
-def _ship(settings: TrainSettings, loop: Loop, progress: Progress, tensors: dict[str, Tensor]) -> None:
+def _ship(settings: TrainSettings, loop: Loop, record: RunRecord, tensors: dict[str, Tensor]) -> None:
     """Write the model and, last, the run's record."""
     source, out = Path(settings.model), Path(settings.out)
     training = {"settings_digest": run_digest(settings), "arm": settings.arm.kind, "blockexpand_version": __version__}
     if not loop.trainee.exportable:
         save_tensors(out / SHIPPED, tensors)
-        write_record(out / RECORD_NAME, _record(settings, loop, progress))
+        write_record(out / RECORD_NAME, record)
         return
     export_model(source, out / "model", tensors, training)
     num_unchanged = prove_unchanged(source, out / "model", tensors)
     counts = {"num_trained_tensors": len(tensors), "num_unchanged_tensors": num_unchanged}
-    write_record(out / RECORD_NAME, dataclasses.replace(_record(settings, loop, progress), **counts))
+    write_record(out / RECORD_NAME, dataclasses.replace(record, **counts))
 
 
 def run_digest(settings: TrainSettings) -> str:
