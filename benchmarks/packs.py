@@ -23,8 +23,7 @@ from typing import Any
 import torch
 
 from blockexpand import live
-from blockexpand.corpus import open_corpus, prepare
-from blockexpand.corpus.sources import CodeSource
+from blockexpand.corpus import Source, open_corpus, prepare
 from blockexpand.data import TINY_BASE as BASE
 from blockexpand.demonstration.recipe import load_demo
 from blockexpand.evaluation.held_out import document_losses
@@ -60,7 +59,7 @@ def make_texts(wanted: Collection[str]) -> None:
     import torch as installed
 
     demo = load_demo(full=False)
-    headers = CodeSource(kind="code", path=str(Path(installed.__file__).parent / "include"), extensions=(".h",))
+    headers = Source(kind="code", path=str(Path(installed.__file__).parent / "include"), endings=(".h",))
     texts = {
         "code": demo.domain,
         "cpp": dataclasses.replace(demo.domain, sources=(headers,)),

@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from blockexpand.corpus import open_corpus, prepare
+from blockexpand.corpus import Source, open_corpus, prepare
 from blockexpand.corpus.rows import TokenRows, batches
-from blockexpand.corpus.sources import CodeSource
 from blockexpand.data import TINY_BASE as BASE
 from blockexpand.demonstration.recipe import load_demo
 from blockexpand.live.forward import RowBatch
@@ -56,7 +55,7 @@ Margin = Callable[[int], float]
 def wide_texts() -> None:
     """The demo's texts and the headers with larger validation and test splits, unless they are there."""
     demo = load_demo(full=False)
-    headers = CodeSource(kind="code", path=str(Path(torch.__file__).parent / "include"), extensions=(".h",))
+    headers = Source(kind="code", path=str(Path(torch.__file__).parent / "include"), endings=(".h",))
     cpp = dataclasses.replace(demo.domain, sources=(headers,))
     for name, recipe in {"code": demo.domain, "cpp": cpp, "general": demo.general}.items():
         splits = {

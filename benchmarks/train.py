@@ -118,17 +118,15 @@ def write_rows(work: Path, vocabulary: int, shape_NT: tuple[int, int]) -> None:
     """Rows of random tokens, each one document, as `train.arrow`."""
     import numpy as np
 
-    from blockexpand.corpus.packing import Piece
+    from blockexpand.corpus.rows import Shape, write_documents
     from blockexpand.corpus.tokenizer import Encoded
-    from blockexpand.corpus.writing import Shape, fetch_from, write_shard
 
     num_tokens = shape_NT[1]
     tokens_NT = np.random.default_rng(0).integers(vocabulary, size=shape_NT)
     trained_T = np.ones(num_tokens, dtype=bool)
-    rows = [[Piece(document=number, start=0, length=num_tokens)] for number in range(len(tokens_NT))]
     encoded = [Encoded(tokens_A=tokens_T, trained_A=trained_T) for tokens_T in tokens_NT]
     shape = Shape(row_tokens=num_tokens, vocabulary_size=vocabulary, pad=0)
-    write_shard(work / "train.arrow", rows, shape, fetch_from(encoded))
+    write_documents(work / "train.arrow", encoded, shape=shape, num_bytes=0)
 
 
 def _prepared(folder: str, precision: str, **changes: Any) -> tuple[TrainSettings, RunData, Trainee]:

@@ -17,6 +17,7 @@ from blockexpand.records import from_plain, read_json, read_yaml
 from blockexpand.records.run import TrainSettings
 from blockexpand.staging import RECORD_NAME, staged_folder
 from studies.recipe import BaseRecipe
+from studies.tiny_base.general_text import with_prose
 
 _TEXTS = Path(__file__).parent / "texts.yaml"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -54,11 +55,11 @@ def make_base(wish: BaseRecipe, root: Path) -> Path:
 def _text(tokens: int, root: Path) -> Path:
     """The general text with the split that studies keep out, since the tiny base has read it."""
     general = from_plain(PrepareRecipe, read_yaml(_TEXTS)["general"], str(_TEXTS))
-    splits = {name: dataclasses.replace(split, write=False) for name, split in general.splits.items()}
-    splits["train"] = SplitRecipe(share=general.splits["train"].share, max_tokens=tokens)
+    splits = {"train": SplitRecipe(share=1.0, max_tokens=tokens)}
     folder = root / "texts" / f"general-for-bases-{tokens}"
     if not (folder / RECORD_NAME).is_file():
-        blockexpand.prepare(dataclasses.replace(general, splits=splits), TINY_BASE, folder)
+        recipe = with_prose(dataclasses.replace(general, splits=splits), folder.parent, ("train",))
+        blockexpand.prepare(recipe, TINY_BASE, folder)
     return folder
 
 

@@ -100,7 +100,7 @@ def _prepare(name: str, base: Path, train: Sequence[Question], folder: Path) -> 
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{out.name}.jsonl"
         path.write_text("".join(json.dumps({"messages": one}) + "\n" for one in turns), encoding="utf-8")
-        source = {"kind": "chat", "path": str(path)}
+        source = {"path": str(path)}
         recipe = {"sources": [source], "row_tokens": ROW_TOKENS, "splits": {"train": {"share": 1.0}}}
         blockexpand.prepare(from_plain(PrepareRecipe, recipe, name), base, out)
     return str(out)

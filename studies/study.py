@@ -24,6 +24,7 @@ from studies.bases import make_base
 from studies.recipe import DEMO, TINY, BaseRecipe, StudyRecipe, Texts, load_study
 from studies.sequence import run_sequence, sequence_tables
 from studies.tables import comparison_tables, scale_tables
+from studies.tiny_base.general_text import with_prose
 
 TEXTS = Path(__file__).parent / "texts.yaml"
 
@@ -67,6 +68,8 @@ def prepared(which: str, texts: Texts, base: Path, root: Path) -> str:
     tokenizer = tokenizer_digest(base).removeprefix("sha256:")[:8]
     folder = root / "texts" / f"{which}-{texts.test_tokens}-{tokenizer}"
     if not (folder / RECORD_NAME).is_file():
+        if which == "general":
+            recipe = with_prose(recipe, folder.parent, ("replay", "validation", "test"))
         blockexpand.prepare(recipe, base, folder)
     return str(folder)
 

@@ -10,8 +10,7 @@ import torch
 from studies.tiny_base.tokenizer import save_tokenizer, train_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from blockexpand.corpus import PrepareRecipe, SplitRecipe, prepare
-from blockexpand.corpus.sources import ChatSource, JsonSource
+from blockexpand.corpus import PrepareRecipe, Source, SplitRecipe, prepare
 from blockexpand.expansion import expand, plan
 
 ROW_TOKENS = 32
@@ -59,7 +58,7 @@ def make_corpus(folder: Path, model: Path, *, seed: int = 1, domain: bool = Fals
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     shares = {"train": 0.5, "replay": 0.2, "validation": 0.15, "test": 0.15}
     recipe = PrepareRecipe(
-        sources=(JsonSource(kind="json", path=str(source)),),
+        sources=(Source(path=str(source)),),
         row_tokens=ROW_TOKENS,
         splits={name: SplitRecipe(share=share) for name, share in shares.items()},
     )
@@ -81,9 +80,7 @@ def make_chats(folder: Path, model: Path, *, count: int = 40) -> Path:
         rows.append({"messages": [{"role": "user", "content": text[:40]}, {"role": "assistant", "content": word}]})
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     splits = {"train": SplitRecipe(share=0.7), "validation": SplitRecipe(share=0.3)}
-    recipe = PrepareRecipe(
-        sources=(ChatSource(kind="chat", path=str(source)),), row_tokens=2 * ROW_TOKENS, splits=splits
-    )
+    recipe = PrepareRecipe(sources=(Source(path=str(source)),), row_tokens=2 * ROW_TOKENS, splits=splits)
     prepare(recipe, model, folder)
     return folder
 

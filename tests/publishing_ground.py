@@ -44,7 +44,6 @@ def make_story(root: Path) -> Story:
         make_general(root / "general", base),
     )
     done("expand", base, root / "deeper", "--blocks", 2)
-    done("card", root / "deeper", "--base-model", "org/tiny", "--description", "Reads code.", "--repo", "me/untrained")
     recipe = {
         "model": str(root / "deeper"),
         "out": str(root / "code"),
@@ -61,5 +60,16 @@ def make_story(root: Path) -> Story:
     corpora = ("--data", f"domain={domain}", "--data", f"general={general}")
     done("eval", root / "code" / "model", *corpora, "--out", root / "after")
     done("eval", base, *corpora, "--out", root / "before")
-    done("pack", "extract", root / "code", root / "packed", "--name", "code", "--licence", "mit")
+    done(
+        "pack",
+        "extract",
+        root / "code",
+        root / "packed",
+        "--name",
+        "code",
+        "--licence",
+        "mit",
+        "--description",
+        "Reads code.",
+    )
     return Story(base, root / "deeper", root / "code", root / "after", root / "before", root / "packed")

@@ -179,7 +179,7 @@ def test_the_public_names_are_one_list() -> None:
 
 
 @pytest.mark.parametrize(
-    "first", ["blockexpand.expansion.planner", "blockexpand.training", "blockexpand.corpus.preparing"]
+    "first", ["blockexpand.expansion.planner", "blockexpand.training", "blockexpand.corpus.preparation"]
 )
 def test_functions_are_functions_whatever_was_imported_first(first: str) -> None:
     """Why rooms are nouns: a package `blockexpand.plan` would shadow the function once anything imported it."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from blockexpand.packs import detach as detach_packs
     from blockexpand.packs import extract as extract_pack
     from blockexpand.packs import load_with_packs, read_pack
-    from blockexpand.publishing import push, write_card
+    from blockexpand.publishing import push
     from blockexpand.records.plan import Plan, read_plan
     from blockexpand.reporting import report
     from blockexpand.training import BlockExpansionCallback, sft, train
@@ -60,7 +60,6 @@ _ROOMS = {
     "sft": "training",
     "train": "training",
     "verify": "expansion",
-    "write_card": "publishing",
 }
 
 __all__ = [
@@ -89,7 +88,6 @@ __all__ = [
     "attach_packs",
     "detach_packs",
     "load_with_packs",
-    "write_card",
     "push",
     # measure and tell
     "evaluate",

@@ -18,13 +18,10 @@ from typing import Any, ClassVar
 import blockexpand
 from blockexpand.corpus import (
     Document,
-    JsonSource,
-    PrepareRecipe,
-    SplitRecipe,
-    documents,
+    Source,
+    all_documents,
     open_corpus,
     prepare,
-    split_of,
 )
 from blockexpand.progress import progress_on_stderr, say
 from blockexpand.records import read_json, read_record, write_json, write_record
@@ -32,7 +29,7 @@ from blockexpand.records.corpus import CorpusRecord
 from blockexpand.records.evaluation import HeldOut
 from blockexpand.records.run import RunRecord, load_settings, read_metrics
 from blockexpand.staging import RECORD_NAME
-from studies.tiny_base.general_text import SHARES, divide, general_documents
+from studies.tiny_base.general_text import divide, general_documents, split_of
 from studies.tiny_base.tokenizer import save_tokenizer, train_tokenizer
 
 _RECIPE = Path(__file__).parent / "tiny-base.yaml"
@@ -150,8 +147,8 @@ def make_untrained(work: Path, shape: TinyBaseShape) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    source = JsonSource(kind="json", path=str(work / "general.jsonl"))
-    texts = [d.text for d in documents(source) if _is_train(d)]
+    source = Source(path=str(work / "general.jsonl"))
+    texts = [d.text for d in all_documents(source) if _is_train(d)]
     folder = work / "untrained"
     folder.mkdir(exist_ok=True)
     tokenizer = train_tokenizer(texts, shape.vocabulary_size)
@@ -176,17 +173,16 @@ def make_untrained(work: Path, shape: TinyBaseShape) -> Path:
 
 
 def _is_train(document: Document) -> bool:
-    return split_of(document.text, SHARES) == "train"
+    return split_of(document.text) == "train"
 
 
 def prepare_general(work: Path, model: Path, row_tokens: int) -> Path:
-    """Write `work`/corpus: the splits train, validation and test of the gathered text."""
-    recipe = PrepareRecipe(
-        sources=(JsonSource(kind="json", path=str(work / "general.jsonl")),),
-        row_tokens=row_tokens,
-        splits={name: SplitRecipe(share=share, write=name != "replay") for name, share in SHARES.items()},
-    )
-    prepare(recipe, model, work / "corpus", overwrite=True)
+    """Write `work`/corpus: the gathered text's train split, with a validation and a test split of its own."""
+    path = work / "train.jsonl"
+    with path.open("w", encoding="utf-8") as stream:
+        for document in filter(_is_train, all_documents(Source(path=str(work / "general.jsonl")))):
+            stream.write(json.dumps({"text": document.text}, ensure_ascii=False) + "\n")
+    prepare(path, model, work / "corpus", row_tokens=row_tokens, overwrite=True)
     return work / "corpus"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from blockexpand.cli.main import run
 from blockexpand.comparison import read_comparison
-from blockexpand.corpus.sources import JsonSource
+from blockexpand.corpus import Source
 from blockexpand.demonstration import chapters as chapters_module
 from blockexpand.demonstration import demo
 from blockexpand.demonstration import recipe as recipe_module
@@ -33,7 +33,7 @@ def small(folder: Path) -> DemoRecipe:
     for name, seed in (("domain", 1), ("general", 2)):
         path = folder / f"{name}.jsonl"
         path.write_text("".join(json.dumps({"text": t}) + "\n" for t in sentences(300, seed)))
-        sources[name] = (JsonSource(kind="json", path=str(path)),)
+        sources[name] = (Source(path=str(path)),)
     arms = tuple(arm for arm in recipe.arms if arm.arm.kind in ("blocks", "lora"))
     return dataclasses.replace(
         recipe,

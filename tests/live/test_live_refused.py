@@ -110,8 +110,8 @@ def test_a_folder_whose_weights_do_not_fit_its_config_is_not_loaded(tiny_base: M
         live.load(tmp_path / "out")
 
 
-def test_the_dtype_asked_for_is_the_dtype_given(tiny_base: MakeBase, tmp_path: Path):
+def test_the_dtype_is_the_files_own_or_the_one_asked_for(tiny_base: MakeBase, tmp_path: Path):
     base = tiny_base("llama")
     expand(base, tmp_path / "out", plan(base, 2))
-    assert {p.dtype for p in live.load(tmp_path / "out")[0].parameters()} == {torch.float32}
+    assert {p.dtype for p in live.load(tmp_path / "out")[0].parameters()} == {torch.bfloat16}
     assert {p.dtype for p in live.load(tmp_path / "out", torch.float16)[0].parameters()} == {torch.float16}

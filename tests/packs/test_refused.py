@@ -136,15 +136,13 @@ def test_a_plan_changed_by_hand(ground: PackGround, tmp_path: Path, out: Path):
 
 
 def test_blocks_with_other_bytes(ground: PackGround, tmp_path: Path, out: Path):
-    for encoding in ("plain", "delta", "int8"):
-        pack = make_pack(ground.trained["code"], tmp_path / encoding, "code", encoding=encoding)
-        entry = pack.stored["after1.0.mlp.up_proj.weight"]
-        path = pack.folder / "blocks.safetensors"
-        data = bytearray(path.read_bytes())
-        data[entry.end - 40] ^= 0x10
-        path.write_bytes(data)
-        line = refused_line(ground.base, [pack.folder], out)
-        assert "'after1.0.mlp.up_proj.weight' are not those" in line or "compressed bytes do not open" in line
+    pack = make_pack(ground.trained["code"], tmp_path / "pack", "code")
+    entry = pack.stored["after1.0.mlp.up_proj.weight"]
+    path = pack.folder / "blocks.safetensors"
+    data = bytearray(path.read_bytes())
+    data[entry.end - 40] ^= 0x10
+    path.write_bytes(data)
+    assert "'after1.0.mlp.up_proj.weight'" in refused_line(ground.base, [pack.folder], out)
 
 
 Change = Callable[[dict[str, Any]], object]
@@ -152,7 +150,6 @@ BAD_RECORDS: dict[str, tuple[Change, str]] = {
     "name": (lambda r: r.update(name="../code"), "name: expected 1 to 64 letters, digits, dots, dashes"),
     "family": (lambda r: r.update(family="qwen3"), "family: expected the plan's, 'llama', got 'qwen3'"),
     "dtypes": (lambda r: r.update(dtypes=["F32"]), r"dtypes: expected the plan's, \['BF16'\], got \['F32'\]"),
-    "encoding": (lambda r: r.update(encoding="pickle"), "encoding: expected one of 'plain', 'delta', 'int8'"),
     "one block fewer": (
         lambda r: r["plan"]["new_blocks"].pop(),
         "block_digests: expected one for each tensor of the plan's new blocks, got 'after3.0",
@@ -177,7 +174,7 @@ def test_a_record_that_contradicts_itself(what: str, ground: PackGround, tmp_pat
 
 
 def test_what_is_no_pack(ground: PackGround, tmp_path: Path):
-    with pytest.raises(PackError, match=r"has no pack.json; expected a pack that"):
+    with pytest.raises(PackError, match=r"has no pack.json"):
         read_pack(ground.base)
     pack = copy(ground.packs["code"], tmp_path / "pack")
     (pack / "blocks.safetensors").unlink()
@@ -186,8 +183,12 @@ def test_what_is_no_pack(ground: PackGround, tmp_path: Path):
 
 
 def test_taking_out_what_cannot_be_a_pack(ground: PackGround, tmp_path: Path, out: Path):
-    with pytest.raises(BlockexpandError, match=r"has no blockexpand.json, which says which blocks are new"):
+    with pytest.raises(PackError, match="a base"):
         extract(ground.base, out)
+    with pytest.raises(PackError, match="is a pack"):
+        detach_on_disk(ground.packs["code"], out)
+    with pytest.raises(PackError, match="models come before packs"):
+        attach_on_disk(ground.base, [ground.trained["code"]], out)
     with pytest.raises(PackError, match=r"has no pack 'math'; expected one that was attached there; it holds none"):
         extract(ground.trained["code"], out, pack="math")
     attach_on_disk(ground.base, list(ground.packs.values()), tmp_path / "all")

@@ -7,9 +7,9 @@ import random
 from pathlib import Path
 
 import pytest
-from studies.tiny_base.general_text import SHARES, divide, general_documents
+from studies.tiny_base.general_text import SHARES, divide, general_documents, split_of
 
-from blockexpand.corpus.documents import Document, split_of
+from blockexpand.corpus import Document
 from blockexpand.errors import CorpusError
 
 WORDS = [f"word{i}" for i in range(500)]
@@ -25,32 +25,36 @@ def test_shares_sum_to_one() -> None:
 
 
 def test_each_document_falls_where_its_hash_says() -> None:
-    splits, counts = divide(("a", Document(text=t, name="n")) for t in texts(300))
+    splits, counts = divide(("a", Document(text=t, name="n", num_bytes=0)) for t in texts(300))
     assert sum(len(items) for items in splits.values()) == counts["kept a"] == 300
     for name, items in splits.items():
-        assert all(split_of(d.text, SHARES) == name for d in items)
+        assert all(split_of(d.text) == name for d in items)
     assert len(splits["train"]) > 200
 
 
 def test_a_document_is_kept_once() -> None:
     (text,) = texts(1)
-    splits, counts = divide([("a", Document(text=text, name="1")), ("b", Document(text=text.upper(), name="2"))])
+    splits, counts = divide(
+        [("a", Document(text=text, name="1", num_bytes=0)), ("b", Document(text=text + " ", name="2", num_bytes=0))]
+    )
     assert sum(len(items) for items in splits.values()) == 1
     assert counts["duplicate"] == 1
 
 
 def test_train_holds_no_near_copy_of_held_out_text() -> None:
-    held_out = next(t for t in texts(2000) if split_of(t, SHARES) == "test")
+    held_out = next(t for t in texts(2000) if split_of(t) == "test")
     copies = (f"{held_out} and {end}" for end in WORDS)
     # Appended words rarely move the hash; a prefix may.
-    near = next(t for c in copies for t in (f"{c[:9]} zero {c}", f"one {c}") if split_of(t, SHARES) == "train")
-    splits, counts = divide([("a", Document(text=near, name="near")), ("a", Document(text=held_out, name="held"))])
+    near = next(t for c in copies for t in (f"{c[:9]} zero {c}", f"one {c}") if split_of(t) == "train")
+    splits, counts = divide(
+        [("a", Document(text=near, name="near", num_bytes=0)), ("a", Document(text=held_out, name="held", num_bytes=0))]
+    )
     assert counts["near copy"] == 1
     assert splits["train"] == []
 
 
 def test_further_text_comes_from_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("studies.tiny_base.general_text.documents", only_files)
+    monkeypatch.setattr("studies.tiny_base.general_text.prose_documents", lambda: iter(()))
     for folder in ("wiki", "stories", "plays", "web", "answers"):
         (tmp_path / folder).mkdir()
     (tmp_path / "wiki" / "a.txt").write_text("one\ntwo")
@@ -73,14 +77,7 @@ def test_further_text_comes_from_its_folders(tmp_path: Path, monkeypatch: pytest
     ]
 
 
-def only_files(source):
-    """The reader of sources, without the installed packages."""
-    from blockexpand.corpus.reading import documents
-
-    return iter(()) if source.kind == "prose" else documents(source)
-
-
 def test_a_folder_of_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("studies.tiny_base.general_text.documents", only_files)
+    monkeypatch.setattr("studies.tiny_base.general_text.prose_documents", lambda: iter(()))
     with pytest.raises(CorpusError, match="holds none of the folders wiki"):
         list(general_documents(tmp_path))

@@ -176,7 +176,7 @@ def test_a_base_is_made_with_the_tiny_bases_tokenizer(
 
     text = tmp_path / "text.jsonl"
     text.write_text("".join(f'{{"text": "the house stood by the river number {n}"}}\n' for n in range(200)))
-    recipe = {"sources": [{"kind": "json", "path": str(text)}], "row_tokens": 64, "splits": {"train": {"share": 1.0}}}
+    recipe = {"sources": [{"path": str(text)}], "row_tokens": 64, "splits": {"train": {"share": 1.0}}}
     blockexpand.prepare(from_plain(blockexpand.corpus.PrepareRecipe, recipe, "t"), TINY_BASE, tmp_path / "text")
     monkeypatch.setattr(bases, "_text", lambda _tokens, _root: tmp_path / "text")
     wish = BaseRecipe(name="mini", hidden_size=16, num_blocks=2, num_heads=2, tokens=1024, new_blocks=1)

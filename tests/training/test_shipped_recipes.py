@@ -13,9 +13,8 @@ import pytest
 
 from blockexpand.checkpoint import build_header
 from blockexpand.comparison import load_recipe
-from blockexpand.corpus import PrepareRecipe, SplitRecipe, prepare
+from blockexpand.corpus import PrepareRecipe, Source, SplitRecipe, prepare
 from blockexpand.corpus import load_recipe as load_corpus_recipe
-from blockexpand.corpus.sources import JsonSource
 from blockexpand.expansion import plan
 from blockexpand.families import with_entries
 from blockexpand.records import write_record
@@ -80,7 +79,7 @@ def test_the_recipe_for_a_24_gb_card_leaves_a_quarter_of_it(tmp_path: Path, tiny
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": "the cat sat on a mat " * 800}) + "\n" for _ in range(3)))
     recipe = PrepareRecipe(
-        sources=(JsonSource(kind="json", path=str(texts)),), row_tokens=2048, splits={"train": SplitRecipe(share=1.0)}
+        sources=(Source(path=str(texts)),), row_tokens=2048, splits={"train": SplitRecipe(share=1.0)}
     )
     prepare(recipe, tiny_base(), tmp_path / "data")
     base = headers_alone(tmp_path / "base", LLAMA_8B)

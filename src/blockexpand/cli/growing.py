@@ -112,13 +112,12 @@ def expand(
     digest
         Hash every tensor as it is copied, to record its fingerprint and refuse NaN.
     """
-    from blockexpand import expansion, publishing
+    from blockexpand import expansion
 
     chosen = plan if plan is not None else _plan_from_options(base, (blocks, placement, per_group, after), init)
     if plan is not None and (blocks is not None or after is not None):
         raise UsageError(f"--plan {plan} already says where the new blocks go; drop --blocks and --after")
     record = expansion.expand(base, out, chosen, overwrite=overwrite, prove=prove, digest=digest)
-    publishing.write_card(out)
     made = record.plan
     text = f"{out}: {made.num_blocks} blocks, {len(made.new_blocks)} of them new ({_list(made)})"
     show(common, record, text + (_proof_text(record.proof) if record.proof else ""))

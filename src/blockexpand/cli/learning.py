@@ -10,7 +10,6 @@ from cyclopts import Group, Parameter
 
 from blockexpand.cli.output import DEFAULTS, DONE, Shared, show
 from blockexpand.records.run import load_settings
-from blockexpand.staging import RECORD_NAME
 from blockexpand.units import format_bytes
 
 if TYPE_CHECKING:
@@ -66,7 +65,6 @@ def train(
     from blockexpand import training
 
     record = training.train(chosen, resume, device)
-    _write_card(record)
     show(common, record, _outcome(record))
     return DONE
 
@@ -99,19 +97,8 @@ def sft(
     from blockexpand import training
 
     record = training.sft(chosen, resume, device)
-    _write_card(record)
     show(common, record, _outcome(record))
     return DONE
-
-
-def _write_card(record: RunRecord) -> None:
-    """The card of the model that the run gave, with what was stated for the one that it began with."""
-    from blockexpand import publishing
-    from blockexpand.cli.main import process_rank
-
-    model = Path(record.settings.out) / "model"
-    if process_rank() == 0 and (model / RECORD_NAME).is_file():
-        publishing.write_card(model, publishing.said_in(record.settings.model))
 
 
 def _forecast(settings: TrainSettings, dry: DryRun, common: Shared) -> int:

@@ -54,11 +54,7 @@ VERBS = {
     "pack detach": ("blockexpand.cli.pack:detach", "Give the base back, byte for byte."),
     "pack scale": ("blockexpand.cli.pack:scale", "Let a pack's blocks write a multiple of what they write."),
     "pack show": ("blockexpand.cli.pack:show_pack", "Say what a pack is; safe for a stranger's."),
-    "card": (
-        "blockexpand.cli.push:card",
-        "Write the model card of a pack, a run or a checkpoint: README.md, with what the hub reads.",
-    ),
-    "push": ("blockexpand.cli.push:push", "Check a pack or a checkpoint, and send it to the hub."),
+    "push": ("blockexpand.cli.push:push", "Send a pack or a checkpoint to the hub, checked and with its model card."),
     "chat": ("blockexpand.cli.chat:chat", "Talk to a model, and to the base inside it."),
     "serve": (
         "blockexpand.cli.serve:serve",

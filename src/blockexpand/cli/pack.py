@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from blockexpand.cli.output import DEFAULTS, DONE, Shared, show
-from blockexpand.cli.push import card_of
+from blockexpand.cli.push import NOTHING_STATED, Names, Stated
 from blockexpand.errors import UsageError
-
-Encoding = Literal["plain", "delta", "int8"]
-Names = Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")]
-
-
-def _packs_and_out(paths: list[Path]) -> tuple[list[Path], Path]:
-    """The packs, and last the folder to write."""
-    *chosen, out = paths
-    if not chosen:
-        raise UsageError(f"only {out} given after the base; expected one or more packs and the folder to write, last")
-    return chosen, out
 
 
 def extract(
@@ -28,15 +17,9 @@ def extract(
     out: Path,
     *,
     name: str | None = None,
-    encoding: Encoding = "plain",
     pack: str | None = None,
     results: Path | None = None,
-    description: str = "",
-    licence: str | None = None,
-    base_model: str | None = None,
-    language: Names = None,
-    dataset: Names = None,
-    tag: Names = None,
+    stated: Stated = NOTHING_STATED,
     overwrite: bool = False,
     common: Shared = DEFAULTS,
 ) -> int:
@@ -50,34 +33,18 @@ def extract(
         The folder to write.
     name
         What the pack is called (the output's name, if not given); packs on the same block stand in the order of names.
-    encoding
-        plain: as the blocks are; delta: compressed, without loss; int8: matrices rounded to 8 bits, with loss.
     pack
         Which pack, where several are attached in the folder.
     results
         The JSON of a measurement, e.g. the blockexpand.json of `blockexpand eval`, to carry along unchecked; for the
-        card's table see `blockexpand card`.
-    description
-        For the card: what the blocks were trained for.
-    licence
-        For the card: the blocks' licence, e.g. apache-2.0.
-    base_model
-        For the card: the base's name on the hub.
-    language
-        For the card: language codes.
-    dataset
-        For the card: what they were trained on.
-    tag
-        For the card: words to find it by.
+        card's table see `blockexpand push`.
     overwrite
         Replace the folder, if blockexpand made it.
     """
-    from blockexpand import packs, publishing
+    from blockexpand import packs
 
-    card = card_of(description, licence, base_model, language, dataset, tag)
-    about = packs.About(name=name, evaluation=results, card=card)
-    made = packs.extract(source, out, about, encoding=encoding, pack=pack, overwrite=overwrite)
-    publishing.write_card(out)
+    about = packs.About(name=name, evaluation=results, card=stated.card())
+    made = packs.extract(source, out, about, pack=pack, overwrite=overwrite)
     show(common, made.record, packs.describe(made))
     return DONE
 
@@ -100,11 +67,12 @@ def attach(
     overwrite
         Replace the folder, if blockexpand made it.
     """
-    from blockexpand import packs, publishing
+    from blockexpand import packs
 
-    chosen, out = _packs_and_out(packs_and_out)
+    *chosen, out = packs_and_out
+    if not chosen:
+        raise UsageError(f"only {out} given after the base; expected one or more packs and the folder to write, last")
     record = packs.attach_on_disk(base, chosen, out, overwrite=overwrite)
-    publishing.write_card(out)
     blocks = ", ".join(f"{block.id} at {block.position}" for block in record.plan.new_blocks)
     names = ", ".join(pack.name for pack in record.packs)
     show(common, record, f"{out}: {record.plan.num_blocks} blocks, those of {names} among them: {blocks}")
@@ -117,7 +85,7 @@ def detach(source: Path, out: Path, *, pack: Names = None, common: Shared = DEFA
     Parameters
     ----------
     source
-        A folder that expand, train or pack attach wrote.
+        A run folder, or a folder that expand, train or pack attach wrote.
     out
         The folder to write.
     pack
@@ -150,7 +118,7 @@ def scale(
     Parameters
     ----------
     pack
-        The pack's folder, plain, delta or int8; the new one is stored in the same way.
+        The pack's folder.
     out
         The folder to write.
     by
@@ -160,11 +128,10 @@ def scale(
     overwrite
         Replace the folder, if blockexpand made it.
     """
-    from blockexpand import packs, publishing
+    from blockexpand import packs
 
     source = packs.read_pack(pack)
     made = packs.scale_on_disk(source, out, by, name=name, overwrite=overwrite)
-    publishing.write_card(out, publishing.said_in(pack))
     text = packs.describe(made)
     if source.record.evaluation is not None and made.record.evaluation is None:
         text += "\n  what was measured of the pack was left out: it is not true of these blocks; measure them with eval"

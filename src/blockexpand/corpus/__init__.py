@@ -1,28 +1,28 @@
-"""From text and chats to rows of tokens: sources -> splits -> tokens -> packed rows on disk."""
+"""From text and chats to rows of tokens: sources -> documents -> splits -> packed rows on disk."""
 
-from blockexpand.corpus.documents import Document, content_key, split_of
-from blockexpand.corpus.preparing import load_recipe, prepare
-from blockexpand.corpus.reading import documents
-from blockexpand.corpus.recipe import PrepareRecipe, SplitRecipe
+from blockexpand.corpus.copies import content_key
+from blockexpand.corpus.files import Document, all_documents
+from blockexpand.corpus.inspection import SourceSummary, inspect_sources
+from blockexpand.corpus.preparation import prepare
+from blockexpand.corpus.recipe import PrepareRecipe, Source, SplitRecipe, load_recipe, make_recipe
 from blockexpand.corpus.rows import Corpus, TokenRows, open_corpus
-from blockexpand.corpus.sources import JsonSource, ProseSource, TextSource
 from blockexpand.corpus.tokenizer import load_tokenizer, tokenizer_digest
 
 __all__ = [
     "Corpus",
     "Document",
-    "JsonSource",
     "PrepareRecipe",
-    "ProseSource",
+    "Source",
+    "SourceSummary",
     "SplitRecipe",
-    "TextSource",
     "TokenRows",
+    "all_documents",
     "content_key",
-    "documents",
+    "inspect_sources",
     "load_recipe",
     "load_tokenizer",
+    "make_recipe",
     "open_corpus",
     "prepare",
-    "split_of",
     "tokenizer_digest",
 ]

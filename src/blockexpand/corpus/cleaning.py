@@ -1,7 +1,7 @@
 """Which documents are dropped for what they look like: rules with a threshold each, and their sources.
 
-In: a text and a `CleanRecipe`. Out: the name of the first rule it breaks and the figure, or None. Every rule is
-off unless it is set, or `like` names a published set of thresholds; a threshold of one's own replaces the set's.
+In: a text and a `CleanRecipe`. Out: the first rule it breaks and the figure, or None. `like` names a published set of
+thresholds; `limits` adds rules, or replaces their thresholds. A rule that begins with `min_` is a least value.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Literal
 
-from blockexpand.records import check
+from blockexpand.records import WRITTEN_WHEN_SET, check
 
-_WORD = re.compile(r"\S+")
 _LINES_WITH_A_MARK = 5
 """Where a generated file says so (StarCoder, arXiv 2305.06161, section 3.2 looks at as many)."""
 _GENERATED = re.compile(
@@ -26,66 +26,80 @@ _STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"}
 _BULLETS = ("\u2022", "\u2023", "\u25b6", "\u25c0", "\u25e6", "\u25a0", "\u25a1", "\u25aa", "\u25ab", "-", "*")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CleanRecipe:
-    """Thresholds; null = the rule is off."""
+class _Text:
+    """A text, and what several rules ask of it."""
 
-    like: Literal["none", "gopher", "starcoder"] = "none"
-    """Published thresholds for all rules not set here: `gopher` for English text (Rae et al. 2021, appendix A.1),
-    `starcoder` for code (Li et al. 2023, section 3.2; the same line limits as Chen et al. 2021, section 3.1)."""
-    min_words: int | None = None
-    """Words are runs without white space."""
-    max_words: int | None = None
-    min_word_chars: float | None = None
-    """Of the mean word."""
-    max_word_chars: float | None = None
-    max_symbols: float | None = None
-    """Hash signs and ellipses per word."""
-    max_bullet_lines: float | None = None
-    """Share of lines that begin with a bullet."""
-    max_ellipsis_lines: float | None = None
-    """Share of lines that end with an ellipsis."""
-    min_letter_words: float | None = None
-    """Share of words with a letter in them."""
-    min_stop_words: int | None = None
-    """How many of eight very common English words there are at least."""
-    max_duplicate_lines: float | None = None
-    """Share of lines that stood there before."""
-    max_duplicate_line_chars: float | None = None
-    """Share of characters in them."""
-    max_top_grams: tuple[float, ...] | None = None
-    """Share of characters in the commonest run of 2, 3, .. words."""
-    max_repeated_grams: tuple[float, ...] | None = None
-    """Share of characters in runs of 5, 6, .. words that occur more than once."""
-    max_line_chars: int | None = None
-    """Of the longest line: minified code and tables of data have thousands."""
-    max_mean_line_chars: float | None = None
-    min_alphanumeric: float | None = None
-    """Share of characters that are letters or digits."""
-    drop_generated: bool | None = None
-    """Drop what says in its first five lines that a program wrote it."""
-    max_bad_chars: float | None = None
-    """Share of replacement characters (U+FFFD) and of control characters but tab and line ends."""
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.lines = text.splitlines() or [""]
 
-    def __post_init__(self) -> None:
-        """Check the bounds."""
-        for field in dataclasses.fields(self):
-            value = vars(self)[field.name]
-            if isinstance(value, int | float):
-                check(value >= 0, field.name, value, "0 or more")
-            if isinstance(value, tuple):
-                check(all(0 <= v <= 1 for v in value), field.name, list(value), "shares between 0 and 1")
+    @cached_property
+    def words(self) -> list[str]:
+        return self.text.split()
 
-    def resolved(self) -> CleanRecipe:
-        """The recipe with the thresholds of `like` written out."""
-        unset = {f.name for f in dataclasses.fields(self) if vars(self)[f.name] is None}
-        more = {name: value for name, value in _PUBLISHED[self.like].items() if name in unset}
-        return dataclasses.replace(self, like="none", **more)
+    @cached_property
+    def repeated_lines(self) -> dict[str, int]:
+        """How often each line stood there before."""
+        lines = Counter(line.strip() for line in self.lines if line.strip())
+        return {line: count - 1 for line, count in lines.items()}
+
+    def share_of_lines(self, wanted: Callable[[str], bool]) -> float:
+        return sum(map(wanted, self.lines)) / len(self.lines)
+
+    def share_of_words(self, wanted: Callable[[str], bool]) -> float:
+        return sum(map(wanted, self.words)) / max(len(self.words), 1)
+
+    def share_of_chars(self, count: int) -> float:
+        return count / max(len(self.text), 1)
 
 
-_PUBLISHED: dict[str, dict[str, Any]] = {
+def _grams(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
+    return list(zip(*(words[i:] for i in range(size)), strict=False))
+
+
+def _commonest_run(t: _Text, size: int) -> float:
+    """The share of the words' characters in all places of the commonest run of words."""
+    counts = Counter(_grams(t.words, size))
+    chars = max((sum(map(len, gram)) * n for gram, n in counts.items() if n > 1), default=0)
+    return chars / max(sum(map(len, t.words)), 1)
+
+
+def _repeated_runs(t: _Text, size: int) -> float:
+    """The share of the words' characters that a repeated run covers, each once; a run's first place is not counted."""
+    seen: set[tuple[str, ...]] = set()
+    covered: set[int] = set()
+    for at, gram in enumerate(_grams(t.words, size)):
+        if gram in seen:
+            covered.update(range(at, at + size))
+        seen.add(gram)
+    return sum(len(t.words[i]) for i in covered) / max(sum(map(len, t.words)), 1)
+
+
+RULES: dict[str, Callable[[_Text], float]] = {  # cheap ones first
+    "max_line_chars": lambda t: max(map(len, t.lines)),
+    "max_mean_line_chars": lambda t: sum(map(len, t.lines)) / len(t.lines),
+    "max_generated": lambda t: any(_GENERATED.search(line) for line in t.lines[:_LINES_WITH_A_MARK]),
+    "max_bullet_lines": lambda t: t.share_of_lines(lambda line: line.lstrip().startswith(_BULLETS)),
+    "max_ellipsis_lines": lambda t: t.share_of_lines(lambda line: line.rstrip().endswith(("...", "\u2026"))),
+    "min_alphanumeric": lambda t: t.share_of_chars(sum(map(str.isalnum, t.text))),
+    "max_bad_chars": lambda t: t.share_of_chars(len(_BAD.findall(t.text))),
+    "min_words": lambda t: len(t.words),
+    "max_words": lambda t: len(t.words),
+    "min_word_chars": lambda t: sum(map(len, t.words)) / max(len(t.words), 1),
+    "max_word_chars": lambda t: sum(map(len, t.words)) / max(len(t.words), 1),
+    "max_symbols": lambda t: sum(t.text.count(s) for s in ("#", "...", "\u2026")) / max(len(t.words), 1),
+    "min_letter_words": lambda t: t.share_of_words(lambda word: any(map(str.isalpha, word))),
+    "min_stop_words": lambda t: sum(word.lower() in _STOP_WORDS for word in t.words),
+    "max_duplicate_lines": lambda t: sum(t.repeated_lines.values()) / max(sum(bool(x.strip()) for x in t.lines), 1),
+    "max_duplicate_line_chars": lambda t: t.share_of_chars(sum(len(x) * n for x, n in t.repeated_lines.items())),
+    **{f"max_commonest_run_{n}": lambda t, n=n: _commonest_run(t, n) for n in (2, 3, 4)},
+    **{f"max_repeated_runs_{n}": lambda t, n=n: _repeated_runs(t, n) for n in range(5, 11)},
+}
+"""What each rule measures: characters, lines, words, or a share from 0 to 1."""
+
+_PUBLISHED: dict[str, dict[str, float]] = {
     "none": {},
-    "gopher": {  # Rae et al. 2021, arXiv 2112.11446, appendix A.1.1 and table A1
+    "gopher": {  # Rae et al. 2021, arXiv 2112.11446, appendix A.1 and table A1
         "min_words": 50,
         "max_words": 100_000,
         "min_word_chars": 3.0,
@@ -97,136 +111,41 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
         "min_stop_words": 2,
         "max_duplicate_lines": 0.3,
         "max_duplicate_line_chars": 0.2,
-        "max_top_grams": (0.20, 0.18, 0.16),
-        "max_repeated_grams": (0.15, 0.14, 0.13, 0.12, 0.11, 0.10),
+        **{f"max_commonest_run_{n}": limit for n, limit in zip((2, 3, 4), (0.20, 0.18, 0.16), strict=True)},
+        **{f"max_repeated_runs_{n}": (20 - n) / 100 for n in range(5, 11)},
     },
     "starcoder": {  # Li et al. 2023, arXiv 2305.06161, section 3.2; Chen et al. 2021, arXiv 2107.03374, section 3.1
         "max_line_chars": 1000,
         "max_mean_line_chars": 100.0,
         "min_alphanumeric": 0.25,
-        "drop_generated": True,
+        "max_generated": 0,
     },
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Drop:
-    """Why a document was dropped."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CleanRecipe:
+    """Thresholds."""
 
-    rule: str
-    figure: str
+    like: Literal["none", "gopher", "starcoder"] = "none"
+    """Published thresholds: `gopher` for English text (Rae et al. 2021, appendix A.1), `starcoder` for code (Li et al.
+    2023, section 3.2; the same line limits as Chen et al. 2021, section 3.1)."""
+    limits: dict[str, float] = dataclasses.field(default_factory=dict, metadata=WRITTEN_WHEN_SET)
+    """Further rules with their thresholds, e.g. {max_bad_chars: 0.01}; they replace those of `like`."""
 
+    def __post_init__(self) -> None:
+        """Check the names and bounds."""
+        for name, limit in self.limits.items():
+            check(name in RULES, "limits", name, f"one of {', '.join(RULES)}")
+            check(limit >= 0, name, limit, "0 or more")
 
-class Cleaner:
-    """One recipe, ready to be asked."""
-
-    def __init__(self, recipe: CleanRecipe) -> None:
-        """Write the published thresholds out."""
-        self._limits = {name: value for name, value in vars(recipe.resolved()).items() if value is not None}
-
-    def verdict(self, text: str) -> Drop | None:
-        """The first rule that `text` breaks, cheap rules first; None when it is kept."""
-        for family in (_line_figures, _char_figures, _word_figures, _repetition_figures):
-            for name, figure, limit in family(text, self._limits):
+    def broken_by(self, text: str) -> tuple[str, str] | None:
+        """The first rule that a text breaks and the figure in words; None when it is kept."""
+        asked = _Text(text)
+        limits = {**_PUBLISHED[self.like], **self.limits}
+        for name, figure_of in RULES.items():
+            if name in limits:
+                figure, limit = float(figure_of(asked)), limits[name]
                 if figure < limit if name.startswith("min_") else figure > limit:
-                    return Drop(rule=name, figure=f"{figure:.4g} (limit {limit:g})")
+                    return name, f"{figure:.4g} (limit {limit:g})"
         return None
-
-
-_Figures = list[tuple[str, float, float]]
-"""Rule, figure, limit."""
-
-
-def _limited(found: dict[str, float], limits: dict[str, Any]) -> _Figures:
-    return [(name, figure, float(limits[name])) for name, figure in found.items() if name in limits]
-
-
-def _asked(limits: dict[str, Any], *names: str) -> bool:
-    return any(name in limits for name in names)
-
-
-def _line_figures(text: str, limits: dict[str, Any]) -> _Figures:
-    found: _Figures = []
-    lines = text.splitlines() or [""]
-    if limits.get("drop_generated"):
-        marked = any(_GENERATED.search(line) for line in lines[:_LINES_WITH_A_MARK])
-        found.append(("drop_generated", float(marked), 0.0))
-    if _asked(limits, "max_line_chars", "max_mean_line_chars", "max_bullet_lines", "max_ellipsis_lines"):
-        figures = {
-            "max_line_chars": float(max(map(len, lines))),
-            "max_mean_line_chars": sum(map(len, lines)) / len(lines),
-            "max_bullet_lines": sum(line.lstrip().startswith(_BULLETS) for line in lines) / len(lines),
-            "max_ellipsis_lines": sum(line.rstrip().endswith(("...", "\u2026")) for line in lines) / len(lines),
-        }
-        found += _limited(figures, limits)
-    return found
-
-
-def _char_figures(text: str, limits: dict[str, Any]) -> _Figures:
-    found = {}
-    if "min_alphanumeric" in limits:
-        found["min_alphanumeric"] = sum(map(str.isalnum, text)) / max(len(text), 1)
-    if "max_bad_chars" in limits:
-        found["max_bad_chars"] = len(_BAD.findall(text)) / max(len(text), 1)
-    return _limited(found, limits)
-
-
-def _word_figures(text: str, limits: dict[str, Any]) -> _Figures:
-    names = ("min_words", "max_words", "min_word_chars", "max_word_chars", "max_symbols")
-    if not _asked(limits, *names, "min_letter_words", "min_stop_words"):
-        return []
-    words = _WORD.findall(text)
-    count = max(len(words), 1)
-    mean = sum(map(len, words)) / count
-    found = {
-        "min_words": float(len(words)),
-        "max_words": float(len(words)),
-        "min_word_chars": mean,
-        "max_word_chars": mean,
-        "max_symbols": (text.count("#") + text.count("...") + text.count("\u2026")) / count,
-        "min_letter_words": sum(any(map(str.isalpha, word)) for word in words) / count,
-        "min_stop_words": float(sum(word.lower() in _STOP_WORDS for word in words)),
-    }
-    return _limited(found, limits)
-
-
-def _repetition_figures(text: str, limits: dict[str, Any]) -> _Figures:
-    found: _Figures = []
-    if _asked(limits, "max_duplicate_lines", "max_duplicate_line_chars"):
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        counts = Counter(lines)
-        again = {line: count - 1 for line, count in counts.items()}
-        figures = {
-            "max_duplicate_lines": sum(again.values()) / max(len(lines), 1),
-            "max_duplicate_line_chars": sum(len(x) * n for x, n in again.items()) / max(len(text), 1),
-        }
-        found += _limited(figures, limits)
-    if _asked(limits, "max_top_grams", "max_repeated_grams"):
-        words = _WORD.findall(text)
-        chars = max(sum(map(len, words)), 1)
-        for size, limit in enumerate(limits.get("max_top_grams", ()), 2):
-            found.append(("max_top_grams", _top_chars(words, size) / chars, limit))
-        for size, limit in enumerate(limits.get("max_repeated_grams", ()), 5):
-            found.append(("max_repeated_grams", _repeated_chars(words, size) / chars, limit))
-    return found
-
-
-def _grams(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
-    return list(zip(*(words[i:] for i in range(size)), strict=False))
-
-
-def _top_chars(words: Sequence[str], size: int) -> int:
-    """Characters in all places of the commonest run."""
-    counts = Counter(_grams(words, size))
-    return max((sum(map(len, gram)) * n for gram, n in counts.items() if n > 1), default=0)
-
-
-def _repeated_chars(words: Sequence[str], size: int) -> int:
-    """Characters of words that a repeated run covers, each once; the run's first place is not counted."""
-    seen: set[tuple[str, ...]] = set()
-    covered: set[int] = set()
-    for at, gram in enumerate(_grams(words, size)):
-        if gram in seen:
-            covered.update(range(at, at + size))
-        seen.add(gram)
-    return sum(len(words[i]) for i in covered)

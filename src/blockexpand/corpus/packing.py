@@ -11,41 +11,34 @@ Shapes: a row has T tokens; a document of n tokens gives ceil((n - 1) / (T - 1))
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 _WINDOW_PIECES = 1 << 17
-"""Pieces looked at together: about 50 MB of them. Measured: benchmarks/prepare.py --fill."""
+"""Pieces looked at together: about 30 MB of them."""
 _CARRIED_ROWS = 8
 """One row of so many at most is broken up for the next window: what never fits well must be written one day."""
 _CARRIED_ROOM = 0.005
 """A row with less room than this share of it stays."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A run of tokens of one document."""
 
     document: int
     """The document's number in its split, from 0."""
-    start: int
-    """Of its first token within the document."""
+    source: int
+    first: int
+    """Its first token among all of that source's."""
     length: int
-    source: int = 0
-    """Whose document it is."""
-    first: int = 0
-    """The document's first token among all of that source's."""
 
 
-def pieces_of(document: int, num_tokens: int, row_tokens: int, source: int = 0, first: int = 0) -> list[Piece]:
+def pieces_of(document: int, source: int, first: int, num_tokens: int, row_tokens: int) -> list[Piece]:
     """The pieces of one document of `num_tokens`, for rows of `row_tokens`."""
     if num_tokens <= row_tokens:
-        return [Piece(document=document, start=0, length=num_tokens, source=source, first=first)]
-    step = row_tokens - 1
-    return [
-        Piece(document=document, start=s, length=min(row_tokens, num_tokens - s), source=source, first=first)
-        for s in range(0, num_tokens - 1, step)
-    ]
+        return [Piece(document, source, first, num_tokens)]
+    starts = range(0, num_tokens - 1, row_tokens - 1)
+    return [Piece(document, source, first + s, min(row_tokens, num_tokens - s)) for s in starts]
 
 
 def best_fit(pieces: Sequence[Piece], row_tokens: int) -> list[list[Piece]]:
@@ -74,27 +67,16 @@ def best_fit(pieces: Sequence[Piece], row_tokens: int) -> list[list[Piece]]:
     return rows
 
 
-def packed(pieces: Iterable[Piece], row_tokens: int, window_pieces: int = _WINDOW_PIECES) -> Iterator[list[Piece]]:
+def pack(pieces: Iterable[Piece], row_tokens: int, window_pieces: int = _WINDOW_PIECES) -> Iterator[list[Piece]]:
     """Rows of any number of pieces, window by window; one window alone gives what `best_fit` gives."""
     window: list[Piece] = []
     for piece in pieces:
         if len(window) >= window_pieces:
-            kept, window = _closed(best_fit(window, row_tokens), row_tokens)
-            yield from kept
+            rows = best_fit(window, row_tokens)
+            rooms = [row_tokens - sum(piece.length for piece in row) for row in rows]
+            emptiest = sorted(range(len(rows)), key=lambda n: (-rooms[n], n))[: len(rows) // _CARRIED_ROWS]
+            carried = {n for n in emptiest if rooms[n] > _CARRIED_ROOM * row_tokens}
+            yield from (row for n, row in enumerate(rows) if n not in carried)
+            window = [piece for n in sorted(carried) for piece in rows[n]]
         window.append(piece)
     yield from best_fit(window, row_tokens)
-
-
-def _closed(rows: list[list[Piece]], row_tokens: int) -> tuple[list[list[Piece]], list[Piece]]:
-    """The rows that stay, and the pieces of the emptiest ones."""
-    rooms = [row_tokens - sum(piece.length for piece in row) for row in rows]
-    emptiest = sorted(range(len(rows)), key=lambda n: (-rooms[n], n))[: len(rows) // _CARRIED_ROWS]
-    carried = {n for n in emptiest if rooms[n] > _CARRIED_ROOM * row_tokens}
-    kept = [row for n, row in enumerate(rows) if n not in carried]
-    return kept, [piece for n in sorted(carried) for piece in rows[n]]
-
-
-def fill(rows: Iterable[Sequence[Piece]], row_tokens: int) -> float:
-    """The share of positions that hold a token."""
-    totals = [sum(piece.length for piece in row) for row in rows]
-    return sum(totals) / (row_tokens * len(totals)) if totals else 0.0

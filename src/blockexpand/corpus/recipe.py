@@ -4,13 +4,66 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
-from blockexpand.corpus.sources import Source, holds_chats
+from blockexpand.corpus.cleaning import CleanRecipe
 from blockexpand.digests import digest_json
-from blockexpand.records import WRITTEN_WHEN_SET, check
+from blockexpand.records import WRITTEN_WHEN_SET, check, from_plain, read_yaml
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+STANDARD_LIBRARY = "stdlib"
+"""The path that stands for the running Python's standard library."""
+
+Kind = Literal["auto", "text", "code", "table", "chat"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where documents come from, how often they are taken, what they are cleaned of."""
+
+    path: str
+    """A file, a folder (read recursively), a glob (`data/**/*.jsonl.gz`), a data set of the hub (`owner/name`), a
+    folder that `datasets` saved, or `stdlib`: the running Python's standard library."""
+    kind: Kind = "auto"
+    """What is in it; by the files' names and first records if not given. `text` and `code` are files that are read
+    whole, `table` has a column of text, `chat` a column of turns, or a question and an answer."""
+    field: str | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """The column of the text or of the turns; the only long one if not given."""
+    endings: tuple[str, ...] = dataclasses.field(default=(), metadata=WRITTEN_WHEN_SET)
+    """What the wanted files of a folder end with, e.g. [.c, .h]; those of its kind if not given."""
+    separator: str | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """What stands between two documents of a text file. Empty = a file is one document. If not given, that is so where
+    there are at least five files; of fewer ones, documents begin at blank lines."""
+    configuration: str | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """Of a data set of the hub."""
+    folder: str | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """A folder within the data set whose files are wanted, e.g. `data/python`."""
+    split: str = dataclasses.field(default="train", metadata=WRITTEN_WHEN_SET)
+    """Of a data set."""
+    revision: str | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """A commit of the hub, so that the data stay what they are."""
+    epochs: float | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """How many times its own tokens go into the weighted splits, e.g. 0.5 or 1.5; not beside `share`."""
+    share: float | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """Its part of the final tokens of the weighted splits, in (0, 1]."""
+    clean: CleanRecipe | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """Which documents are dropped for what they look like; none unless set."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        check(self.epochs is None or self.epochs > 0, "epochs", self.epochs, "more than 0")
+        check(self.share is None or 0 < self.share <= 1, "share", self.share, "a number above 0 and at most 1")
+        both = self.epochs is not None and self.share is not None
+        check(not both, "share", self.share, "either epochs or share, not both")
+        dotted = all(ending.startswith(".") and len(ending) > 1 for ending in self.endings)
+        check(dotted, "endings", list(self.endings), "endings with their dot, e.g. [.py, .rs]")
+
+    @property
+    def title(self) -> str:
+        """The source in a few words."""
+        return self.path if self.kind == "auto" else f"{self.kind} {self.path}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,11 +72,12 @@ class SplitRecipe:
 
     share: float
     """Of all documents, in (0, 1]; the shares of all splits sum to 1."""
+    min_documents: int = dataclasses.field(default=8, metadata=WRITTEN_WHEN_SET)
+    """A split but the first has at least so many documents, as far as that is at most a tenth of all there are."""
     max_tokens: int | None = None
-    """Take no more documents once the split holds this many tokens; where weights hold, all sources are scaled down
-    to it together."""
-    max_document_chars: int | None = None
-    """Cut longer documents here, so that a few long ones do not outweigh many; conversations are not cut."""
+    """The split's tokens are cut here; where weights hold, all sources are scaled down to it together."""
+    max_document_tokens: int | None = None
+    """Longer documents are cut here, so that a few long ones do not outweigh many."""
     write: bool = True
     """False keeps the split's documents out of this folder (they are another's)."""
     weighted: bool | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
@@ -33,8 +87,8 @@ class SplitRecipe:
     def __post_init__(self) -> None:
         """Check the bounds."""
         check(0 < self.share <= 1, "share", self.share, "a number above 0 and at most 1")
-        for name in ("max_tokens", "max_document_chars"):
-            value = vars(self)[name]
+        check(self.min_documents >= 1, "min_documents", self.min_documents, "at least 1")
+        for name, value in (("max_tokens", self.max_tokens), ("max_document_tokens", self.max_document_tokens)):
             check(value is None or value > 0, name, value, "more than 0")
 
 
@@ -43,19 +97,15 @@ class DuplicatesRecipe:
     """Which documents count as copies of an earlier one, whatever source it came from."""
 
     near: float | None = None
-    """Drop a document whose words agree with an earlier one's to this part or more (Jaccard similarity of runs of
-    `run_words` words, estimated by MinHash); null keeps near copies. 0.8 is usual."""
+    """Drop a document that agrees with an earlier one to this part or more (Jaccard similarity of runs of `run_words`
+    words and signs, estimated by MinHash); null keeps near copies. 0.8 is usual."""
     run_words: int = 5
     """As Penedo et al. 2024 (FineWeb, arXiv 2406.17557, section 3.4)."""
-    memory_mb: int = 1024
-    """The most that the table of documents seen may take: 100 million documents for exact copies alone, 7 million
-    with near ones, at 1024. When it is full, prepare stops, and goes on with a higher limit and --resume."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""
-        check(self.near is None or 0.3 <= self.near <= 1, "near", self.near, "a similarity from 0.3 to 1")
+        check(self.near is None or 0.3 <= self.near < 1, "near", self.near, "a similarity from 0.3 to below 1")
         check(1 <= self.run_words <= 20, "run_words", self.run_words, "1 to 20")
-        check(self.memory_mb > 0, "memory_mb", self.memory_mb, "more than 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,23 +138,19 @@ class PrepareRecipe:
     splits: dict[str, SplitRecipe] = dataclasses.field(default_factory=lambda: {"train": SplitRecipe(share=1.0)})
     min_chars: int = 1
     """Shorter documents are dropped and counted."""
-    split_by: Literal["shingle", "content"] = dataclasses.field(default="shingle", metadata=WRITTEN_WHEN_SET)
-    """What of a document is hashed for its split: `shingle`, its smallest run of five words, so that near copies
-    mostly fall together; `content`, all of it, forty times as fast: with near copies dropped, or one split, it is
-    as good."""
     duplicates: DuplicatesRecipe = dataclasses.field(default=DuplicatesRecipe(), metadata=WRITTEN_WHEN_SET)
     decontaminate: DecontaminateRecipe | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
     max_bad: float = dataclasses.field(default=0.0, metadata=WRITTEN_WHEN_SET)
     """The share of a source's records that may be unreadable; they are counted and the first ones quoted. 0 stops
-    at the first; a budget is looked at from the thousandth record on, and at the end of the source."""
+    at the first; a budget is looked at from the thousandth record on, and at the end of the source. A file that breaks
+    off is an error, whatever this says."""
     max_epochs: float = dataclasses.field(default=4.0, metadata=WRITTEN_WHEN_SET)
     """How often shares may have a source repeated: up to four epochs are nearly as good as new text (Muennighoff
     et al. 2023, arXiv 2305.16264)."""
     shard_tokens: int = dataclasses.field(default=1 << 26, metadata=WRITTEN_WHEN_SET)
     """How many tokens one Arrow file holds at most; 67 million are about 140 MB."""
-
     trained_turns: Literal["assistant", "all"] = dataclasses.field(default="assistant", metadata=WRITTEN_WHEN_SET)
-    """Of conversations: which turns are trained. Blocks that learnt `all` also find the questions likelier, by which
+    """Of chats: which turns are trained. Blocks that learnt `all` also find the questions likelier, by which
     `--route auto` knows whose they are; those that learnt the answers alone need not (docs/packs.md)."""
 
     def __post_init__(self) -> None:
@@ -119,53 +165,59 @@ class PrepareRecipe:
             check(_SPLIT_NAME.fullmatch(name) is not None, "splits", name, "names of letters, digits, - and _")
         total = sum(split.share for split in self.splits.values())
         check(abs(total - 1) < 1e-6, "splits", total, "shares that sum to 1")
-        chats = {holds_chats(source) for source in self.sources}
-        cut = any(split.max_document_chars is not None for split in self.splits.values())
-        check(not (cut and True in chats), "max_document_chars", "set", "unset for conversations")
-        wholly = self.trained_turns == "all"
-        check(not wholly or True in chats, "trained_turns", "all", "unset for texts, of which every token is trained")
-        check(len(chats) == 1, "sources", sorted(s.kind for s in self.sources), "all chats or no chats")
-        self._check_weights()
-
-    def _check_weights(self) -> None:
         shares = [source.share for source in self.sources if source.share is not None]
-        total = sum(shares)
         if len(shares) == len(self.sources):
-            check(abs(total - 1) < 1e-6, "sources", total, "shares that sum to 1")
+            check(abs(sum(shares) - 1) < 1e-6, "sources", sum(shares), "shares that sum to 1")
         else:
-            check(total < 1, "sources", total, "shares that leave something for the sources without one")
-
-    @property
-    def weighted(self) -> bool:
-        """Whether any source says how much of it is taken."""
-        return any(source.epochs is not None or source.share is not None for source in self.sources)
+            check(sum(shares) < 1, "sources", sum(shares), "shares that leave something for the sources without one")
 
     def weights_hold(self, split: str) -> bool:
         """Whether the sources' weights hold in a split."""
         said = self.splits[split].weighted
-        return self.weighted and (said if said is not None else split == next(iter(self.splits)))
-
-    @property
-    def conversations(self) -> bool:
-        """Whether its documents are chats."""
-        return holds_chats(self.sources[0])
+        weighted = any(source.epochs is not None or source.share is not None for source in self.sources)
+        return weighted and (said if said is not None else split == next(iter(self.splits)))
 
     def identity(self) -> str:
-        """The digest of what decides on the result: limits that only stop the work are left out."""
-        calm = dataclasses.replace(self.duplicates, memory_mb=DuplicatesRecipe().memory_mb)
-        return digest_json(dataclasses.replace(self, duplicates=calm, max_bad=0.0))
+        """The digest of what decides on the result: a limit that only stops the work is left out."""
+        return digest_json(dataclasses.replace(self, max_bad=0.0))
 
 
-def weights_of(recipe: PrepareRecipe, split: str) -> list[tuple[float | None, float | None]]:
-    """(epochs, share) of each source in a split; one epoch of each where no weights hold."""
-    if not recipe.weights_hold(split):
-        return [(1.0, None) for _ in recipe.sources]
-    return [(1.0 if s.epochs is None and s.share is None else s.epochs, s.share) for s in recipe.sources]
+def load_recipe(path: Path) -> PrepareRecipe:
+    """The recipe of a YAML file.
+
+    Raises:
+        RecordError: an unknown key, a wrong type, a value out of bounds.
+    """
+    return from_plain(PrepareRecipe, read_yaml(path), str(path))
 
 
-def plain_source(source: Source) -> dict[str, str]:
-    """A source's settings as text, for the record."""
-    from blockexpand.records import to_plain
+def make_recipe(
+    sources: str | Path | Source | Sequence[str | Path | Source],
+    *,
+    row_tokens: int = 1024,
+    held_out: float = 0.02,
+    max_bad: float = 0.0,
+    trained_turns: Literal["assistant", "all"] = "assistant",
+) -> PrepareRecipe:
+    """A recipe for sources that need no settings of their own: `train`, and two splits of `held_out` of the documents.
 
-    plain: dict[str, Any] = to_plain(source)
-    return {key: str(value) for key, value in plain.items()}
+    Args:
+        sources: Files, folders, globs, data sets of the hub, or `Source`s.
+        row_tokens: T, the length of a packed row.
+        held_out: The share of the documents for each of `validation` (to steer by) and `test`; 0 makes none of them.
+        max_bad: The share of a source's records that may be unreadable.
+        trained_turns: Of chats, which turns are trained.
+
+    Raises:
+        RecordError: a value out of bounds.
+    """
+    check(0 <= held_out < 0.5, "held_out", held_out, "a share from 0 to below 0.5")
+    given = [sources] if isinstance(sources, str | Path | Source) else list(sources)
+    shares = {"train": 1 - 2 * held_out, "validation": held_out, "test": held_out}
+    return PrepareRecipe(
+        sources=tuple(one if isinstance(one, Source) else Source(path=str(one)) for one in given),
+        row_tokens=row_tokens,
+        splits={name: SplitRecipe(share=share) for name, share in shares.items() if share > 0},
+        max_bad=max_bad,
+        trained_turns=trained_turns,
+    )

@@ -9,34 +9,26 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from blockexpand.corpus.packing import Piece, pack, pieces_of
+from blockexpand.corpus.tokenizer import Encoded
+from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import CorpusError
 from blockexpand.records import read_record
-from blockexpand.records.corpus import CorpusRecord
+from blockexpand.records.corpus import CorpusRecord, MixCounts, Shard, SplitCounts
 
 # N = rows, T = tokens of a row, S = segments of a row.
 
-ROWS_PER_BATCH = 1024
-SCHEMA_NAMES = ("tokens", "trained", "lengths", "documents")
-
-
-def schema_of(row_tokens: int, vocabulary_size: int) -> pa.Schema:
-    """The columns of a split's files."""
-    token = pa.uint16() if vocabulary_size <= 1 << 16 else pa.uint32()
-    return pa.schema(
-        [
-            ("tokens", pa.list_(token, row_tokens)),
-            ("trained", pa.list_(pa.bool_(), row_tokens)),
-            ("lengths", pa.list_(pa.int32())),
-            ("documents", pa.list_(pa.int32())),
-        ]
-    )
+_ROWS_PER_BATCH = 1024
+_COLUMNS = ("tokens", "trained", "lengths", "documents")
 
 
 class TokenRows:
@@ -122,8 +114,8 @@ def _mapped(path: Path) -> list[pa.RecordBatch]:
         raise CorpusError(f"no split at {path}; see blockexpand.json beside it for the splits there are") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise CorpusError(f"{path} is damaged: {error}; prepare the folder again") from None
-    if tuple(file.schema.names) != SCHEMA_NAMES:
-        raise CorpusError(f"{path} has the columns {file.schema.names}; expected {', '.join(SCHEMA_NAMES)}")
+    if tuple(file.schema.names) != _COLUMNS:
+        raise CorpusError(f"{path} has the columns {file.schema.names}; expected {', '.join(_COLUMNS)}")
     return batches
 
 
@@ -143,8 +135,7 @@ class Corpus:
         if split not in self.record.splits:
             known = ", ".join(self.record.splits)
             raise CorpusError(f"{self.folder} has no split {split!r}; it has: {known}")
-        shards = self.record.splits[split].shards
-        names = [shard.name for shard in shards] or [f"{split}.arrow"]
+        names = [shard.name for shard in self.record.splits[split].shards]
         for name in names:  # a record comes from elsewhere, and must not lead out of its folder
             if Path(name).name != name:
                 raise CorpusError(f"the record of {self.folder} names the file {name!r}; expected a plain file name")
@@ -168,3 +159,121 @@ def batches(num_rows: int, size: int) -> Iterator[np.ndarray]:
     """The numbers of all rows, in order, `size` at a time."""
     for start in range(0, num_rows, size):
         yield np.arange(start, min(start + size, num_rows))
+
+
+# --- writing --------------------------------------------------------------------------------------------
+
+Fetch = Callable[[Piece], tuple[np.ndarray, np.ndarray | None]]
+"""A piece's tokens and which of them are trained; None = all."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Of the rows."""
+
+    row_tokens: int
+    vocabulary_size: int
+    pad: int
+    """The token that fills a row up."""
+
+
+def write_shard(path: Path, rows: Iterable[Sequence[Piece]], shape: Shape, fetch: Fetch) -> Shard:
+    """Write one Arrow file: beside its place, renamed when whole."""
+    schema = _schema_of(shape)
+    totals = np.zeros(4, dtype=np.int64)  # rows, tokens, trained tokens, largest token
+    beside = path.with_name(f".{path.name}.partial")
+    iterator = iter(rows)
+    with pa.OSFile(str(beside), "wb") as stream, pa.ipc.new_file(stream, schema) as writer:
+        while part := list(itertools.islice(iterator, _ROWS_PER_BATCH)):
+            batch, largest = _batch(part, schema, shape, fetch)
+            writer.write_batch(batch)
+            num_tokens = sum(piece.length for row in part for piece in row)
+            totals[:3] += (len(part), num_tokens, batch.column("trained").flatten().true_count)
+            totals[3] = max(totals[3], largest)
+    with beside.open("rb") as stream:
+        os.fsync(stream.fileno())
+    os.replace(beside, path)
+    num_rows, num_tokens, num_trained, largest = totals.tolist()
+    return Shard(
+        name=path.name,
+        num_rows=num_rows,
+        num_tokens=num_tokens,
+        num_trained_tokens=num_trained,
+        largest_token=largest,
+        digest=digest_file(path),
+    )
+
+
+def _schema_of(shape: Shape) -> pa.Schema:
+    token = pa.uint16() if shape.vocabulary_size <= 1 << 16 else pa.uint32()
+    return pa.schema(
+        [
+            ("tokens", pa.list_(token, shape.row_tokens)),
+            ("trained", pa.list_(pa.bool_(), shape.row_tokens)),
+            ("lengths", pa.list_(pa.int32())),
+            ("documents", pa.list_(pa.int32())),
+        ]
+    )
+
+
+def _batch(
+    rows: Sequence[Sequence[Piece]], schema: pa.Schema, shape: Shape, fetch: Fetch
+) -> tuple[pa.RecordBatch, int]:
+    tokens_NT = np.full((len(rows), shape.row_tokens), shape.pad, dtype=np.uint32)
+    trained_NT = np.zeros((len(rows), shape.row_tokens), dtype=bool)
+    for number, row in enumerate(rows):
+        at = 0
+        for piece in row:
+            tokens_A, trained_A = fetch(piece)
+            end = at + piece.length
+            tokens_NT[number, at:end] = tokens_A
+            trained_NT[number, at:end] = True if trained_A is None else trained_A
+            trained_NT[number, at] = False  # the first token of a piece has nothing before it in this row
+            at = end
+    kind = schema.field("tokens").type.value_type
+    columns = [
+        pa.FixedSizeListArray.from_arrays(pa.array(tokens_NT.reshape(-1), kind), shape.row_tokens),
+        pa.FixedSizeListArray.from_arrays(pa.array(trained_NT.reshape(-1)), shape.row_tokens),
+        pa.array([[piece.length for piece in row] for row in rows], pa.list_(pa.int32())),
+        pa.array([[piece.document for piece in row] for row in rows], pa.list_(pa.int32())),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema), int(tokens_NT.max(initial=0))
+
+
+def split_counts(
+    shards: Sequence[Shard], row_tokens: int, num_documents: int, num_bytes: int, mix: tuple[MixCounts, ...] = ()
+) -> SplitCounts:
+    """The counts of a split whose files these are."""
+    num_rows = sum(shard.num_rows for shard in shards)
+    num_tokens = sum(shard.num_tokens for shard in shards)
+    return SplitCounts(
+        num_rows=num_rows,
+        num_documents=num_documents,
+        num_tokens=num_tokens,
+        num_trained_tokens=sum(shard.num_trained_tokens for shard in shards),
+        num_bytes=num_bytes,
+        largest_token=max(shard.largest_token for shard in shards),
+        fill=round(num_tokens / (num_rows * row_tokens), 6),
+        digest=shards[0].digest if len(shards) == 1 else digest_json([shard.digest for shard in shards]),
+        shards=tuple(shards),
+        mix=mix,
+    )
+
+
+def write_documents(path: Path, encoded: Sequence[Encoded], *, shape: Shape, num_bytes: int) -> SplitCounts:
+    """Pack documents that are in memory and write them as the only file of one split.
+
+    Args:
+        path: The Arrow file.
+        encoded: The documents.
+        shape: Of the rows.
+        num_bytes: Of the documents' text in UTF-8.
+    """
+
+    def fetch(piece: Piece) -> tuple[np.ndarray, np.ndarray | None]:
+        document, end = encoded[piece.document], piece.first + piece.length
+        return document.tokens_A[piece.first : end], document.trained_A[piece.first : end]
+
+    pieces = (p for n, e in enumerate(encoded) for p in pieces_of(n, 0, 0, len(e.tokens_A), shape.row_tokens))
+    shard = write_shard(path, pack(pieces, shape.row_tokens), shape, fetch)
+    return split_counts([shard], shape.row_tokens, len(encoded), num_bytes)

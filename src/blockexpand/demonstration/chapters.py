@@ -7,6 +7,7 @@ here, so that the story can show its plan before torch is imported.
 from __future__ import annotations
 
 import dataclasses
+import sysconfig
 from pathlib import Path
 
 from blockexpand.comparison import CompareRecipe, Comparison, PlanRecipe, compare, read_comparison
@@ -49,7 +50,14 @@ class Chapters:
         """Python to learn, English to rehearse and to measure by, instructions."""
         folder, recipe = self._folder, self._recipe
         domain = prepare(recipe.domain, BASE, folder / "domain", overwrite=True)
-        general = prepare(recipe.general, BASE, folder / "general", overwrite=True)
+        (source,) = recipe.general.sources
+        source = dataclasses.replace(source, path=sysconfig.get_path("purelib"))
+        general = prepare(
+            dataclasses.replace(recipe.general, sources=(source,)),
+            BASE,
+            folder / "general",
+            overwrite=True,
+        )
         write_instructions(folder / "instructions", recipe.instructions.num_train, recipe.instructions.num_test)
         prepare(recipe.chats(folder / "instructions" / "chats.jsonl"), BASE, folder / "chats", overwrite=True)
         return (

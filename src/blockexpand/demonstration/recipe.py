@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from blockexpand.comparison import ArmRecipe
-from blockexpand.corpus import PrepareRecipe, SplitRecipe
-from blockexpand.corpus.sources import ChatSource
+from blockexpand.corpus import PrepareRecipe, Source, SplitRecipe
 from blockexpand.demonstration.paths import RECIPE
 from blockexpand.records import check, from_plain, read_yaml
 from blockexpand.records.run import ArmSettings, OptimizerSettings, RetentionSettings, ScheduleSettings
@@ -85,7 +84,7 @@ class DemoRecipe:
     def chats(self, path: Path) -> PrepareRecipe:
         """How the instructions are packed."""
         return PrepareRecipe(
-            sources=(ChatSource(kind="chat", path=str(path)),),
+            sources=(Source(path=str(path)),),
             row_tokens=self.domain.row_tokens,
             splits={"train": SplitRecipe(share=0.95), "validation": SplitRecipe(share=0.05)},
         )

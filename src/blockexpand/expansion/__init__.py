@@ -1,6 +1,5 @@
 """A base checkpoint becomes a plan, a deeper checkpoint, and the proof that it is the same model."""
 
-from blockexpand.expansion.cards import CARD, CardMark, identity_of, is_untouched, read_mark, signed, without_card
 from blockexpand.expansion.cost import backward_flops, forward_flops
 from blockexpand.expansion.deeper_config import Rewrite, base_entries, live_entries, rewrite, stack_entries, unsayable
 from blockexpand.expansion.diagram import draw, draw_rich
@@ -10,8 +9,6 @@ from blockexpand.expansion.proof import verify
 from blockexpand.expansion.survey import Survey, layout_digest, started, survey
 
 __all__ = [
-    "CARD",
-    "CardMark",
     "Combined",
     "Rewrite",
     "Survey",
@@ -24,18 +21,13 @@ __all__ = [
     "draw_rich",
     "expand",
     "forward_flops",
-    "identity_of",
-    "is_untouched",
     "layout_digest",
     "live_entries",
     "plan",
-    "read_mark",
     "rewrite",
-    "signed",
     "stack_entries",
     "started",
     "survey",
     "unsayable",
     "verify",
-    "without_card",
 ]

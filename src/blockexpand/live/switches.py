@@ -9,7 +9,7 @@ Refused: a KV cache that was filled with other blocks on, since its entries belo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Collection, Generator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -38,12 +38,10 @@ _OFF: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
 _WHOLE: WeakKeyDictionary[nn.Module, _Whole] = WeakKeyDictionary()
 _MODES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """For each block that is off, whether its stack was in train mode when it went."""
-_FILLED: WeakKeyDictionary[Any, tuple[frozenset[str], str]] = WeakKeyDictionary()
-"""For each KV cache that a guarded model filled, the blocks that were off, and what else was said of the model then."""
+_FILLED: WeakKeyDictionary[Any, frozenset[str]] = WeakKeyDictionary()
+"""For each KV cache that a guarded model filled, the blocks that were off."""
 _GUARDED: WeakKeyDictionary[nn.Module, tuple[Any, ...]] = WeakKeyDictionary()
 """The handles of each guarded model's hooks."""
-_ALSO: WeakKeyDictionary[nn.Module, Callable[[nn.Module], str]] = WeakKeyDictionary()
-"""What says, for a guarded model, on what else its caches depend."""
 
 
 def switched_off(model: nn.Module) -> frozenset[str]:
@@ -123,9 +121,8 @@ def install_output_hooks(model: nn.Module, known: Expanded) -> None:
         maybe_install_capturing_hooks(owner)
 
 
-def guard(model: nn.Module, also: Callable[[nn.Module], str]) -> None:
-    """From now on refuse a KV cache that was filled while other blocks were on, or while `also` gave other words."""
-    _ALSO[model] = also
+def guard(model: nn.Module) -> None:
+    """From now on refuse a KV cache that was filled while other blocks were on."""
     if model not in _GUARDED:
         before = model.register_forward_pre_hook(_refuse_other_cache, with_kwargs=True)
         after = model.register_forward_hook(_note_cache)
@@ -136,11 +133,6 @@ def unguard(model: nn.Module) -> None:
     """Take the guard away again."""
     for handle in _GUARDED.pop(model, ()):
         handle.remove()
-    _ALSO.pop(model, None)
-
-
-def _state(model: nn.Module) -> tuple[frozenset[str], str]:
-    return switched_off(model), _ALSO[model](model)
 
 
 def _refuse_other_cache(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -148,17 +140,13 @@ def _refuse_other_cache(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> 
     cache = kwargs.get("past_key_values") if kwargs.get("past_key_values") is not None else kwargs.get("cache")
     if cache is None or isinstance(cache, tuple | list):
         return
-    now = _state(model)
+    now = switched_off(model)
     before = _FILLED.setdefault(cache, now)
     if before != now and cache.get_seq_length() > 0:
-        if before[0] != now[0]:
-            was, are = (", ".join(sorted(off)) or "none" for off, _ in (before, now))
-            what = f"with the new blocks {was} off, and now {are} are"
-        else:
-            what = f"with packs scaled: {before[1] or 'none'}; and now: {now[1] or 'none'}"
+        was, are = (", ".join(sorted(off)) or "none" for off in (before, now))
         raise LiveError(
-            f"this KV cache was filled {what}; expected one of the same model; begin a new cache from the first token "
-            "after switching"
+            f"this KV cache was filled with the new blocks {was} off, and now {are} are; expected one of the same "
+            "model; begin a new cache from the first token after switching"
         )
     _FILLED[cache] = now
 
@@ -169,7 +157,7 @@ def _note_cache(model: nn.Module, args: Any, output: Any) -> None:
     named = (output[name] for name in ("cache", "past_key_values") if isinstance(output, dict) and name in output)
     cache = next(named, None)
     if cache is not None and not isinstance(cache, tuple | list):
-        _FILLED[cache] = _state(model)
+        _FILLED[cache] = switched_off(model)
 
 
 _DEPTH: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()

@@ -1,21 +1,24 @@
 """What was trained, as something to ship: take new blocks out, put them on their base, take them off, scale them."""
 
-from blockexpand.packs.attachment import attach_on_disk
+from blockexpand.packs.attachment import (
+    Detached,
+    attach,
+    attach_on_disk,
+    detach,
+    detach_on_disk,
+    load_attached,
+    load_with_packs,
+)
 from blockexpand.packs.compatibility import in_order
-from blockexpand.packs.description import describe
-from blockexpand.packs.detachment import Detached, detach_on_disk
-from blockexpand.packs.encoding import PIECE_BYTES
 from blockexpand.packs.extraction import About, extract
-from blockexpand.packs.loaded import attach, detach, load_attached, load_with_packs
-from blockexpand.packs.pack import Pack, read_pack
-from blockexpand.packs.record import Card, Encoding, PackRecord, Scaled
+from blockexpand.packs.pack import Pack, describe, read_pack
 from blockexpand.packs.scale import scale_on_disk
+from blockexpand.records.pack import Card, PackRecord, Scaled
 
 __all__ = [
     "extract",
     "About",
     "Card",
-    "Encoding",
     "Pack",
     "PackRecord",
     "Scaled",
@@ -30,5 +33,4 @@ __all__ = [
     "scale_on_disk",
     "Detached",
     "describe",
-    "PIECE_BYTES",
 ]

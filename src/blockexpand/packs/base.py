@@ -1,27 +1,65 @@
 """The base inside an expanded folder, as a checkpoint of its own: names and config are the base's, bytes stay where
 they are.
 
-In: an expanded folder. Out: a `Checkpoint` that every reader takes for the base. Refused: tensors that the plan does
-not have. Whether the old blocks' bytes are still the base's is for the reader to check: they are hashed as they are
-read.
+In: an expanded folder, or a run's. Out: a `Checkpoint` that every reader takes for the base. Refused: what is no
+expanded folder, by what it is; tensors that the plan does not have. Whether the old blocks' bytes are still the base's
+is for the reader to check: they are hashed as they are read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import Any
 
-from blockexpand.checkpoint import CONFIG, Checkpoint
+from blockexpand.checkpoint import CONFIG, Checkpoint, open_checkpoint
 from blockexpand.digests import digest_json
 from blockexpand.errors import PackError, RecordError
 from blockexpand.families import Family, entry, family_for, with_entries
-from blockexpand.records import parse_json
-from blockexpand.records.expansion import ExpansionRecord, FileText
+from blockexpand.records import parse_json, read_json
+from blockexpand.records.expansion import ExpansionRecord, FileText, read_expansion
 from blockexpand.records.plan import Plan
+from blockexpand.staging import PACK_NAME, RECORD_NAME
 
+_RUN = "blockexpand.run"
 _MOST_CHANGES = 8
 """Entries that a plan changes: the ways to undo them are tried one by one, and eight have 256."""
+
+
+def open_expanded(source: str | Path) -> tuple[Checkpoint, ExpansionRecord]:
+    """The checkpoint with new blocks in a folder, or in a run's `model`, and its record.
+
+    Raises:
+        PackError: it is something else; it says what.
+        CheckpointError, RecordError: it cannot be read.
+    """
+    folder = Path(source)
+    if (folder / PACK_NAME).is_file():
+        raise PackError(
+            f"{source} is a pack, the new blocks alone; expected a model that holds them; put it on its base with "
+            f"`blockexpand pack attach BASE {source} OUT` first"
+        )
+    if run_of(source) is not None:
+        folder = folder / "model"
+        if not (folder / RECORD_NAME).is_file():
+            raise PackError(
+                f"{source} is a run that trained no new blocks; expected one of the arm blocks, or an expanded folder"
+            )
+    if not (folder / RECORD_NAME).is_file():
+        what = "is a model without new blocks, a base" if (folder / CONFIG).is_file() else "is no model"
+        raise PackError(
+            f"{source} {what} (it has no {RECORD_NAME}); expected a folder that expand, train or pack attach wrote; "
+            "check the order of the arguments"
+        )
+    return open_checkpoint(folder), read_expansion(folder)
+
+
+def run_of(source: str | Path) -> dict[str, Any] | None:
+    """The run's record, where the folder is a run's."""
+    path = Path(source) / RECORD_NAME
+    found = read_json(path) if path.is_file() else None
+    return found if isinstance(found, dict) and found.get("format") == _RUN else None
 
 
 def base_within(expanded: Checkpoint, record: ExpansionRecord) -> Checkpoint:

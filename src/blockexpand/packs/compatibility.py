@@ -17,7 +17,7 @@ from blockexpand.checkpoint import Checkpoint
 from blockexpand.digests import digest_json
 from blockexpand.errors import PackError, PlanError
 from blockexpand.expansion import Survey, survey
-from blockexpand.packs.pack import Pack, read_pack
+from blockexpand.packs.pack import Pack, opened
 from blockexpand.staging import RECORD_NAME
 
 
@@ -29,8 +29,7 @@ def in_order(packs: Sequence[Pack | str | Path]) -> tuple[Pack, ...]:
     """
     if not packs:
         raise PackError("no pack given; expected one or more; name the folders that `pack extract` wrote")
-    opened = [pack if isinstance(pack, Pack) else read_pack(pack) for pack in packs]
-    ordered = sorted(opened, key=lambda pack: pack.name)
+    ordered = sorted((opened(pack) for pack in packs), key=lambda pack: pack.name)
     for one, other in pairwise(ordered):
         if one.name == other.name:
             same = one.record.fingerprint == other.record.fingerprint

@@ -1,8 +1,8 @@
 """`pack extract`: the new blocks of a run or an expanded folder as a pack.
 
-In: a run folder, or a folder that `expand`, `train` or `attach` wrote. Out: `blocks.safetensors` and `pack.json`, the
-record last. Refused: old blocks that are not the base's any more (then the new ones are not all that was trained),
-blocks that hold NaN, a folder of several packs without a word which.
+In: a run folder, or a folder that `expand`, `train` or `attach` wrote. Out: `blocks.safetensors`, the model card
+`README.md` and `pack.json`, the record last. Refused: old blocks that are not the base's any more (then the new ones
+are not all that was trained), blocks that hold NaN, a folder of several packs without a word which.
 """
 
 from __future__ import annotations
@@ -13,25 +13,22 @@ from typing import Any
 
 from blockexpand.checkpoint import (
     Checkpoint,
+    Place,
     TensorDigest,
+    TensorEntry,
+    copy_tensors,
     digest_tensors,
-    open_checkpoint,
-    read_header,
     refuse_not_finite,
 )
-from blockexpand.checkpoint.passes import new_hasher
 from blockexpand.errors import PackError, nearest
-from blockexpand.families import family_for
-from blockexpand.packs.base import base_within, new_names, old_names
-from blockexpand.packs.pack import WEIGHTS, Pack, read_pack
-from blockexpand.packs.record import Card, Encoding, PackRecord, Scaled, dtypes_of, tensors_of
-from blockexpand.packs.weights import Source, raw_pieces, write_encoded, write_plain
+from blockexpand.packs.base import base_within, new_names, old_names, open_expanded, run_of
+from blockexpand.packs.card import write_pack_card
+from blockexpand.packs.pack import WEIGHTS, Pack, header_of, read_pack
 from blockexpand.records import from_plain, read_json, write_record
-from blockexpand.records.expansion import AttachedPack, ExpansionRecord, read_expansion
+from blockexpand.records.expansion import AttachedPack, ExpansionRecord
+from blockexpand.records.pack import Card, PackRecord, Scaled, dtypes_of, tensors_of
 from blockexpand.records.plan import Plan
-from blockexpand.staging import PACK_NAME, RECORD_NAME, check_output, staged_folder
-
-_RUN = "blockexpand.run"
+from blockexpand.staging import PACK_NAME, check_output, staged_folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +38,7 @@ class About:
     name: str | None = None
     """What it is called; None: as the output folder."""
     evaluation: Path | None = None
-    """A `results.json` of `eval`, to carry along."""
+    """The JSON of a measurement, to carry along unchecked."""
     card: Card = dataclasses.field(default_factory=Card)
     """For the model card."""
 
@@ -51,7 +48,6 @@ def extract(
     out: str | Path,
     about: About | None = None,
     *,
-    encoding: Encoding = "plain",
     pack: str | None = None,
     overwrite: bool = False,
 ) -> Pack:
@@ -59,10 +55,8 @@ def extract(
 
     Args:
         source: a run folder, or a folder with a `blockexpand.json`.
-        out: the folder to write; it appears whole or not at all.
+        out: the folder to write; it appears whole or not at all, with its model card.
         about: its name, what was measured, and what its card says.
-        encoding: how the blocks are stored: "plain", "delta" (smaller, without loss) or "int8" (half of bfloat16, with
-            loss).
         pack: which of the packs that are attached in the folder.
         overwrite: replace `out` if blockexpand made it.
 
@@ -70,19 +64,18 @@ def extract(
         PackError: the folder's blocks cannot be told from its base.
         CheckpointError, StagingError: it cannot be read, or the output not written.
     """
-    folder, run = _model_of(Path(source))
     target = Path(out)
     check_output(target, overwrite)
-    expanded = open_checkpoint(folder)
-    record = read_expansion(folder)
+    expanded, record = open_expanded(source)
     base = base_within(expanded, record)
     attached = _attached(record, pack, str(source))
     plan = attached.plan if attached else record.plan
     digests = digest_tensors(expanded)
     base_digests = _check_old(expanded, record, digests)
-    sources = _sources(expanded, base, record.plan, attached)
+    entries = _entries(expanded, record.plan, attached)
     refuse_not_finite(expanded, {name: digests[name] for name in new_names(expanded, record.plan).values()})
     by_entry = {expanded.tensors[name]: digest.digest for name, digest in digests.items()}
+    run = run_of(source)
     facts = _facts(record, attached, run)
     made = PackRecord(
         blockexpand_version=record.blockexpand_version,
@@ -90,8 +83,7 @@ def extract(
         family=plan.base.family,
         dtypes=dtypes_of(plan),
         plan=shareable(plan),
-        encoding=encoding,
-        block_digests={one.name: by_entry[one.entry] for one in sources},
+        block_digests={name: by_entry[entry] for name, entry in entries.items()},
         base_digests=base_digests,
         training=facts["training"],
         evaluation=_evaluation(about, facts),
@@ -102,23 +94,10 @@ def extract(
         later = _facts(dataclasses.replace(record, training=made.training), None, run)
         made = dataclasses.replace(made, scaled=None, training=later["training"], evaluation=_evaluation(about, later))
     with staged_folder(target, overwrite) as staged:
-        if encoding == "plain":
-            write_plain(expanded, sources, staged)
-        else:
-            write_encoded(expanded, sources, staged, encoding)
-        if encoding == "int8":
-            made = _as_rounded(made, staged)
+        _write_blocks(base, entries, made, staged)
+        write_pack_card(made, staged)
         write_record(staged / PACK_NAME, made)
     return read_pack(target)
-
-
-def _model_of(source: Path) -> tuple[Path, dict[str, Any] | None]:
-    """The folder with the weights, and the run's record when it is a run's."""
-    path = source / RECORD_NAME
-    found = read_json(path) if path.is_file() else None
-    if isinstance(found, dict) and found.get("format") == _RUN:
-        return source / "model", found
-    return source, None
 
 
 def _attached(record: ExpansionRecord, name: str | None, source: str) -> AttachedPack | None:
@@ -140,8 +119,7 @@ def _check_old(expanded: Checkpoint, record: ExpansionRecord, digests: dict[str,
     """The digests of the base's tensors by their names there, once they are those that were recorded."""
     found = {old: digests[new].digest for new, old in old_names(expanded, record.plan).items()}
     for name, digest in sorted((record.base_digests or {}).items()):
-        # Folders of version 0.1 have SHA-256, which is not computed again: what trains does not touch old blocks.
-        if digest.startswith("blake3:") and found.get(name) != digest:
+        if found.get(name) != digest:
             raise PackError(
                 f"{expanded.source}: {name!r} is not the base's any more ({str(found.get(name))[:23]}..., recorded "
                 f"{digest[:23]}...); expected only the new blocks to be trained; a pack cannot hold what else changed"
@@ -149,18 +127,30 @@ def _check_old(expanded: Checkpoint, record: ExpansionRecord, digests: dict[str,
     return dict(sorted(found.items()))
 
 
-def _sources(expanded: Checkpoint, base: Checkpoint, plan: Plan, attached: AttachedPack | None) -> list[Source]:
-    """Every tensor to store, under the id that its block has in its own pack."""
+def _entries(expanded: Checkpoint, plan: Plan, attached: AttachedPack | None) -> dict[str, TensorEntry]:
+    """Where every tensor to store is, by the id that its block has in its own pack, and its tail."""
     names = new_names(expanded, plan)
-    family = family_for(base.config, base.source, base.tensors)
-    own = attached.plan if attached else plan
-    found = []
-    for name, block, tensor in tensors_of(own):
+    found = {}
+    for name, block, tensor in tensors_of(attached.plan if attached else plan):
         held = attached.blocks[block.id] if attached else block.id
-        donor = base.tensors[family.name_of(block.donor, tensor.tail)] if tensor.starts == "donor" else None
-        entry = expanded.tensors[names[f"{held}.{tensor.tail}"]]
-        found.append(Source(name=name, tensor=tensor, entry=entry, donor=donor))
+        found[name] = expanded.tensors[names[f"{held}.{tensor.tail}"]]
     return found
+
+
+def _write_blocks(expanded: Checkpoint, entries: dict[str, TensorEntry], record: PackRecord, staged: Path) -> None:
+    """The weights file: a header and moved bytes."""
+    total = sum(entry.num_bytes for entry in entries.values())
+    rows = [(name, tensor.dtype, tensor.shape) for name, _, tensor in tensors_of(record.plan)]
+    header = header_of(rows, total)
+    with open(staged / WEIGHTS, "xb") as stream:
+        stream.write(header)
+        stream.truncate(len(header) + total)
+    places: dict[TensorEntry, list[Place]] = {}
+    at = len(header)
+    for name, _, _ in rows:
+        places.setdefault(entries[name], []).append(Place(file=WEIGHTS, start=at))
+        at += entries[name].num_bytes
+    copy_tensors(dataclasses.replace(expanded, tensors=entries), places, staged, digest=False)
 
 
 def _name(about: About | None, attached: AttachedPack | None, out: Path) -> str:
@@ -173,8 +163,7 @@ def _facts(record: ExpansionRecord, attached: AttachedPack | None, run: dict[str
     """What is known of how the blocks were trained and what was measured."""
     if attached is not None:
         return {"training": None, "evaluation": None, "card": {}, "scaled": None, **attached.about}
-    training = record.training
-    measured = None
+    training, measured = record.training, None
     if run is not None:
         training = {**(training or {}), "run": without_paths({k: v for k, v in run.items() if k != "machine"})}
         measured = {"run": {"base": run.get("base"), "best": run.get("best")}}
@@ -189,8 +178,7 @@ def _evaluation(about: About | None, facts: dict[str, Any]) -> dict[str, Any] | 
 
 def shareable(plan: Plan) -> Plan:
     """The plan without paths of this machine."""
-    base = dataclasses.replace(plan.base, source=without_paths(plan.base.source))
-    return dataclasses.replace(plan, base=base)
+    return dataclasses.replace(plan, base=dataclasses.replace(plan.base, source=without_paths(plan.base.source)))
 
 
 def without_paths(value: Any) -> Any:
@@ -202,15 +190,3 @@ def without_paths(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(("/", "~", "./", "../")):
         return Path(value).name
     return value
-
-
-def _as_rounded(record: PackRecord, staged: Path) -> PackRecord:
-    """The record of rounded blocks: their digests are those of what readers will get."""
-    digests = {}
-    pack = Pack(folder=staged, record=record, stored=read_header(staged / WEIGHTS).tensors)
-    for name, _, tensor in tensors_of(record.plan):
-        algorithm, hasher = new_hasher()
-        for piece in raw_pieces(pack, name, tensor):
-            hasher.update(piece)
-        digests[name] = f"{algorithm}:{hasher.hexdigest()}"
-    return dataclasses.replace(record, block_digests=digests)

@@ -1,11 +1,13 @@
 """What would go up, and whether it is fit to: everything that can be known before anything is sent.
 
-In: what is to be published, and perhaps the base of a pack. Out: a `Shipment`: the files with their sizes, what stays
-here and why, what a person should know. Refused: no card of ours, a card of other blocks or of an earlier state, no
-licence, tensors that are not those that the records name, links, a base where none is needed.
+In: the folder of a pack, of a run, or one that `expand`, `train` or `pack attach` wrote; what is stated for its card;
+results. Out: a `Shipment`: the files with their sizes, what stays here, what a person should know. Refused: any other
+folder, no licence, tensors that are not those that the records name, links.
 
-Only files that a record names go: weights and their index, config, records, the base's other files, the card. Paths of
-this machine in `blockexpand.json` are cut to their last name; nothing else is changed.
+Only files that a record names go: weights and their index, config, records, the base's other files, and the card. A
+README.md that came along from the base goes as README.base.md, and ours is made of the records; a pack's own card goes
+as it is unless something is stated anew. Paths of this machine in `blockexpand.json` are cut to their last name.
+Nothing in the folder is changed, and neither torch nor transformers is imported.
 """
 
 from __future__ import annotations
@@ -14,47 +16,45 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from blockexpand.checkpoint import CONFIG, Checkpoint, digest_tensors, open_checkpoint, refuse_not_finite
+from blockexpand.checkpoint import CONFIG, Checkpoint, digest_tensors, refuse_not_finite
 from blockexpand.digests import digest_json
 from blockexpand.errors import PublishError, RecordError
-from blockexpand.expansion import CARD, read_mark
-from blockexpand.packs import Pack
-from blockexpand.packs.base import new_names, old_names
-from blockexpand.packs.blocks_check import check_blocks
+from blockexpand.packs import Card, Pack, read_pack
+from blockexpand.packs.base import new_names, old_names, open_expanded, run_of
+from blockexpand.packs.card import CARD, Subject, card_text, states_licence
 from blockexpand.packs.extraction import shareable, without_paths
 from blockexpand.packs.pack import WEIGHTS
-from blockexpand.publishing.statements import OTHER, metadata_of
-from blockexpand.publishing.subject import Published
-from blockexpand.records import dump_json, read_json, with_format
+from blockexpand.publishing.figures import Records, checkpoint_figures, pack_figures
+from blockexpand.records import dump_json, from_plain, read_json, with_format
 from blockexpand.records.expansion import ExpansionRecord
 from blockexpand.staging import PACK_NAME, RECORD_NAME
 
+_BASE_CARD = "README.base.md"
 _INDEX = "model.safetensors.index.json"
 _SMALL_BYTES = 1_000_000
-"""JSON files below this are looked through for paths of this machine."""
+"""Cards and JSON files below this are looked into."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shipped:
+class ShippedFile:
     """One file that goes."""
 
     name: str
     """Its path in the repository."""
     num_bytes: int
-    content: bytes | None = None
-    """What is sent in place of the file's own bytes; None: those."""
+    source: Path | bytes
+    """Where it is, or what is sent in its place."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shipment:
     """Everything that goes, checked."""
 
-    folder: Path
-    kind: str
+    kind: Literal["pack", "checkpoint"]
     name: str
-    files: tuple[Shipped, ...]
+    files: tuple[ShippedFile, ...]
     """By name."""
     stays: tuple[str, ...]
     """Files of the folder that do not go."""
@@ -69,125 +69,208 @@ class Shipment:
         return sum(file.num_bytes for file in self.files)
 
 
-def check_shipment(published: Published, base: Checkpoint | None = None) -> Shipment:
-    """Look at everything that would go; of a pack stored as differences to its base, all of it only with the base.
+def prepare_shipment(
+    folder: str | Path, card: Card | None = None, records: Records | None = None, repo: str = "ORG/NAME"
+) -> Shipment:
+    """Look at everything that would go, and make its card.
+
+    Args:
+        folder: a pack, a run folder, or one that `expand`, `train` or `pack attach` wrote.
+        card: what is stated for the card; what is not stated is what the records have, or the base's own card.
+        records: results for the card's table.
+        repo: where it goes, for the lines that load it.
 
     Raises:
         PublishError: it is not fit to be given to others.
-        PackError, CheckpointError: its files are broken.
+        PackError, CheckpointError, RecordError: its files are broken.
     """
-    licence = _check_card(published)
-    if base is not None and (published.pack is None or published.pack.record.encoding != "delta"):
-        what = f"a pack stored as {published.pack.record.encoding}" if published.pack else "a checkpoint"
-        raise PublishError(
-            f"the base {base.source} is for a pack stored as delta, and {published.folder} is {what}, which is checked "
-            "without; expected no --base; leave it out"
+    path = Path(folder)
+    if (path / PACK_NAME).is_file():
+        return _of_pack(read_pack(path), card or Card(), records, repo)
+    expanded, record = open_expanded(path)
+    return _of_checkpoint(expanded, record, card or Card(), records, repo)
+
+
+def _of_pack(pack: Pack, stated: Card, records: Records | None, repo: str) -> Shipment:
+    pack.check_blocks()
+    figures = pack_figures(pack, records) if records else ()
+    own = pack.folder / CARD
+    card, record = _filled(stated, pack.record.card, Card(base_model=_hub_base(pack.record.plan.base.hub))), pack.record
+    content: Path | bytes = own
+    if stated != Card() or records is not None or not own.is_file():
+        run = (record.training or {}).get("run")
+        subject = Subject(
+            kind="pack",
+            name=pack.name,
+            plan=record.plan,
+            version=record.blockexpand_version,
+            fingerprint=record.fingerprint,
+            card=card,
+            training=record.training,
+            run=run if isinstance(run, dict) else None,
+            scaled=record.scaled,
+            figures=figures,
+            repo=repo,
         )
-    wanted, checked = _of_pack(published.pack, base) if published.pack else _of_checkpoint(published)
-    there = sorted(str(path.relative_to(published.folder)) for path in published.folder.rglob("*") if not path.is_dir())
-    going = [name for name in there if name in wanted and not _is_hidden(name)]
-    for name in going:
-        if any(
-            part.is_symlink()
-            for part in (published.folder / name, *(published.folder / name).parents[: name.count("/")])
-        ):
+        content = card_text(subject).encode()
+    elif found := _stated_in(own):
+        card = _filled(found, card)  # somebody may have put the licence into the file itself
+    files = [_file(pack.folder, name) for name in (PACK_NAME, WEIGHTS)]
+    checked = f"{len(pack.stored)} tensors held against their recorded digests"
+    return _shipment(pack.folder, "pack", pack.name, [*files, _as_card(content)], card, checked)
+
+
+def _of_checkpoint(
+    expanded: Checkpoint, record: ExpansionRecord, stated: Card, records: Records | None, repo: str
+) -> Shipment:
+    folder = expanded.folder
+    above = folder.absolute().parent
+    run = run_of(above) if folder.name == "model" else None
+    if run is not None and run.get("settings_digest") != (record.training or {}).get("settings_digest"):
+        run = None
+    of_base = CARD in record.files_copied and (folder / CARD).is_file()
+    card = _filled(
+        stated,
+        Card(base_model=_hub_base(record.plan.base.hub)),
+        (_stated_in(folder / CARD) if of_base else None) or Card(),
+    )
+    subject = Subject(
+        kind="checkpoint",
+        name=(above if run is not None else folder.absolute()).name,
+        plan=record.plan,
+        version=record.blockexpand_version,
+        fingerprint=digest_json(
+            {"base": record.base_digests, "blocks": [[b.id, b.donor] for b in record.plan.new_blocks]}
+        ),
+        card=card,
+        training=record.training,
+        run=without_paths(run),
+        packs=tuple(pack.name for pack in record.packs),
+        figures=checkpoint_figures(expanded, record, records) if records else (),
+        base_card=_BASE_CARD if of_base else "",
+        repo=repo,
+    )
+    checked = _check_tensors(expanded, record, subject)
+    index = (_INDEX,) if expanded.sharded else ()
+    names = [*record.files_copied, *expanded.shards, *index, CONFIG]
+    files = [_file(folder, name) for name in names if name != CARD and _goes(folder, name)]
+    if of_base:
+        files.append(dataclasses.replace(_file(folder, CARD), name=_BASE_CARD))
+    shared = dump_json(with_format(_shareable(record))).encode()
+    files.append(ShippedFile(name=RECORD_NAME, num_bytes=len(shared), source=shared))
+    written = (folder / CARD).is_file() and not of_base and stated == Card() and records is None
+    content: Path | bytes = folder / CARD if written else card_text(subject).encode()
+    if written and (found := _stated_in(folder / CARD)):
+        card = _filled(found, card)
+    return _shipment(folder, "checkpoint", subject.name, [*files, _as_card(content)], card, checked)
+
+
+def _goes(folder: Path, name: str) -> bool:
+    return (folder / name).is_file() and not any(part.startswith(".") for part in Path(name).parts)
+
+
+def _file(folder: Path, name: str) -> ShippedFile:
+    path = folder / name
+    for part in (path, *path.parents[: name.count("/")]):
+        if part.is_symlink():
             raise PublishError(
-                f"{published.folder / name} is a link; expected the file itself, since a link can lead anywhere; put "
-                "the file there"
+                f"{path} is a link; expected the file itself, since a link can lead anywhere; put the file there"
             )
-    files = tuple(_shipped(published, name) for name in going)
+    return ShippedFile(name=name, num_bytes=path.stat().st_size, source=path)
+
+
+def _as_card(content: Path | bytes) -> ShippedFile:
+    if isinstance(content, bytes):
+        return ShippedFile(name=CARD, num_bytes=len(content), source=content)
+    return _file(content.parent, CARD)
+
+
+def _shipment(
+    folder: Path, kind: Literal["pack", "checkpoint"], name: str, files: list[ShippedFile], card: Card, checked: str
+) -> Shipment:
+    if not states_licence(card):
+        raise PublishError(
+            f"no licence is stated for {folder}{' but other' if card.licence else ''}; expected one, so that others "
+            "know what they may do; add --licence LICENCE (with --licence-name and --licence-link where it is other)"
+        )
+    sent = {file.source for file in files if isinstance(file.source, Path)} | {folder / RECORD_NAME}
+    there = sorted(path for path in folder.rglob("*") if not path.is_dir() and path not in sent)
+    if not isinstance(next(file.source for file in files if file.name == CARD), Path):
+        there = [path for path in there if path != folder / CARD]
+    notes = [note for file in files for note in _path_notes(file)]
+    notes += [] if card.base_model else ["the card names no base on the hub; --base-model ORG/NAME does"]
     return Shipment(
-        folder=published.folder,
-        kind=published.kind,
-        name=published.name,
-        files=files,
-        stays=tuple(name for name in there if name not in going),
+        kind=kind,
+        name=name,
+        files=tuple(sorted(files, key=lambda file: file.name)),
+        stays=tuple(str(path.relative_to(folder)) for path in there),
         checked=checked,
-        notes=(*_notes(published, going), f"licence: {licence}"),
+        notes=(*notes, f"licence: {card.licence_name or card.licence}"),
     )
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in Path(name).parts)
+# --- what is stated -----------------------------------------------------------------------------------
 
 
-def _check_card(published: Published) -> str:
-    """The licence that the card states."""
-    path = published.folder / CARD
-    again = f"write it with `blockexpand card {published.folder} --licence LICENCE`"
-    mark = read_mark(path)
-    if mark is None:
-        found = "a README.md that is no card of ours (the base's own, it may be)" if path.is_file() else "no README.md"
-        raise PublishError(f"{published.folder} has {found}; expected a model card; {again}")
-    if (mark.blocks, mark.state) != (published.blocks, published.state):
-        raise PublishError(
-            f"{path} is the card of other blocks, or of these before they were trained ({mark.blocks[:23]}...); "
-            f"expected the card of what is here ({published.blocks[:23]}...); {again}"
-        )
-    data = metadata_of(path)
-    licence = data.get("license")
-    named = data.get("license_name") and data.get("license_link")
-    if not licence or (licence == OTHER and not named):
-        stated = f"the licence {licence!r} without its name and link" if licence else "no licence"
-        raise PublishError(f"{path} states {stated}; expected one, so that others know what they may do; {again}")
-    return str(data.get("license_name") or licence)
+def _filled(*cards: Card) -> Card:
+    """For each field the first card that states it; a licence comes with its name and link."""
+    found = {
+        name: next((v for one in cards if (v := vars(one)[name])), vars(cards[0])[name]) for name in vars(cards[0])
+    }
+    licensed = next((one for one in cards if one.licence), cards[0])
+    return Card(**{**found, "licence_name": licensed.licence_name, "licence_link": licensed.licence_link})
 
 
-def _of_pack(pack: Pack, base: Checkpoint | None) -> tuple[set[str], str]:
-    """What may go of a pack, once its tensors are those that its record names."""
-    wanted = {PACK_NAME, WEIGHTS, CARD}
-    total, opened = len(pack.record.block_digests), check_blocks(pack, base)
-    checked = f"{total - len(opened)} tensors held against their recorded digests"
-    if opened:
-        checked += (
-            f"; {len(opened)} NOT checked, but opened to their sizes: they are stored as differences to the base, "
-            "which was not given; --base BASE checks them"
-        )
-    return wanted, checked
+def _hub_base(hub: str | None) -> str | None:
+    """The base's name on the hub, where the plan was made from there."""
+    return (hub or "").partition("@")[0] or None
 
 
-def _of_checkpoint(published: Published) -> tuple[set[str], str]:
-    """What may go of a checkpoint, once its old blocks are the base's and nothing in it is NaN."""
-    record = published.record
-    assert record is not None, "a checkpoint has a record"
-    expanded = open_checkpoint(published.folder)
-    mark = read_mark(published.folder / CARD)
-    index = {_INDEX} if expanded.sharded else set()
-    wanted = {*record.files_copied, *expanded.shards, *index, CONFIG, RECORD_NAME, CARD, mark.base_card if mark else ""}
-    return wanted, _check_tensors(published, expanded, record)
+def _stated_in(path: Path) -> Card | None:
+    """The licence, languages and base that a card's metadata states, anybody's; None where they cannot be read."""
+    from huggingface_hub import ModelCard
+
+    try:
+        if path.stat().st_size > _SMALL_BYTES:
+            return None
+        data = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+        language = data.get("language") or []
+        plain = {
+            "licence": data.get("license"),
+            "licence_name": data.get("license_name"),
+            "licence_link": data.get("license_link"),
+            "languages": [language] if isinstance(language, str) else language,
+        }
+        return from_plain(Card, plain)
+    except Exception:  # the file may be anybody's, and yaml and huggingface_hub raise many kinds
+        return None
 
 
-def _check_tensors(published: Published, expanded: Checkpoint, record: ExpansionRecord) -> str:
+# --- what is checked ----------------------------------------------------------------------------------
+
+
+def _check_tensors(expanded: Checkpoint, record: ExpansionRecord, subject: Subject) -> str:
+    """Old blocks are the base's, and nothing is NaN; in words."""
     found = digest_tensors(expanded)
     new_names(expanded, record.plan)
     refuse_not_finite(expanded, found)
-    if published.other_arms:
+    if subject.other_arms:
         return f"{len(found)} tensors, all finite; the base is not inside any more, so there is nothing to hold against"
-    recorded = {n: d for n, d in (record.base_digests or {}).items() if d.startswith("blake3:")}
     held = {old: new for new, old in old_names(expanded, record.plan).items()}
-    for name, expected in sorted(recorded.items()):
+    for name, expected in sorted((record.base_digests or {}).items()):
         got = found[held[name]].digest if name in held else "missing"
         if got != expected:
             raise PublishError(
-                f"{published.folder}: the base's {name!r} is {got[:23]}..., recorded {expected[:23]}...; expected old "
+                f"{expanded.folder}: the base's {name!r} is {got[:23]}..., recorded {expected[:23]}...; expected old "
                 "blocks as the record has them; a file was changed or damaged: make the folder again"
             )
-    return f"{len(found)} tensors, all finite; {len(recorded)} of them held against the base's recorded digests"
-
-
-def _shipped(published: Published, name: str) -> Shipped:
-    path = published.folder / name
-    if name == RECORD_NAME and published.record is not None:
-        content = dump_json(with_format(_shareable(published.record))).encode()
-        if content != path.read_bytes():
-            return Shipped(name=name, num_bytes=len(content), content=content)
-    return Shipped(name=name, num_bytes=path.stat().st_size)
+    recorded = len(record.base_digests or {})
+    return f"{len(found)} tensors, all finite; {recorded} of them held against the base's recorded digests"
 
 
 def _shareable(record: ExpansionRecord) -> ExpansionRecord:
     """The record without paths of this machine."""
-    plan = shareable(record.plan)
-    proof = record.proof
+    plan, proof = shareable(record.plan), record.proof
     if proof is not None and proof.plan_digest == digest_json(with_format(record.plan)):
         proof = dataclasses.replace(proof, plan_digest=digest_json(with_format(plan)))
     packs = tuple(
@@ -197,29 +280,21 @@ def _shareable(record: ExpansionRecord) -> ExpansionRecord:
     return dataclasses.replace(record, plan=plan, proof=proof, training=training, packs=packs)
 
 
-def _notes(published: Published, going: list[str]) -> list[str]:
-    """Paths of this machine in files that are sent as they are."""
-    notes = []
-    for name in going:
-        path = published.folder / name
-        if path.suffix != ".json" or name in (RECORD_NAME, PACK_NAME) or path.stat().st_size > _SMALL_BYTES:
-            continue
-        try:
-            data = read_json(path, constants=True)
-        except RecordError:
-            continue
-        notes += [f"{name} names a path of this machine: {value!r}" for value in _paths(data)]
-    if not metadata_of(published.folder / CARD).get("base_model"):
-        notes.append("the card names no base on the hub; `blockexpand card --base-model ORG/NAME` does")
-    return notes
+def _path_notes(file: ShippedFile) -> list[str]:
+    """Paths of this machine in a JSON file that is sent as it is."""
+    if not (isinstance(file.source, Path) and file.name.endswith(".json") and file.num_bytes <= _SMALL_BYTES):
+        return []
+    try:
+        found = _paths(read_json(file.source, constants=True))
+    except RecordError:
+        return []
+    return [f"{file.name} names a path of this machine: {value!r}" for value in found]
 
 
 def _paths(data: Any) -> list[str]:
     """Every text in a JSON value that begins like a path and is one here, or is in somebody's home."""
-    if isinstance(data, dict):
-        return [path for item in data.values() for path in _paths(item)]
-    if isinstance(data, list):
-        return [path for item in data for path in _paths(item)]
+    if isinstance(data, dict | list):
+        return [path for item in (data.values() if isinstance(data, dict) else data) for path in _paths(item)]
     if isinstance(data, str) and data.startswith(("/", "~")) and len(data) < 4096 and "\n" not in data:
         in_home = data.startswith(("/home/", "/Users/", "~/"))
         return [data] if in_home or (len(Path(data).parts) > 2 and os.path.exists(data)) else []

@@ -54,7 +54,7 @@ class SplitCounts:
     digest: str
     """Of the split's Arrow file; of several, of their digests in order."""
     shards: tuple[Shard, ...] = ()
-    """Its Arrow files, in order; none in folders of before: the file is the split's name and `.arrow`."""
+    """Its Arrow files, in order."""
     mix: tuple[MixCounts, ...] = ()
     """Where there are several sources, or weights: what was asked for and what came of it."""
 
@@ -68,7 +68,7 @@ class SourceCounts:
     """
 
     source: dict[str, str]
-    """The source's settings, as the recipe has them."""
+    """Its path, and as what it was read: kind, columns, field, separator."""
     num_read: int
     num_kept: int
     num_too_short: int
@@ -108,10 +108,17 @@ class CorpusRecord:
     vocabulary_size: int
     """One more than the largest token id that the tokenizer can give."""
     recipe_digest: str
+    inputs_digest: str = ""
+    """Of the recipe, the tokenizer with its chat template, and the contents of all files: by it a run goes on."""
     conversations: bool
     """Whether the documents are conversations, of which the assistant's turns are trained, or all."""
     sources: tuple[SourceCounts, ...]
     splits: dict[str, SplitCounts]
+    turn_end: int | None = None
+    """The token that closes an assistant's turn; a model trained on these chats is to be shipped with it as an end."""
+    gap_tokens: int = 0
+    """Where documents were too few for the splits, texts were cut, a span for each split with so many tokens between
+    them left out; 0 = the splits hold whole documents."""
     num_evaluation_texts: int = 0
     """Texts that the documents were held against (`decontaminate`)."""
     num_evaluation_texts_skipped: int = 0

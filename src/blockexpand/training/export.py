@@ -21,7 +21,6 @@ from torch import Tensor
 from blockexpand.checkpoint import CONFIG, Checkpoint, TensorEntry, copy_files, open_checkpoint, other_files
 from blockexpand.checkpoint.header import open_to_read
 from blockexpand.errors import TrainingError
-from blockexpand.expansion import without_card
 from blockexpand.records import read_json, write_record
 from blockexpand.records.expansion import ExpansionRecord, read_expansion
 from blockexpand.staging import RECORD_NAME, staged_folder
@@ -54,9 +53,7 @@ def export_model(source: Path, out: Path, tensors: Mapping[str, Tensor], trainin
         index = (_INDEX,) if checkpoint.sharded else ()
         record = _expansion(checkpoint.folder)
         others = other_files(checkpoint).copied
-        # A card is about the blocks as they were before they trained.
-        before = without_card(checkpoint.folder, record.plan, others) if record else {name: name for name in others}
-        copy_files(checkpoint, before | {name: name for name in (CONFIG, *checkpoint.shards, *index)}, folder)
+        copy_files(checkpoint, [*others, CONFIG, *checkpoint.shards, *index], folder)
         for name, tensor in tensors.items():
             _overwrite(checkpoint, folder, name, tensor)
         if record is not None:

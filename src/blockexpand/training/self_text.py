@@ -16,8 +16,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from blockexpand.corpus import open_corpus
+from blockexpand.corpus.rows import Shape, write_documents
 from blockexpand.corpus.tokenizer import Encoded, Ends, ends_of, load_tokenizer, tokenizer_digest
-from blockexpand.corpus.writing import Shape, write_documents
 from blockexpand.digests import digest_json
 from blockexpand.errors import TrainingError
 from blockexpand.live.generation import generate

@@ -7,11 +7,14 @@ demo: real, on every machine that has our dependencies, and none of it shipped b
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from blockexpand.corpus.documents import Document, files_in_hash_order
+from blockexpand.corpus import Document
 
 _MIN_WORDS = 8
 """Shorter paragraphs are labels and fragments, not prose."""
@@ -99,15 +102,14 @@ def may_hold_prose(path: str) -> bool:
     return path.endswith((".py", ".md", ".rst", "/METADATA")) and _SKIPPED_FOLDERS.isdisjoint(path.split("/"))
 
 
-def prose_documents(root: Path) -> Iterator[Document]:
-    """Documents of running English under `root` (a `site-packages` folder), file by file in hash order."""
-    for path in files_in_hash_order(root, may_hold_prose):
-        yield from documents_of_file(path, path.relative_to(root).as_posix())
-
-
-def documents_of_file(path: Path, name: str) -> Iterator[Document]:
-    """The running English of one file: a docstring or a page each."""
-    for number, page in enumerate(_pages(path)):
-        text = prose_of(page)
-        if text:
-            yield Document(text=text, name=f"{name}#{number}")
+def prose_documents() -> Iterator[Document]:
+    """Documents of running English of the installed packages, file by file in hash order."""
+    root = Path(sysconfig.get_path("purelib"))
+    found = (Path(parent, name).relative_to(root).as_posix() for parent, _, names in os.walk(root) for name in names)
+    for path in sorted(
+        filter(may_hold_prose, found), key=lambda p: hashlib.blake2b(p.encode(), digest_size=8).digest()
+    ):
+        for number, page in enumerate(_pages(root / path)):
+            text = prose_of(page)
+            if text:
+                yield Document(text=text, name=f"{path}#{number}", num_bytes=len(text.encode()))
