@@ -28,11 +28,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import blockexpand
-from blockexpand.corpus import JsonSource, PrepareRecipe, ProseSource, SplitRecipe, documents, load_tokenizer, split_of
+from blockexpand.corpus import PrepareRecipe, Source, SplitRecipe, load_tokenizer
 from blockexpand.data import TINY_BASE
 from blockexpand.records import from_plain, write_json
 from blockexpand.records.run import TrainSettings, read_metrics
-from studies.tiny_base.general_text import SHARES
+from studies.tiny_base.general_text import split_of
+from studies.tiny_base.prose import prose_documents
 
 ROW_TOKENS, DOCUMENT_CHARS = 128, 400
 TEST_DOCUMENTS = 400
@@ -66,8 +67,7 @@ def pieces(text: str) -> list[str]:
 
 def unread_prose() -> list[str]:
     """What the tiny base has not read of the prose in the installed packages."""
-    found = documents(ProseSource(kind="prose"))
-    return [piece for one in found if split_of(one.text, SHARES) != "train" for piece in pieces(one.text)[:4]]
+    return [piece for one in prose_documents() if split_of(one.text) != "train" for piece in pieces(one.text)[:4]]
 
 
 def python_texts() -> list[str]:
@@ -82,12 +82,11 @@ def corpus(texts: list[str], splits: dict[str, int], base: Path, folder: Path) -
     source = folder.with_suffix(".jsonl")
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     recipe = PrepareRecipe(
-        sources=(JsonSource(kind="json", path=str(source)),),
+        sources=(Source(path=str(source)),),
         row_tokens=ROW_TOKENS,
         splits={name: SplitRecipe(share=1 / len(splits), max_tokens=tokens) for name, tokens in splits.items()},
-        split_by="content",
     )
-    blockexpand.prepare(recipe, base, folder, workers=1)
+    blockexpand.prepare(recipe, base, folder)
     return folder
 
 

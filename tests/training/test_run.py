@@ -233,6 +233,9 @@ def test_the_budget_is_kept_even_when_training_ruins_the_model(ground: Ground, t
     record = train(settings)
     assert record.best is not None
     assert record.best.step == 0
+    assert record.kept is not None
+    assert record.kept.scale == 0
+    assert not record.kept.holds
     ours, base = (load_model(f, torch.float32) for f in (tmp_path / "run" / "model", ground.base))
     tokens = torch.arange(5, 25)[None]
     with torch.no_grad():
@@ -249,9 +252,14 @@ def test_the_best_checkpoint_inside_the_budget_is_shipped_not_the_last(ground: G
     )
     record = train(settings)
     measured = [row for row in losses(tmp_path / "run") if row["kind"] == "measure"]
-    inside = [row for row in measured if row["rise"] <= 0.02]
+    inside = [row for row in measured if row["budget_used"] <= 1]
     assert record.best is not None
-    assert record.best.domain == min(row["domain"] for row in inside)
+    assert record.kept is not None
+    assert record.kept.holds
+    assert record.kept.texts[0].bound is not None
+    assert record.kept.texts[0].bound <= 0.02
+    (step,) = {row["step"] for row in inside if row["domain"] == min(row["domain"] for row in inside)}
+    assert record.best.step == step
     assert len(inside) < len(measured), "the trial was too tame to show anything"
     weights_seen = {row["general_weight"] for row in measured}
     assert max(weights_seen) > 1.0
@@ -268,7 +276,7 @@ def test_general_text_can_be_the_bases_own(ground: Ground, tmp_path: Path) -> No
     record = train(ground.settings(tmp_path / "run", data=data, retention=KEEPING))
     assert record.best is not None
     assert record.best.general is not None
-    corpus = read_json(tmp_path / "run" / "self-text" / "blockexpand.json")
+    corpus = read_json(tmp_path / "run" / "self-text" / "prose" / "blockexpand.json")
     assert set(corpus["splits"]) == {"replay", "validation"}
     assert corpus["splits"]["replay"]["num_documents"] >= 8 * 2
     again = ground.settings(tmp_path / "again", data=data, retention=KEEPING)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
-from blockexpand.cli.output import DEFAULTS, DONE, Shared, show
+from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
+from blockexpand.records.budget import say_budget
 from blockexpand.records.run import load_settings
 from blockexpand.units import format_bytes
 
@@ -66,7 +67,7 @@ def train(
 
     record = training.train(chosen, resume, device)
     show(common, record, _outcome(record))
-    return DONE
+    return DONE if record.kept is None or record.kept.holds else FAILED
 
 
 def sft(
@@ -98,7 +99,7 @@ def sft(
 
     record = training.sft(chosen, resume, device)
     show(common, record, _outcome(record))
-    return DONE
+    return DONE if record.kept is None or record.kept.holds else FAILED
 
 
 def _forecast(settings: TrainSettings, dry: DryRun, common: Shared) -> int:
@@ -141,4 +142,6 @@ def _outcome(record: RunRecord) -> str:
             lines.append(
                 f"  general loss {record.base.general:.4f} -> {record.best.general:.4f} ({record.best.rise or 0:+.2%})"
             )
+    if record.kept is not None:
+        lines.append(f"  {say_budget(record.kept)}")
     return "\n".join(lines)

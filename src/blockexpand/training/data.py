@@ -21,6 +21,7 @@ from blockexpand.corpus.tokenizer import tokenizer_digest
 from blockexpand.errors import TrainingError
 from blockexpand.live.forward import RowBatch
 from blockexpand.records.run import REPLAY, SELF, TrainSettings
+from blockexpand.staging import RECORD_NAME
 from blockexpand.training.budget import LEAST_DOCUMENTS
 from blockexpand.training.processes import World
 
@@ -261,18 +262,25 @@ def _general_rows(corpus: Corpus, split: str) -> TokenRows:
     return corpus.rows("train" if split == REPLAY and REPLAY not in corpus.record.splits else split)
 
 
-def general_folder(settings: TrainSettings) -> Path:
-    """Where the general text of a run is: the folder named, or the run's own that the base is to write."""
-    assert settings.data.general is not None, "the run has no general text"
-    return Path(settings.out) / "self-text" if settings.data.general == SELF else Path(settings.data.general)
+PROSE, CHATS = "own prose", "own chats"
+"""What a base writes itself, as it is called in the budget's statement."""
+
+
+def self_folder(settings: TrainSettings, kind: str) -> Path:
+    """Where a kind of text is that the base writes for a run."""
+    return Path(settings.out) / "self-text" / kind.removeprefix("own ")
 
 
 def general_folders(settings: TrainSettings) -> dict[str, Path]:
-    """All kinds of general text of a run, the first one first."""
-    if settings.data.general is None:
+    """All kinds of general text of a run, the first one first: folders named, or what the base has written."""
+    data = settings.data
+    if data.general is None:
         return {}
-    more = {kind: Path(folder) for kind, folder in settings.data.more_general.items()}
-    return {settings.data.general_kind: general_folder(settings), **more}
+    first = {data.general_kind: Path(data.general)}
+    if data.general == SELF:
+        own = {kind: self_folder(settings, kind) for kind in (PROSE, CHATS)}
+        first = {kind: folder for kind, folder in own.items() if (folder / RECORD_NAME).is_file()}
+    return first | {kind: Path(folder) for kind, folder in data.more_general.items()}
 
 
 def _check_fits(corpus: Corpus, model_folder: str, row_tokens: int) -> None:

@@ -16,7 +16,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -167,31 +167,26 @@ class Loop:
         Raises:
             TrainingError: the best checkpoint's weights are missing or damaged.
         """
-        kept, best_seen = None, progress.best
-        if self.settings.retention.forgetting_budget is not None and progress.best is not None:
-            step = progress.best.step
-            never_inside = step == 0 and self.trainee.starts_as_base
-            if not never_inside:
-                best = SavedTensors(best_folder(self.run_folder, progress.best.step) / TRAINABLE)
-                restore_trainable(self.trainee.trainable, best)
-            kept = self._kept(SMALL_SCALES if never_inside else SCALES)
-            if kept.scale not in (None, 1.0):
-                assert progress.base_general is not None, "a budget without general text"
-                best_seen = self._measurement(
-                    step if kept.scale == 0 or not never_inside else progress.step, progress.base_general
-                )
+        if self.settings.retention.forgetting_budget is None or progress.best is None:
+            kept, best = None, progress.best
+        else:
+            kept, best = self._kept(progress, progress.best)
         values = gathered(self.trainee.trainable, self.world)
-        return self.trainee.tensors(values) if self.world.leads else {}, kept, best_seen
+        return self.trainee.tensors(values) if self.world.leads else {}, kept, best
 
-    def _kept(self, scales: Sequence[float]) -> BudgetStatement:
-        """Put as much of what was learnt on the model as the budget allows, and state what that promises."""
-        data, trainable, origins = self.data, self.trainee.trainable, self._origins
-        budgets = self._budgets
+    def _kept(self, progress: Progress, best: Measurement) -> tuple[BudgetStatement, Measurement]:
+        """Put as much of what was learnt on the model as the budget allows; what that promises, and what it gives."""
+        data, trainable, origins, budgets = self.data, self.trainee.trainable, self._origins, self._budgets
+        saved = SavedTensors(best_folder(self.run_folder, best.step) / TRAINABLE)
         if not origins:
+            restore_trainable(trainable, saved)
             with self.trainee.reference() as model:
                 base = {kind: self._sums(held, model) for kind, held in data.calibration.items()}
-            now = {kind: self._sums(held).losses_N for kind, held in data.calibration.items()}
-            return state(base, now, budgets)
+            return state(base, {k: self._sums(held).losses_N for k, held in data.calibration.items()}, budgets), best
+        # Never inside on the steering rows: the last step's weights, scaled down further.
+        never_inside = best.step == 0
+        if not never_inside:
+            restore_trainable(trainable, saved)
         learnt = {name: parameter.detach().clone() for name, parameter in trainable.items()}
         # Adapters are stored as what they add to the base's weights, not as themselves.
         stored = None if isinstance(self.settings.arm, LoraArm) else own_dtype(Path(self.settings.model))
@@ -201,11 +196,25 @@ class Loop:
             texts = {kind: self._sums(held).losses_N for kind, held in data.calibration.items()}
             return Measured(texts=texts, domain_loss=self._sums(data.validation["domain"]).mean)
 
-        put_scale(trainable, learnt, origins, 0.0, stored)
+        def put_base() -> None:
+            if never_inside:  # what trained since may be no number, which times 0 is none either
+                restore_trainable(trainable, saved)
+            else:
+                put_scale(trainable, learnt, origins, 0.0, stored)
+
+        put_base()
         base = {kind: self._sums(held) for kind, held in data.calibration.items()}
-        found = walk_up(base, budgets, measure, scales=scales)
-        put_scale(trainable, learnt, origins, found.scale or 0.0, stored)
-        return found
+        found = walk_up(base, budgets, measure, scales=SMALL_SCALES if never_inside else SCALES)
+        if found.scale:
+            put_scale(trainable, learnt, origins, found.scale, stored)
+        else:
+            put_base()
+        if found.scale == 1 and not never_inside:
+            return found, best
+        assert progress.base_general is not None, "a budget without general text"
+        return found, self._measurement(
+            progress.step if never_inside and found.scale else best.step, progress.base_general
+        )
 
     def _stops(self, stopping: list[int]) -> bool:
         """Whether a signal came to any process; the list holds it afterwards, the demand to save and end first.
