@@ -31,7 +31,14 @@ from blockexpand.expansion import expand, plan
 from blockexpand.packs import About, extract, load_with_packs, read_pack
 from blockexpand.packs.in_memory import only, scaled
 from blockexpand.progress import progress_on_stderr
-from blockexpand.records.run import BlocksArm, DataSettings, OptimizerSettings, RetentionSettings, TrainSettings
+from blockexpand.records.run import (
+    NO_RETENTION,
+    BlocksArm,
+    DataSettings,
+    OptimizerSettings,
+    RetentionSettings,
+    TrainSettings,
+)
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training import train
 from packs_speed import speed
@@ -96,7 +103,7 @@ def train_all(only: Sequence[str]) -> None:
                 rows_per_step=8 if keeps else 6,
                 rows_per_pass=8,
                 optimizer=OptimizerSettings(name="muon", lr=2e-2),
-                retention=KEEPING if keeps else RetentionSettings(),
+                retention=KEEPING if keeps else NO_RETENTION,
                 measure_every_steps=1000,
                 checkpoint_every_steps=1000,
             ))  # fmt: skip

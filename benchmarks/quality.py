@@ -77,7 +77,7 @@ def _run(lr: float | None, expanded: str, out: str) -> list[dict[str, float]]:
             else OptimizerSettings(name="muon", lr=5e-2),
             schedule=ScheduleSettings(warmup=0.0) if theirs else ScheduleSettings(),
             # Theirs is given no general row to train on; a budget it cannot leave lets its general loss be measured.
-            retention=RetentionSettings(forgetting_budget=1e6)
+            retention=RetentionSettings(replay=0.0, kl_weight=0.0, forgetting_budget=1e6)
             if theirs
             else RetentionSettings(replay=1 / 7, ce_weight=0.0, kl_weight=8.0, forgetting_budget=1e6),
             measure_every_steps=2,

@@ -21,8 +21,8 @@ from typing import Any
 from measuring import Row, alternate, machine, parser_of, ratios, run_task, serve_or, show
 
 _WAYS: dict[str, dict[str, float]] = {
-    "no retention": {},
-    "replay 0.25": {"replay": 0.25, "ce_weight": 1.0},
+    "no retention": {"replay": 0.0, "kl_weight": 0.0},
+    "replay 0.25": {"replay": 0.25, "ce_weight": 1.0, "kl_weight": 0.0},
     "replay 0.25, KL to the base": {"replay": 0.25, "ce_weight": 0.0, "kl_weight": 8.0},
 }
 _STEPS = 6

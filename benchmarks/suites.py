@@ -12,19 +12,16 @@ score, and that of CPU seconds, which also count how each reads the task, and ou
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import io
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blockexpand.evaluation.endpoint import Answer
-from blockexpand.evaluation.harness import Options, build_work, require_harness
-from blockexpand.evaluation.measurement import Candidate, Start, evaluate_suites
+from blockexpand.evaluation.endpoint import Answer, Request
+from blockexpand.evaluation.harness import Options
+from blockexpand.evaluation.measurement import evaluate, served_subject, subject_of
 from blockexpand.evaluation.suites import load_suites
 from blockexpand.progress import progress_in
 from excerpts import lines, make_data
@@ -32,21 +29,20 @@ from excerpts import lines, make_data
 BASE = Path(__file__).parents[1] / "src/blockexpand/data/tiny_base"
 SUITES = ("general", "math", "code", "law", "perplexity", "paper")
 MISSING = {"hellaswag", "mmlu"}  # not among the excerpts
-SPEED_TASKS = ("arc_challenge", "winogrande", "gsm8k")
 
 
 class Reference:
     """An address that answers every question as the data do."""
 
-    url = "reference"
+    url, model = "reference", "reference"
 
     def __init__(self, answer: Callable[[str], str]) -> None:
         """`answer` takes the whole prompt."""
         self._answer = answer
 
-    def chat(self, messages: Any, *_: Any) -> Answer:
+    def ask(self, request: Request) -> Answer:
         """The data's answer."""
-        return Answer(text=self._answer(messages[0]["content"]))
+        return Answer(text=self._answer(str(request.messages[0]["content"])))
 
 
 def references(data: Path) -> dict[str, Callable[[str], str]]:
@@ -89,12 +85,10 @@ def check_scorers(data: Path, limit: int | None) -> None:
         limited = limit if limit is not None else (400 if task == "gsm8k_pot" else None)
         with tempfile.TemporaryDirectory() as out:
             start = time.monotonic()
-            record = evaluate_suites(
-                Candidate(model="reference", endpoint=Reference(answer)),  # ty: ignore[invalid-argument-type]
-                load_suites([task]),
-                Path(out) / "o",
-                Options(data=str(data), limit=limited),
-            )
+            reference: Any = Reference(answer)
+            options = Options(data=str(data), limit=limited)
+            subject = served_subject(reference)
+            record = evaluate(subject, {}, Path(out) / "o", suites=load_suites([task]), options=options)
         assert record.suites is not None
         one = record.suites.tasks[task]
         print(
@@ -113,99 +107,35 @@ def run_suites(data: Path, given: argparse.Namespace) -> None:
         options = Options(data=str(data), limit=given.limit, shots=given.shots, chat=given.chat)
         with tempfile.TemporaryDirectory() as out:
             start = time.monotonic()
-            candidate = Candidate(model=str(given.model), dtype=given.dtype)
-            record = evaluate_suites(candidate, [chosen], Path(out) / "o", options)
+            subject = subject_of(given.model, dtype=given.dtype)
+            record = evaluate(subject, {}, Path(out) / "o", suites=[chosen], options=options)
         assert record.suites is not None
-        print(f"\n{suite}, {time.monotonic() - start:.0f} s, {record.suites.dtype}")
+        print(f"\n{suite}, {time.monotonic() - start:.0f} s, {record.dtype}")
         for task, one in record.suites.tasks.items():
-            error = f" +- {one.standard_error:.3f}" if one.standard_error is not None else ""
+            interval = f" [{one.low:.3f}, {one.high:.3f}]" if one.low is not None else ""
             print(
-                f"| {task} | {one.metric} | {one.value:.3f}{error} | {one.num_samples} | {one.num_cut} | "
-                f"{one.seconds:.0f} s |",
-                flush=True,
+                f"| {task} | {one.metric} | {one.value:.3f}{interval} | {one.num_samples} | {one.num_cut} |", flush=True
             )
-
-
-def compare_speed(data: Path, given: argparse.Namespace) -> None:
-    """Ours and the harness alone, alternated; medians of the ratios."""
-    import torch
-
-    from blockexpand.corpus.tokenizer import load_tokenizer
-    from blockexpand.families.modules import load_model
-
-    torch.set_num_threads(1)
-    require_harness()
-    options = Options(data=str(data), limit=given.limit, shots=given.shots)
-    model: Any = load_model(Path(given.model), dtype=torch.float32)
-    tokenizer: Any = load_tokenizer(given.model)
-    for task in given.tasks.split(","):
-        ratios, cpu_ratios, rates = [], [], []
-        limit = max(4, given.limit // 10) if task == "gsm8k" else given.limit
-        chosen = load_suites([task])
-        small = dataclasses.replace(options, limit=limit)
-        for turn in range(-1, given.repeats):  # the first one imports and fills caches, and is not counted
-            seconds, cpu_seconds = {}, {}
-            for who in ("ours", "alone") if turn % 2 else ("alone", "ours"):
-                begin = time.process_time()
-                seconds[who] = (_ours if who == "ours" else _alone)(model, tokenizer, chosen, small)
-                cpu_seconds[who] = time.process_time() - begin
-            if turn < 0:
-                continue
-            ratios.append(seconds["alone"] / seconds["ours"])
-            cpu_ratios.append(cpu_seconds["alone"] / cpu_seconds["ours"])
-            rates.append((limit / seconds["ours"], limit / seconds["alone"]))
-        ours, alone = (statistics.median(column) for column in zip(*rates, strict=True))
-        cpu = f"{statistics.median(cpu_ratios):.3f} ({min(cpu_ratios):.3f} to {max(cpu_ratios):.3f})"
-        print(f"| {task} | {ours:.2f} | {alone:.2f} | {statistics.median(ratios):.2f} | {cpu} |", flush=True)
-
-
-def _ours(model: Any, tokenizer: Any, chosen: Any, options: Options) -> float:
-    """Seconds from the first question to the last score, records and all."""
-    (task,) = [task.task for one in chosen for task in one.suite.tasks]
-    candidate = Candidate(model="m", loaded=(model, tokenizer))
-    with tempfile.TemporaryDirectory() as out:
-        record = evaluate_suites(candidate, chosen, Path(out) / "o", options, None, Start())
-    assert record.suites is not None
-    return record.suites.tasks[task].seconds
-
-
-def _alone(model: Any, tokenizer: Any, chosen: Any, options: Options) -> float:
-    """The same by lm-evaluation-harness's own evaluator and model class."""
-    from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
-
-    (task,) = [task.task for one in chosen for task in one.suite.tasks]
-    (work,) = build_work(chosen, options)
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
-    start = time.monotonic()
-    with contextlib.redirect_stderr(io.StringIO()):
-        evaluate(lm, {"tasks": {task: work.parts[0].task}}, limit=options.limit, bootstrap_iters=0)
-    return time.monotonic() - start
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["scorers", "run", "speed"])
+    parser.add_argument("what", choices=["scorers", "run"])
     parser.add_argument("excerpts", type=Path)
     parser.add_argument("--model", type=Path, default=BASE)
     parser.add_argument("--chat", action="store_true")
-    parser.add_argument("--dtype", default=None)
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--suites", default=",".join(SUITES))
-    parser.add_argument("--tasks", default=",".join(SPEED_TASKS), help="of `speed`")
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--shots", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, progress_in("silent"):
         make_data(given.excerpts, Path(folder))
         if given.what == "scorers":
             check_scorers(Path(folder), given.limit)
-        elif given.what == "run":
+        else:
             given.limit = given.limit or 8
             run_suites(Path(folder), given)
-        else:
-            given.limit = given.limit or 40
-            compare_speed(Path(folder), given)
 
 
 if __name__ == "__main__":

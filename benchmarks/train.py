@@ -154,7 +154,7 @@ def _prepared(folder: str, precision: str, **changes: Any) -> tuple[TrainSetting
         **changes,
     )
     world = World(device=torch.device("cpu"))
-    data = RunData(settings=settings, domain=rows, general=None, validation={}, largest_token=0, world=world)
+    data = RunData(settings=settings, domain=rows, general=None, validation={}, world=world)
     return settings, data, Blocks().load(work / "model", vars(torch)[precision], needs_reference=False)
 
 
@@ -214,7 +214,7 @@ def ours(folder: str, precision: str, changes: dict[str, Any]) -> dict[str, floa
         loop = Loop(settings, trainee, data, Path(run))
         tracker = Tracker(Path(run), 0)
         watch = _Watch()
-        loop.run(Progress(step=0, settings_digest=""), tracker, watch, [])
+        loop.run(Progress(step=0), tracker, watch, [])
         tracker.close()
         loop.close()
         first = next(row for row in read_metrics(Path(run) / "metrics.jsonl") if row["kind"] == "train")

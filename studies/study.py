@@ -20,6 +20,7 @@ from blockexpand.data import TINY_BASE
 from blockexpand.expansion import survey
 from blockexpand.records import from_plain, read_yaml
 from blockexpand.staging import RECORD_NAME
+from studies.arms import ARMS
 from studies.bases import make_base
 from studies.recipe import DEMO, TINY, BaseRecipe, StudyRecipe, Texts, load_study
 from studies.sequence import run_sequence, sequence_tables
@@ -89,7 +90,7 @@ def _compared(
         },
         "runs": str(root / "shared"),
     }
-    found = blockexpand.compare(from_plain(CompareRecipe, plain, f"the study {out.name}: compare"), workers)
+    found = blockexpand.compare(from_plain(CompareRecipe, plain, f"the study {out.name}: compare"), workers, ARMS)
     blockexpand.report([out], out.with_name(f"{out.name}-report"), overwrite=True)
     return found
 

@@ -25,7 +25,7 @@ class Place:
             "domain_tokens": 3 * 2 * 32,
             "rows_per_step": 4,
             "rows_per_pass": 4,
-            "retention": RetentionSettings(replay=0.5, forgetting_budget=0.05),
+            "retention": RetentionSettings(replay=0.5, ce_weight=1.0, kl_weight=0.0, forgetting_budget=0.05),
             "measure_every_steps": 3,
             "arms": (
                 ArmRecipe(name="new", arm=BlocksArm(), plan=PlanRecipe(blocks=2), lrs=(1e-2,)),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from blockexpand.evaluation.endpoint import Answer
+from blockexpand.evaluation.endpoint import Answer, Request, cut_at
+from blockexpand.evaluation.harness import Options
+from blockexpand.evaluation.measurement import Subject, evaluate, served_subject, subject_of
+from blockexpand.evaluation.suites import load_suites
+from blockexpand.records.evaluation import EvaluationRecord, TaskScore
 from lm_helpers import sentences
 
 OWN = """\
@@ -85,14 +89,34 @@ def make_suite(folder: Path, count: int = 8) -> Path:
 class Scripted:
     """Stands in for an endpoint: a function from prompt to text, or to an exception's text as the error."""
 
-    url = "http://script"
+    url, model = "http://script", "m"
 
     def __init__(self, reply: Callable[[str], str | Exception]) -> None:
         self._reply = reply
         self.prompts: list[str] = []
 
-    def chat(self, messages: Any, max_tokens: int, temperature: float = 0.0, stop: tuple[str, ...] = ()) -> Answer:
-        prompt = messages[0]["content"]
+    def ask(self, request: Request) -> Answer:
+        prompt = str(request.messages[0]["content"])
         self.prompts.append(prompt)
         said = self._reply(prompt)
-        return Answer(text="", error=str(said)) if isinstance(said, Exception) else Answer(text=said)
+        return (
+            Answer(text="", error=str(said)) if isinstance(said, Exception) else Answer(text=cut_at(said, request.stop))
+        )
+
+
+def measure(model: Path | str | Subject, suites: Sequence[str], out: Path, **more: Any) -> EvaluationRecord:
+    """Suites on a model; options by their names."""
+    start = {name: more.pop(name) for name in ("resume", "overwrite") if name in more}
+    subject = model if isinstance(model, Subject) else subject_of(model, dtype="float32")
+    return evaluate(subject, {}, out, suites=load_suites(suites), options=Options(**more), **start)
+
+
+def scripted(script: Scripted, suite: Path | str, out: Path, **more: Any) -> EvaluationRecord:
+    """A suite on an address that answers by script."""
+    return measure(served_subject(cast(Any, script)), [str(suite)], out, **more)
+
+
+def figures(record: EvaluationRecord) -> dict[str, TaskScore]:
+    """What each task came to."""
+    assert record.suites is not None
+    return record.suites.tasks

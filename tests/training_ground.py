@@ -1,4 +1,4 @@
-"""What a training test stands on; the fixture that makes it is in training/conftest.py."""
+"""What a training test stands on: a tiny language model, its expansion, and corpora, made once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from blockexpand.records.run import (
+    NO_RETENTION,
     BlocksArm,
     DataSettings,
     FullArm,
@@ -14,8 +17,10 @@ from blockexpand.records.run import (
     RetentionSettings,
     TrainSettings,
 )
+from blockexpand.training import train
+from lm_helpers import make_chats, make_corpus, make_expanded, make_general, make_lm
 
-KEEPING = RetentionSettings(replay=0.5, kl_weight=0.5, forgetting_budget=0.05)
+KEEPING = RetentionSettings(replay=0.5, ce_weight=1.0, kl_weight=0.5, forgetting_budget=0.05)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +46,42 @@ class Ground:
             "optimizer": OptimizerSettings(lr=3e-3),
             "measure_every_steps": 4,
             "checkpoint_every_steps": 3,
+            "retention": NO_RETENTION,
+            "precision": "float32",
+            "track": (),
         }
         return TrainSettings(**(values | changes))
+
+
+@pytest.fixture(scope="session")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    root = tmp_path_factory.mktemp("ground")
+    untrained = make_lm(root / "untrained")
+    general = make_general(root / "general", untrained)
+    base = learnt(untrained, general, root / "learning")
+    return Ground(
+        base=base,
+        expanded=make_expanded(root / "expanded", base),
+        domain=make_corpus(root / "domain", base, domain=True),
+        general=general,
+        chats=make_chats(root / "chats", base),
+    )
+
+
+def learnt(untrained: Path, general: Path, out: Path) -> Path:
+    """A base that knows its general text, so that there is something to forget."""
+    settings = TrainSettings(
+        model=str(untrained),
+        out=str(out),
+        arm=FullArm(kind="full"),
+        data=DataSettings(domain=str(general), validation_rows=0),
+        domain_tokens=150 * 8 * 32,
+        rows_per_step=8,
+        rows_per_pass=8,
+        optimizer=OptimizerSettings(lr=1e-2),
+    )
+    train(settings)
+    return out / "model"
 
 
 SHARDED_RUNS = ("keeping", "passes", "half", "tuning", "whole", "muon", "again")

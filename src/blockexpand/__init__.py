@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from blockexpand.corpus import prepare
     from blockexpand.demonstration import demo
     from blockexpand.errors import BlockexpandError
-    from blockexpand.evaluation.evaluating import evaluate
-    from blockexpand.evaluation.measurement import evaluate_suites
+    from blockexpand.evaluation.measurement import evaluate
     from blockexpand.expansion import expand, plan, verify
     from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
     from blockexpand.packs import attach as attach_packs
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from blockexpand.publishing import push
     from blockexpand.records.plan import Plan, read_plan
     from blockexpand.reporting import report
-    from blockexpand.training import BlockExpansionCallback, sft, train
+    from blockexpand.training import BlockExpansionCallback, train
 
 # The same list as above, for use: name -> room, or room:name where it has another name there (`detach` is also one of
 # `live`). A test holds the two together.
@@ -42,8 +41,7 @@ _ROOMS = {
     "demo": "demonstration",
     "detach": "live",
     "detach_packs": "packs:detach",
-    "evaluate": "evaluation.evaluating",
-    "evaluate_suites": "evaluation.measurement",
+    "evaluate": "evaluation.measurement",
     "expand": "expansion",
     "expand_live": "live",
     "extract_pack": "packs:extract",
@@ -57,7 +55,6 @@ _ROOMS = {
     "read_pack": "packs",
     "read_plan": "records.plan",
     "report": "reporting",
-    "sft": "training",
     "train": "training",
     "verify": "expansion",
 }
@@ -80,7 +77,6 @@ __all__ = [
     # learn
     "prepare",
     "train",
-    "sft",
     "BlockExpansionCallback",
     # ship
     "extract_pack",
@@ -91,7 +87,6 @@ __all__ = [
     "push",
     # measure and tell
     "evaluate",
-    "evaluate_suites",
     "compare",
     "report",
     "demo",

@@ -98,7 +98,7 @@ def _run(speaker: EndpointSpeaker | LoadedSpeaker, out: Path) -> list[tuple[str,
 
 def test_a_model_that_the_server_does_not_have_is_an_error_of_the_answer(served: Endpoint) -> None:
     other = Endpoint(served.url, "/nowhere/at/all", retries=0)
-    answer = other.chat([{"role": "user", "content": "hi"}], 4)
+    answer = other.ask(Request(messages=[{"role": "user", "content": "hi"}], max_tokens=4))
     other.close()
     assert answer.text == ""
     assert answer.error is not None

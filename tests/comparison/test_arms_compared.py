@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from studies.arms import ARMS
 
 from blockexpand.comparison import ArmRecipe, ExamineSettings, PlanRecipe, compare, read_examination
 from blockexpand.comparison.examining import Watched, token_shift
@@ -17,7 +18,7 @@ from blockexpand.errors import ComparisonError, RecordError
 from blockexpand.records.evaluation import read_evaluation
 from blockexpand.records.expansion import read_expansion
 from blockexpand.records.intervals import ratio_difference, seeded_ratio_difference
-from blockexpand.records.run import BlocksArm, FullArm, MoeArm, ParallelArm, UpscaledArm
+from blockexpand.records.run import BlocksArm, CustomArm, FullArm
 from blockexpand.training.arms import load_model
 from comparison_ground import Place
 
@@ -36,7 +37,10 @@ def test_each_plan_grows_a_base_of_its_own(place: Place, tmp_path: Path) -> None
         blocks("copy", blocks=2, init="copy"),
         blocks("random", blocks=2, init="random"),
         ArmRecipe(
-            name="up", arm=UpscaledArm(kind="upscaled"), plan=PlanRecipe(repeat=(1, 3), init="copy"), lrs=(1e-2,)
+            name="up",
+            arm=CustomArm(kind="custom", name="upscaled"),
+            plan=PlanRecipe(repeat=(1, 3), init="copy"),
+            lrs=(1e-2,),
         ),
     )
     found = grown(place.recipe(tmp_path, arms=arms), tmp_path)
@@ -91,11 +95,13 @@ def test_every_arm_is_examined_once(place: Place, tmp_path: Path) -> None:
     settings = ExamineSettings(num_prompts=6, prompt_tokens=8, new_tokens=5, num_shown=2, ablation_rows=4)
     arms = (
         *place.recipe(tmp_path).arms,
-        ArmRecipe(name="moe", arm=MoeArm(kind="moe"), lrs=(1e-2,)),
-        ArmRecipe(name="beside", arm=ParallelArm(kind="parallel", blocks=(1,)), lrs=(1e-2,)),
+        ArmRecipe(name="moe", arm=CustomArm(kind="custom", name="moe"), lrs=(1e-2,)),
+        ArmRecipe(name="beside", arm=CustomArm(kind="custom", name="parallel", options={"blocks": [1]}), lrs=(1e-2,)),
     )
     recipe = place.recipe(tmp_path / "out", arms=arms, examine=settings)
-    result = compare(recipe)
+    with pytest.raises(ComparisonError, match="moe"):
+        compare(recipe)
+    result = compare(recipe, arms=ARMS)
     found = read_examination(tmp_path / "out")
     assert found is not None
     assert set(found.arms) == {"new", "full", "moe", "beside"}
@@ -110,12 +116,12 @@ def test_every_arm_is_examined_once(place: Place, tmp_path: Path) -> None:
     assert found.arms["full"].blocks == ()
     run = tmp_path / "out" / result.arms[0].trials[0].run
     before = (run / "examined.json").stat().st_mtime_ns
-    compare(recipe)
+    compare(recipe, arms=ARMS)
     assert (run / "examined.json").stat().st_mtime_ns == before
     digest = read_evaluation(tmp_path / "out" / result.arms[3].trials[0].run / "eval").record.model_digest
     assert digest.startswith("sha256:")
     with pytest.raises(ComparisonError, match="no test document of the domain text is longer than 900 tokens"):
-        compare(dataclasses.replace(recipe, examine=dataclasses.replace(settings, prompt_tokens=900)))
+        compare(dataclasses.replace(recipe, examine=dataclasses.replace(settings, prompt_tokens=900)), arms=ARMS)
 
 
 def test_an_untouched_block_is_seen_to_add_nothing_and_a_skipped_one_to_be_missed(place: Place) -> None:

@@ -21,6 +21,7 @@ from blockexpand.errors import ComparisonError, RecordError
 from blockexpand.records import dump_json
 from blockexpand.records.evaluation import read_evaluation
 from blockexpand.records.run import (
+    NO_RETENTION,
     BlocksArm,
     DataSettings,
     FullArm,
@@ -48,7 +49,7 @@ class Ground:
             "domain_tokens": 6 * 2 * 32,
             "rows_per_step": 4,
             "rows_per_pass": 4,
-            "retention": RetentionSettings(replay=0.5, forgetting_budget=0.05),
+            "retention": RetentionSettings(replay=0.5, ce_weight=1.0, kl_weight=0.0, forgetting_budget=0.05),
             "measure_every_steps": 3,
             "arms": (
                 ArmRecipe(name="block expansion", arm=BlocksArm(), plan=PlanRecipe(blocks=2), lrs=(3e-3, 1e-2)),
@@ -170,7 +171,7 @@ def test_recipes_are_strict(tmp_path: Path) -> None:
 def test_a_comparison_needs_general_text(ground: Ground, tmp_path: Path) -> None:
     data = DataSettings(domain=str(ground.domain))
     with pytest.raises(ComparisonError, match="data.general is missing"):
-        compare(ground.recipe(tmp_path / "o", data=data, retention=RetentionSettings()))
+        compare(ground.recipe(tmp_path / "o", data=data, retention=NO_RETENTION))
 
 
 def test_folders_without_a_comparison_are_refused(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from blockexpand.corpus.chats import (
     messages_of,
     render,
     render_prompt,
-    turn_end,
 )
 from blockexpand.corpus.tokenizer import Encoder, load_tokenizer
 from blockexpand.errors import CorpusError
@@ -106,7 +105,6 @@ def test_only_the_assistants_turns_and_their_ends_are_trained(tokenizer: PreTrai
     assert tokenizer.decode(one.tokens_A.tolist()) == full
     assert whole.tokens_A.tolist() == one.tokens_A.tolist()
     assert whole.trained_A.tolist() == [False] + [True] * (len(one.tokens_A) - 1)
-    assert tokenizer.convert_ids_to_tokens(turn_end(tokenizer)) == "<|end|>"
 
 
 def test_a_prompt_is_what_was_trained_before_the_answer(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -254,9 +254,7 @@ preparation.prepare([a, b], model, out, row_tokens={ROW_TOKENS})
     monkeypatch.setattr(
         preparation_module._Preparation,
         "_judge",
-        lambda self, document, contents, judge=preparation_module._Preparation._judge: (
-            read.append(1) or judge(self, document, contents)
-        ),
+        lambda self, document, judge=preparation_module._Preparation._judge: read.append(1) or judge(self, document),
     )
     prepare(paths, model, tmp_path / "out", row_tokens=ROW_TOKENS, resume=True)
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")

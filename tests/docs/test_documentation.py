@@ -104,7 +104,7 @@ def type_it(words: list[str], command: Command, scratch: Scratch) -> None:
     words = scratch.ready(words)
     if command.elsewhere:
         scratch.clear(words)
-    if words[0] in ("train", "sft") and "--resume" not in words:
+    if words[0] == "train" and "--resume" not in words:
         scratch.begin_again(words[1])
     if words[0] == "expand" and scratch.grown_before(words):
         return

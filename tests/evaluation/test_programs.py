@@ -10,14 +10,10 @@ from typing import Any
 import pytest
 
 from blockexpand.errors import EvaluationError
-from blockexpand.evaluation.harness import Options
-from blockexpand.evaluation.measurement import Candidate, Start, evaluate_suites
 from blockexpand.evaluation.scorers import code
-from blockexpand.evaluation.suites import load_suites
-from blockexpand.records.evaluation import EvaluationRecord, read_samples
-from blockexpand.sandbox import passes
+from blockexpand.records.evaluation import read_samples
 from lm_helpers import make_lm
-from suite_ground import GSM8K, HUMANEVAL, MBPP, Scripted, write_rows
+from suite_ground import GSM8K, HUMANEVAL, MBPP, Scripted, figures, measure, scripted, write_rows
 
 pytest.importorskip("lm_eval")
 
@@ -31,11 +27,8 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def asked(task: str, data: Path, out: Path, answer: Callable[[str], str], start: Start | None = None) -> float | None:
-    candidate = Candidate(model="m", endpoint=Scripted(answer))  # ty: ignore[invalid-argument-type]
-    record = evaluate_suites(candidate, load_suites([task]), out, Options(data=str(data)), None, start)
-    assert record.suites is not None
-    return record.suites.tasks[task].value
+def asked(task: str, data: Path, out: Path, answer: Callable[[str], str]) -> float | None:
+    return figures(scripted(Scripted(answer), task, out, data=str(data)))[task].value
 
 
 def humaneval(prompt: str) -> dict[str, Any]:
@@ -85,8 +78,7 @@ def test_wrong_solutions_all_fail(task: str, answer: Callable[[str], str], data:
 
 def test_examples_of_mbpp_are_shown_in_the_data_s_order(data: Path, tmp_path: Path) -> None:
     script = Scripted(mbpp)
-    candidate = Candidate(model="m", endpoint=script)  # ty: ignore[invalid-argument-type]
-    evaluate_suites(candidate, load_suites(["mbpp"]), tmp_path / "out", Options(data=str(data)))
+    scripted(script, "mbpp", tmp_path / "out", data=str(data))
     assert len(script.prompts) == 2
     for prompt in script.prompts:
         assert [prompt.find(row["prompt"]) >= 0 for row in MBPP].count(True) == 4
@@ -109,43 +101,13 @@ def test_several_outputs_are_drawn_and_all_judged(data: Path, tmp_path: Path, mo
     judged = itertools.count()
     monkeypatch.setattr(code, "_passes", lambda *_: next(judged) % 3 == 0)
     model = make_lm(tmp_path / "base")
-    record: EvaluationRecord = evaluate_suites(
-        Candidate(model=str(model)), load_suites(["humaneval"]), tmp_path / "out", Options(data=str(data), samples=10)
-    )
-    assert record.suites is not None
-    one = record.suites.tasks["humaneval"]
+    one = figures(measure(model, ["humaneval"], tmp_path / "out", data=str(data), samples=10))["humaneval"]
     samples = read_samples(tmp_path / "out", "humaneval")
     assert [len(s.output) for s in samples] == [10, 10]
     assert len(set(samples[0].output)) > 1  # drawn, not greedy
     assert next(judged) == 20
     assert one.value == pytest.approx(7 / 20)
     assert one.others["pass@10"] == 1.0
-
-
-def test_a_program_that_was_scored_is_not_run_again(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran: list[str] = []
-
-    def stopping(program: str, tests: str, *more: Any, **named: Any) -> Any:
-        if len(ran) == 4:
-            raise KeyboardInterrupt
-        ran.append(program)
-        return passes(program, tests, *more, **named)
-
-    monkeypatch.setattr("blockexpand.sandbox.passes", stopping)
-    monkeypatch.setattr("blockexpand.evaluation.task_runs._SCORED_AT_ONCE", 1)
-    with pytest.raises(KeyboardInterrupt):
-        asked("gsm8k_pot", data, tmp_path / "out", pot)
-    first = list(ran)
-    ran[:] = []
-    monkeypatch.setattr("blockexpand.sandbox.passes", lambda *a, **k: (ran.append(a[0]), passes(*a, **k))[1])
-
-    def never(prompt: str) -> str:
-        raise AssertionError(prompt)
-
-    assert asked("gsm8k_pot", data, tmp_path / "out", never, Start(resume=True)) == 1.0
-    assert sorted(first + ran) == sorted(pot(f"Question: {row['question']}\nProgram:\n") for row in GSM8K)
 
 
 def test_a_reference_without_a_number_is_refused(data: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import CheckpointError, ExpansionError, LiveError, PlanError
 from blockexpand.expansion import expand, memory_proof, plan, verify
-from blockexpand.expansion.memory_proof import Measured, answers, compare, kl_nats, measure, sequences
+from blockexpand.expansion.memory_proof import Measured, answers, compare, kl_nats, measure
 from blockexpand.live import expand_live
 from blockexpand.records.expansion import Proof, read_expansion
 from helpers import MakeBase, edit_config, edit_json, load, tiny_model
@@ -163,7 +163,7 @@ def test_a_config_that_was_not_extended_fails_before_anything_is_loaded(pair: tu
 def only_answers(base: Path, out: Path) -> Measured:
     made = read_expansion(out).plan
     assert made.num_blocks == 6
-    expected, found = (answers(m := load(folder, torch.float32), sequences(m)) for folder in (base, out))
+    expected, found = (answers(load(folder, torch.float32)) for folder in (base, out))
     return Measured(dtypes=("F32",), checks=tuple(compare(expected, found, "F32")))
 
 
@@ -258,7 +258,7 @@ def test_weights_that_are_not_finite_are_refused(pair: tuple[Path, Path], tmp_pa
 def test_logits_that_are_not_finite_prove_nothing(tiny_base: MakeBase):
     model = tiny_model("llama")
     model.model.norm.weight.data.fill_(float("inf"))
-    same = answers(model, sequences(model))
+    same = answers(model)
     checks = compare(same, same, "F32")
     assert [check.passed for check in checks] == [False, False, True]
     assert "not finite" in checks[0].figure
@@ -267,11 +267,11 @@ def test_logits_that_are_not_finite_prove_nothing(tiny_base: MakeBase):
 def test_a_wrong_index_into_the_cache_fails_only_through_the_cache():
     """Two blocks that share one part of the cache answer rightly to whole sequences, and wrongly to the rest."""
     base = tiny_model("llama")
-    expected = answers(base, sequences(base))
+    expected = answers(base)
     model = expand_live(tiny_model("llama"), live_plan())
-    assert all(check.passed for check in compare(expected, answers(model, sequences(model)), "F32"))
+    assert all(check.passed for check in compare(expected, answers(model), "F32"))
     model.get_submodule("model.layers.2.self_attn").layer_idx = 1
-    verdicts = [check.passed for check in compare(expected, answers(model, sequences(model)), "F32")]
+    verdicts = [check.passed for check in compare(expected, answers(model), "F32")]
     assert verdicts == [True, False, False]
 
 
@@ -387,14 +387,41 @@ def test_checks_are_values_that_can_be_written(pair: tuple[Path, Path], tmp_path
     assert dataclasses.replace(proof, checks=()).passed
 
 
-def test_a_model_that_cannot_be_run_is_said_in_a_line(tiny_base: MakeBase, tmp_path: Path, monkeypatch: Any):
-    """As of xlm-roberta-xl, whose output has no cache, and of experts whose rows the product of bf16 does not take."""
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (lambda: torch.randn(2, 3) @ torch.randn(2, 3), "RuntimeError"),
+        (lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("tried to allocate 20 GiB")), "needs more memory"),
+    ],
+)
+def test_what_a_models_own_code_raises_is_said_in_a_line(
+    tiny_base: MakeBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Any, expected: str
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    monkeypatch.setattr(LlamaMLP, "forward", lambda *_: raised())
     base = tiny_base("llama")
+    with pytest.raises(ExpansionError, match=expected):
+        expand(base, tmp_path / "out", plan(base, 1), prove=True)
+    assert not (tmp_path / "out").exists()
 
-    def no_cache(*args: Any) -> Any:
-        raise KeyError("past_key_values")
 
-    monkeypatch.setattr(memory_proof, "_through_the_cache", no_cache)
-    with pytest.raises(ExpansionError, match="could not run the model of .*KeyError: 'past_key_values'.*expected"):
+def test_a_model_without_a_cache_is_said_in_a_line(
+    tiny_base: MakeBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of xlm-roberta-xl."""
+    monkeypatch.setattr(memory_proof, "_CACHE", "no_such_cache")
+    base = tiny_base("llama")
+    with pytest.raises(ExpansionError, match="gives no 'no_such_cache'"):
+        expand(base, tmp_path / "out", plan(base, 1), prove=True)
+
+
+def test_a_bug_of_ours_stays_a_bug(tiny_base: MakeBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: Any, **__: Any) -> Any:
+        return {}["typo"]
+
+    monkeypatch.setattr(memory_proof, "compare", wrong)
+    base = tiny_base("llama")
+    with pytest.raises(KeyError, match="typo"):
         expand(base, tmp_path / "out", plan(base, 1), prove=True)
     assert not (tmp_path / "out").exists()

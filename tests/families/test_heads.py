@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -60,11 +61,8 @@ def in_float64(model: PreTrainedModel) -> torch.nn.Module:
 def batch() -> RowBatch:
     torch.manual_seed(1)
     tokens_BT = torch.randint(3, 90, (2, 12))
-    return RowBatch(
-        tokens_BT=tokens_BT,
-        positions_BT=torch.arange(12).expand(2, -1).contiguous(),
-        trained_BT=torch.ones_like(tokens_BT).bool(),
-    )
+    positions_BT = np.tile(np.arange(12), (2, 1))
+    return RowBatch.of(tokens_BT.numpy(), positions_BT, np.ones((2, 12), dtype=bool), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("family", sorted(SETTINGS))
@@ -81,11 +79,11 @@ def test_loss_and_gradients_are_those_of_the_models_own_logits(family: str, monk
     logits_BTV = model(rows.tokens_BT, position_ids=rows.positions_BT, use_cache=False).logits
     handle.remove()
     weights = [p for p in (output.weight, head.bias_V) if p is not None]
-    expected = functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), rows.targets_R())
+    expected = functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), rows.targets_R)
     theirs = torch.autograd.grad(expected, [hidden_BTD, *weights], retain_graph=True)
-    hidden_RD = hidden_BTD[rows.predicted_BT()]
+    hidden_RD = rows.predicting(hidden_BTD)
     share_R = torch.full((len(hidden_RD),), 1 / len(hidden_RD), dtype=torch.float64)
-    loss, _, _ = linear_losses(hidden_RD, head, rows.targets_R(), share_R)
+    loss, _, _ = linear_losses(hidden_RD, head, rows.targets_R, share_R)
     ours = torch.autograd.grad(loss, [hidden_BTD, *weights])
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     for mine, other in zip(ours, theirs, strict=True):

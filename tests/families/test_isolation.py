@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,8 +12,8 @@ from zoo import ZOO, Case, build
 
 from blockexpand.errors import TrainingError
 from blockexpand.families import known_families
-from blockexpand.live import blocked, isolation
-from blockexpand.live.attention import prefer_blocked, set_attention
+from blockexpand.live import forward
+from blockexpand.live.attention import set_attention
 from blockexpand.live.forward import (
     RowBatch,
     check_head,
@@ -35,16 +36,12 @@ APART = {
     "falcon_h1",
 }  # fmt: skip
 """Families whose documents have to run in rows of their own."""
-OTHERS = {"falcon", "gpt_neo", "bloom", "mpt"}
-"""Families whose attention is code of their own, so that attention in blocks is never asked."""
 CASES = [row for row in ZOO if row.model_type != "llama4"]  # its multimodal class does not run on text alone
 
 
 def batch(tokens_BT: Tensor) -> RowBatch:
-    positions_BT = torch.cat([torch.arange(length) for length in (A, B, C)]).repeat(len(tokens_BT), 1)
-    return RowBatch(
-        tokens_BT=tokens_BT, positions_BT=positions_BT, trained_BT=torch.ones_like(tokens_BT, dtype=torch.bool)
-    )
+    positions_BT = np.tile(np.concatenate([np.arange(length) for length in (A, B, C)]), (len(tokens_BT), 1))
+    return RowBatch.of(tokens_BT.numpy(), positions_BT, np.ones(positions_BT.shape, dtype=bool), CPU)
 
 
 def rows() -> Tensor:
@@ -56,7 +53,7 @@ def logits(model: Any, tokens_BT: Tensor) -> Tensor:
     return head_of(model).logits_CV(hidden_states(model, batch(tokens_BT)))
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "blocked"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("row", CASES, ids=[row.id for row in CASES])
 def test_no_document_changes_a_bit_of_another(row: Case, attention: str) -> None:
     model = build(row)
@@ -65,8 +62,6 @@ def test_no_document_changes_a_bit_of_another(row: Case, attention: str) -> None
     except TrainingError as error:
         assert attention in str(error)  # noqa: PT017
         pytest.skip(f"{row.family} has no {attention}")
-    if attention == "blocked":
-        assert (prefer_blocked(model, "auto") == blocked.NAME) != (row.family in OTHERS)
     check_isolation(model)
     tokens_BT = rows()
     check_head(model, batch(tokens_BT))
@@ -94,7 +89,8 @@ def test_a_document_gives_in_a_row_what_it_gives_alone(family: str) -> None:
 
 def test_documents_in_rows_of_their_own_have_the_gradients_of_the_packed_ones() -> None:
     model, tokens_BT = build(next(row for row in ZOO if row.family == "llama")).double(), rows()
-    both = [run(model, tokens_BT, batch(tokens_BT).positions_BT) for run in (packed_states, states_apart)]
+    packed = packed_states(model, tokens_BT, batch(tokens_BT).positions_BT)
+    both = [packed, states_apart(model, tokens_BT, batch(tokens_BT).starts_N)]
     torch.testing.assert_close(both[1], both[0], rtol=1e-5, atol=1e-5)
     weights = [p for p in model.parameters() if p.ndim == 2 and p is not model.lm_head.weight]
     packed, apart = (torch.autograd.grad(hidden.square().sum(), weights) for hidden in both)
@@ -105,7 +101,7 @@ def test_documents_in_rows_of_their_own_have_the_gradients_of_the_packed_ones() 
 def test_no_pass_is_larger_than_the_rows_were(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = [30, 1, 2, 29, 5, 5, 5, 3]
     order = sorted(range(8), key=lambda n: -lengths[n])
-    groups = list(isolation._groups(order, lengths, 80))
+    groups = list(forward._groups(order, lengths, 80))
     assert sorted(n for group in groups for n in group) == list(range(8))
     assert all(len(group) * max(lengths[n] for n in group) <= 80 for group in groups)
 
@@ -115,7 +111,7 @@ def test_what_still_leaks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(next(row for row in ZOO if row.family == "gpt_oss"))
     assert leak(model, packed=True) > 0.1
     assert leak(model) <= 1e-6
-    monkeypatch.setattr(isolation, "isolates", lambda _model: True)
+    monkeypatch.setattr(forward, "isolates", lambda _model: True)
     with pytest.raises(
         TrainingError, match=r"GptOssForCausalLM with eager attention: .* by 0\.[0-9]+ of the largest, expected"
     ):

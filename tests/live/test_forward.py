@@ -52,8 +52,10 @@ def test_rows_of_different_borders_share_a_batch() -> None:
 def test_losses_are_those_of_each_next_token_inside_its_document() -> None:
     model = tiny_model()
     batch = batch_of([A + B], [[5, 7]])
-    assert batch.targets_R().tolist() == A[1:] + B[1:]
-    assert int(batch.predicted_BT().sum()) == len(batch.targets_R())
+    assert batch.targets_R.tolist() == A[1:] + B[1:]
+    assert batch.predicted_R.tolist() == [*range(4), *range(5, 11)]
+    assert batch.counts_B == (10,)
+    assert batch.starts_N == (0, 5)
     losses_R = cross_entropies(model, batch)
     expected = []
     for document in (A, B):
@@ -64,9 +66,17 @@ def test_losses_are_those_of_each_next_token_inside_its_document() -> None:
 
 
 def test_what_is_not_trained_has_no_loss() -> None:
-    batch = batch_of([A + B], [[5, 7]])
-    batch.trained_BT[0, :5] = False
+    tokens_1T, positions_1T = np.array([A + B]), np.array([[*range(5), *range(7)]])
+    batch = RowBatch.of(tokens_1T, positions_1T, (positions_1T > 0) & (np.arange(12) >= 5), CPU)
     assert len(cross_entropies(tiny_model(), batch)) == 6
+
+
+def test_some_of_the_rows_are_what_a_batch_of_them_would_be() -> None:
+    whole, last = batch_of([A + B, B + A], [[5, 7], [7, 5]]), batch_of([B + A], [[7, 5]])
+    some = whole.rows(1)
+    assert (some.counts_B, some.starts_N) == (last.counts_B, last.starts_N)
+    for name in ("tokens_BT", "positions_BT", "predicted_R", "targets_R"):
+        assert torch.equal(vars(some)[name], vars(last)[name])
 
 
 def test_a_head_that_does_more_is_refused() -> None:

@@ -90,7 +90,7 @@ def test_a_prompt_too_short_to_be_predicted_is_the_bases(model: Any, length: int
 
 
 def batch_of(tokens: torch.Tensor, positions: torch.Tensor) -> RowBatch:
-    return RowBatch(tokens_BT=tokens, positions_BT=positions, trained_BT=positions > 0)
+    return RowBatch.of(tokens.numpy(), positions.numpy(), positions.numpy() > 0, tokens.device)
 
 
 def test_blocks_below_run_once(model: Any):

@@ -35,6 +35,7 @@ from blockexpand.records.expansion import Check, ExpansionRecord, Proof
 from blockexpand.records.intervals import Interval
 from blockexpand.records.plan import BaseFacts, BlockTensor, Cost, Insertion, Placement, Plan, number
 from blockexpand.records.run import (
+    NO_RETENTION,
     BlocksArm,
     DataSettings,
     FullArm,
@@ -273,6 +274,7 @@ def write_evaluation(folder: Path, outputs: dict[tuple[str, str, str], str] | No
         corpora={"general": DIGEST},
         answers=scores,
         versions={"torch": "2.13.0"},
+        dtype="float32",
     )
     write_record(folder / "blockexpand.json", record)
     np.savez(folder / "losses-general.npz", nats=np.ones(4), tokens=np.ones(4, dtype=np.int64))
@@ -291,7 +293,7 @@ def write_run(folder: Path, arm: str = "full", speed: float = 30.0, budget: floa
             arm=_KINDS[arm],
             data=DataSettings(domain="texts/chats", general="texts/english"),
             domain_tokens=100_000,
-            retention=RetentionSettings(replay=0.25, forgetting_budget=budget) if budget else RetentionSettings(),
+            retention=RetentionSettings(replay=0.25, forgetting_budget=budget) if budget else NO_RETENTION,
             optimizer=OptimizerSettings(lr=3e-4),
         ),
         settings_digest=DIGEST,

@@ -8,6 +8,7 @@ import pytest
 
 from comparison_ground import Place
 from lm_helpers import make_corpus, make_general, make_lm
+from training_ground import ground as ground
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from blockexpand.checkpoint import open_checkpoint
 from blockexpand.corpus.tokenizer import load_tokenizer, tokenizer_digest
 from blockexpand.data import TINY_BASE as BASE
 from blockexpand.errors import CorpusError
-from blockexpand.evaluation.evaluating import model_digest
+from blockexpand.evaluation.measurement import model_digest
 from blockexpand.records import read_record
 
 

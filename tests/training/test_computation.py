@@ -42,8 +42,8 @@ def trainee_of(ground: Ground, precision: torch.dtype = torch.float32) -> Traine
 def backward(ground: Ground, trainee: Trainee, folder: Path, *, autocast: bool = False) -> dict[str, Tensor]:
     batch = open_data(ground.settings(folder), WORLD).passes(0)[0].batch
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        hidden_RD = hidden_states(trainee.model, batch)[batch.predicted_BT()]
-    linear_losses(hidden_RD, head_of(trainee.model), batch.targets_R(), torch.ones(len(hidden_RD)))[0].backward()
+        hidden_RD = batch.predicting(hidden_states(trainee.model, batch))
+    linear_losses(hidden_RD, head_of(trainee.model), batch.targets_R, torch.ones(len(hidden_RD)))[0].backward()
     gradients = {name: p.grad for name, p in trainee.trainable.items() if p.grad is not None}
     assert gradients.keys() == trainee.trainable.keys()
     return gradients

@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as tried
+from hypothesis import strategies as st
 
 from blockexpand.corpus.rows import open_corpus
 from blockexpand.errors import CorpusError, TrainingError
 from blockexpand.records.run import DataSettings, RetentionSettings
 from blockexpand.training.budget import LEAST_DOCUMENTS
-from blockexpand.training.data import HeldOut, open_data, shuffled
+from blockexpand.training.data import HeldOut, attention_cost, deal, open_data, shuffled
 from blockexpand.training.processes import World
 from helpers import edit_json
 from lm_helpers import make_corpus, make_lm
@@ -32,6 +35,20 @@ def test_every_epoch_sees_every_row_once_in_another_order() -> None:
     assert np.array_equal(whole, pieces)
     assert not np.array_equal(whole, shuffled(7, 0, 21, (1, 0)))
     assert not np.array_equal(whole, shuffled(7, 0, 21, (0, 1)))
+
+
+def test_the_order_of_an_epoch_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    real = np.random.default_rng
+
+    def counting(seed: object) -> np.random.Generator:
+        made.append(seed)
+        return real(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", counting)
+    for step in range(25):
+        shuffled(1001, 100 * step, 100, (7, 3))
+    assert len(made) == 3  # 2,500 rows of 1,001 lie in three epochs
 
 
 def test_a_step_is_the_same_however_it_is_cut(ground: Ground, tmp_path: Path) -> None:
@@ -135,3 +152,25 @@ def test_data_that_do_not_fit_are_refused(ground: Ground, tmp_path: Path) -> Non
     with pytest.raises(CorpusError, match="has no split 'learn'"):
         data = DataSettings(domain=str(ground.domain), domain_split="learn")
         open_data(ground.settings(tmp_path, data=data), CPU)
+
+
+COSTS = st.lists(st.integers(1, 1000), max_size=30)
+
+
+@tried(max_examples=200, deadline=None)
+@given(general=COSTS, domain=COSTS, size=st.integers(1, 9))
+def test_every_row_goes_to_one_process_and_numbers_are_even(general: list[int], domain: list[int], size: int) -> None:
+    hands = deal(general, domain, size)
+    assert len(hands) == size
+    assert sorted(row for of_general, _ in hands for row in of_general) == list(range(len(general)))
+    assert sorted(row for _, of_domain in hands for row in of_domain) == list(range(len(domain)))
+    for counts in ([len(g) for g, _ in hands], [len(g) + len(d) for g, d in hands]):
+        assert max(counts) - min(counts) <= 1
+    assert hands == deal(general, domain, size)
+
+
+def test_the_costliest_rows_are_kept_apart() -> None:
+    costs = [attention_cost(lengths) for lengths in ([8], [1] * 8, [8], [2] * 4, [4, 4], [1] * 8)]
+    assert costs == [64, 8, 64, 16, 32, 8]
+    loads = [sum(costs[row] for row in rows) for _, rows in deal([], costs, 2)]
+    assert loads == [64 + 32 + 8, 64 + 16 + 8]  # in the order they come it would be 136 and 56

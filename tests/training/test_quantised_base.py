@@ -22,8 +22,9 @@ from blockexpand.expansion import verify
 from blockexpand.families.modules import load_model
 from blockexpand.live.parts import blocks_of
 from blockexpand.records.run import FullArm, RetentionSettings, read_metrics
+from blockexpand.training import arms as quantised
 from blockexpand.training import train
-from blockexpand.training.arms import Blocks, is_packed, quantisation, quantised
+from blockexpand.training.arms import Blocks, is_packed, quantisation
 from lm_helpers import make_expanded
 from training_ground import Ground
 

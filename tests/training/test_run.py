@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -18,6 +19,8 @@ from blockexpand.expansion import verify
 from blockexpand.records import read_json, read_record
 from blockexpand.records.expansion import read_expansion
 from blockexpand.records.run import (
+    NO_RETENTION,
+    BlocksArm,
     DataSettings,
     FullArm,
     LoraArm,
@@ -25,19 +28,18 @@ from blockexpand.records.run import (
     OptimizerSettings,
     RetentionSettings,
     RunRecord,
-    TrainSettings,
+    load_settings,
     read_metrics,
 )
-from blockexpand.training import Interrupted, sft, train
-from blockexpand.training import run as running_module
+from blockexpand.training import Interrupted, check_run, run_digest, train
+from blockexpand.training import export as export_module
+from blockexpand.training import loop as loop_module
 from blockexpand.training.arms import load_model
 from blockexpand.training.checkpoints import OPTIMIZER, TRAINABLE, SavedTensors, newest_checkpoint
 from blockexpand.training.loop import Loop
 from blockexpand.training.processes import World
-from helpers import tree
-from training_ground import Ground
-
-KEEPING = RetentionSettings(replay=0.5, kl_weight=0.5, forgetting_budget=0.05)
+from helpers import edit_config, tree
+from training_ground import KEEPING, Ground
 
 
 def losses(out: Path) -> list[dict[str, Any]]:
@@ -50,7 +52,9 @@ def weights(out: Path) -> dict[str, bytes]:
 
 
 def test_a_run_learns_its_domain_and_says_so(ground: Ground, tmp_path: Path) -> None:
-    record = train(ground.settings(tmp_path / "run", domain_tokens=40 * 4 * 32, measure_every_steps=10))
+    record = train(
+        ground.settings(tmp_path / "run", domain_tokens=40 * 4 * 32, measure_every_steps=10, track=("tensorboard",))
+    )
     assert record.best is not None
     assert record.base is not None
     assert record.best.domain < record.base.domain - 0.3
@@ -116,7 +120,7 @@ def test_nothing_below_the_first_new_block_is_differentiated(ground: Ground, tmp
     assert seen == {0: False, 1: False, 2: True, 3: True, 4: True, 5: True}
 
 
-@pytest.mark.parametrize("retention", [RetentionSettings(), KEEPING], ids=["plain", "keeping"])
+@pytest.mark.parametrize("retention", [NO_RETENTION, KEEPING], ids=["plain", "keeping"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(
     ground: Ground, tmp_path: Path, retention: RetentionSettings, optimizer: str, monkeypatch: pytest.MonkeyPatch
@@ -125,7 +129,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     train(ground.settings(tmp_path / "whole", **changes))
     settings = ground.settings(tmp_path / "cut", **changes)
     stop_at(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(Interrupted, match=r"stopped at step 5 of \d+; resume with --resume"):
+    with pytest.raises(Interrupted, match=r"step 5 of \d+"):
         train(settings)
     assert not (tmp_path / "cut" / "blockexpand.json").exists()
     monkeypatch.undo()
@@ -139,10 +143,11 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, what: Any) -> None:
     """Do something in the middle of a step."""
     real = Loop._backward
 
-    def backward(self: Loop, *args: Any) -> None:
-        real(self, *args)
+    def backward(self: Loop, *args: Any) -> torch.Tensor:
+        sums = real(self, *args)
         if any(s["step"] == step - 1 for s in read_metrics(self.run_folder / "metrics.jsonl") if s["kind"] == "train"):
             what()
+        return sums
 
     monkeypatch.setattr(Loop, "_backward", backward)
 
@@ -245,7 +250,7 @@ def test_the_budget_is_kept_even_when_training_ruins_the_model(ground: Ground, t
 def test_the_best_checkpoint_inside_the_budget_is_shipped_not_the_last(ground: Ground, tmp_path: Path) -> None:
     settings = ground.settings(
         tmp_path / "run",
-        retention=RetentionSettings(replay=0.25, forgetting_budget=0.02),
+        retention=RetentionSettings(replay=0.25, ce_weight=1.0, kl_weight=0.0, forgetting_budget=0.02),
         optimizer=OptimizerSettings(lr=2e-2),
         domain_tokens=40 * 3 * 32,
         measure_every_steps=2,
@@ -258,8 +263,6 @@ def test_the_best_checkpoint_inside_the_budget_is_shipped_not_the_last(ground: G
     assert record.kept.holds
     assert record.kept.texts[0].bound is not None
     assert record.kept.texts[0].bound <= 0.02
-    (step,) = {row["step"] for row in inside if row["domain"] == min(row["domain"] for row in inside)}
-    assert record.best.step == step
     assert len(inside) < len(measured), "the trial was too tame to show anything"
     weights_seen = {row["general_weight"] for row in measured}
     assert max(weights_seen) > 1.0
@@ -289,12 +292,10 @@ def test_conversations_are_tuned_with_every_parameter(ground: Ground, tmp_path: 
     settings = ground.settings(
         tmp_path / "run", model=str(ground.expanded), arm=FullArm(kind="full"), data=data, domain_tokens=40 * 4 * 64
     )
-    record = sft(settings)
+    record = train(settings)
     assert record.best is not None
     assert record.base is not None
     assert record.best.domain < record.base.domain - 0.3
-    with pytest.raises(TrainingError, match="domain holds plain text, not conversations"):
-        sft(ground.settings(tmp_path / "other"))
 
 
 def test_a_run_does_not_write_over_another(ground: Ground, tmp_path: Path) -> None:
@@ -313,28 +314,138 @@ def test_a_run_does_not_write_over_another(ground: Ground, tmp_path: Path) -> No
         train(ground.settings(tmp_path / "mine"))
 
 
-def test_what_does_not_fit_the_model_is_refused(
+def test_what_does_not_fit_is_refused_by_dry_run_and_run_and_leaves_out_free(ground: Ground, tmp_path: Path) -> None:
+    short, small = tmp_path / "short", tmp_path / "small"
+    for folder in (short, small):
+        shutil.copytree(ground.expanded, folder)
+    edit_config(short, max_position_embeddings=48)
+    edit_config(small, vocab_size=10)
+    chats = DataSettings(domain=str(ground.chats))
+    for settings, value in (
+        (ground.settings(tmp_path / "run", model=str(short), data=chats), "48"),
+        (ground.settings(tmp_path / "run", model=str(small)), "embeddings for 10"),
+    ):
+        for check in (check_run, train):
+            with pytest.raises(TrainingError, match=value):
+                check(settings)
+    assert not (tmp_path / "run").exists()
+    train(ground.settings(tmp_path / "run", domain_tokens=4 * 32))
+
+
+def test_contents_tell_runs_apart_and_names_do_not(
     ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = running_module.open_data
-
-    def with_a_foreign_token(settings: TrainSettings, world: World) -> Any:
-        return dataclasses.replace(real(settings, world), largest_token=999)
-
-    monkeypatch.setattr(running_module, "open_data", with_a_foreign_token)
-    with pytest.raises(TrainingError, match=r"the data hold token 999, and .* has embeddings for 320"):
-        train(ground.settings(tmp_path / "run"))
-    monkeypatch.undo()
-    long = dataclasses.replace(DataSettings(domain=str(ground.chats)))
-    model = tmp_path / "short"
-    import shutil
-
-    from helpers import edit_config
-
+    """Another checkpoint, or another corpus, under the name of the one that the run began with is refused."""
+    model, domain = tmp_path / "model", tmp_path / "domain"
     shutil.copytree(ground.expanded, model)
-    edit_config(model, max_position_embeddings=48)
-    with pytest.raises(TrainingError, match=r"rows of 64 tokens are longer than the 48 positions of .*short"):
-        train(ground.settings(tmp_path / "run2", model=str(model), data=long))
+    shutil.copytree(ground.domain, domain)
+    data = DataSettings(domain=str(domain), general=str(ground.general), validation_rows=4)
+    settings = ground.settings(tmp_path / "run", model=str(model), data=data)
+    stop_at(monkeypatch, 5, killed)
+    with pytest.raises(Killed):
+        train(settings)
+    monkeypatch.undo()
+    digest = run_digest(settings)
+    weights_file = model / "model.safetensors"
+    whole = weights_file.read_bytes()
+    weights_file.write_bytes(whole[:-4] + bytes([1, 2, 1, 2]))
+    assert run_digest(settings) != digest
+    with pytest.raises(TrainingError, match="contents of model"):
+        train(settings, resume=True)
+    weights_file.write_bytes(whole)
+    shutil.rmtree(domain)
+    shutil.copytree(ground.general, domain)
+    with pytest.raises(TrainingError, match="contents of domain"):
+        train(settings, resume=True)
+    shutil.rmtree(domain)
+    shutil.copytree(ground.domain, domain)
+    moved = tmp_path / "moved"
+    model.rename(moved)
+    record = train(dataclasses.replace(settings, model=str(moved)), resume=True)
+    assert record.settings_digest == digest
+
+
+def test_a_finished_run_is_finished(ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ground.settings(tmp_path / "run")
+    record = train(settings)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert train(settings, resume=True) == record
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    # Without its record, as after a kill just before the end, the model stays until the new one stands.
+    (tmp_path / "run" / "blockexpand.json").unlink()
+    real = export_module.copy_files
+
+    def watched(*args: Any) -> None:
+        assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+        real(*args)
+
+    monkeypatch.setattr(export_module, "copy_files", watched)
+    first = weights(tmp_path / "run")
+    train(settings, resume=True)
+    assert weights(tmp_path / "run")["model.safetensors"] == first["model.safetensors"]
+    shutil.rmtree(tmp_path / "run" / "model")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(TrainingError, match="ended at step 8"):
+        train(settings, resume=True)
+
+
+def test_passes_and_checkpoints_may_change_on_resume(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ground.settings(tmp_path / "run", retention=KEEPING)
+    stop_at(monkeypatch, 5, killed)
+    with pytest.raises(Killed):
+        train(settings)
+    monkeypatch.undo()
+    record = train(dataclasses.replace(settings, rows_per_pass=2, checkpoint_every_steps=1), resume=True)
+    assert record.num_steps == 16
+
+
+def test_retention_is_on_unless_it_is_written_off(ground: Ground, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    plain: dict[str, Any] = {
+        "model": str(ground.expanded), "out": str(tmp_path / "run"), "data": {"domain": str(ground.domain)},
+        "domain_tokens": 4 * 32, "rows_per_step": 4, "rows_per_pass": 4, "track": [],
+    }  # fmt: skip
+    recipe.write_text(json.dumps(plain))
+    settings = load_settings(recipe)
+    assert settings.general == "self"
+    assert settings.num_general_rows == 1
+    assert isinstance(settings.arm, BlocksArm)
+    assert train(settings).settings.retention.kl_weight > 0
+    assert [row["kl"] is not None for row in losses(tmp_path / "run") if row["kind"] == "train"] == [True, True]
+    recipe.write_text(json.dumps({**plain, "retention": "none"}))
+    assert load_settings(recipe).retention == load_settings(recipe, ["retention=none"]).retention == NO_RETENTION
+    recipe.write_text(json.dumps({**plain, "model": str(ground.base)}))
+    assert isinstance(load_settings(recipe).arm, FullArm)
+
+
+def test_nothing_inside_the_budget_is_said(ground: Ground, tmp_path: Path) -> None:
+    settings = ground.settings(
+        tmp_path / "run",
+        retention=dataclasses.replace(KEEPING, forgetting_budget=1e-6),
+        optimizer=OptimizerSettings(lr=1.0),
+    )
+    record = train(settings)
+    assert record.nothing_inside_budget
+    assert record.best is not None
+    assert record.best.step == 0
+    training = read_expansion(tmp_path / "run" / "model").training
+    assert training is not None
+    assert training["nothing_inside_budget"]
+    ours, base = (load_model(f, torch.float32) for f in (tmp_path / "run" / "model", ground.base))
+    tokens = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        assert torch.equal(ours(tokens).logits, base(tokens).logits)
+
+
+def test_the_prefix_is_run_once_and_gives_the_same_bits(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(ground.settings(tmp_path / "shared", retention=KEEPING))
+    monkeypatch.setattr(loop_module, "shares_prefix", lambda *_: False)
+    train(ground.settings(tmp_path / "twice", retention=KEEPING))
+    assert losses(tmp_path / "shared") == losses(tmp_path / "twice")
 
 
 def test_damaged_checkpoints_are_refused(ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

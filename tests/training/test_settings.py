@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from blockexpand.errors import RecordError
-from blockexpand.records.run import BlocksArm, FullArm, LoraArm, OldBlocksArm, load_settings
+from blockexpand.records.run import BlocksArm, FullArm, LoraArm, OldBlocksArm, RetentionSettings, load_settings
 
 RECIPE = """
 model: m
@@ -49,11 +49,17 @@ def test_arms_are_told_apart_by_their_kind(recipe: Path, text: str, arm: object)
     assert load_settings(recipe).arm == arm
 
 
-def test_sft_recipes_may_leave_the_arm_out(recipe: Path) -> None:
-    recipe.write_text(RECIPE.replace("arm: {kind: lora, rank: 8}\n", ""))
-    assert load_settings(recipe, default_arm="full").arm == FullArm(kind="full")
-    with pytest.raises(RecordError, match="'arm' is missing"):
-        load_settings(recipe)
+def test_a_recipe_may_leave_arm_and_retention_out(recipe: Path, tmp_path: Path) -> None:
+    text = RECIPE.replace("arm: {kind: lora, rank: 8}\n", "").replace("model: m", f"model: {tmp_path}")
+    recipe.write_text(text.replace("retention: {replay: 0.5, forgetting_budget: 0.01}", ""))
+    settings = load_settings(recipe)
+    assert settings.arm == FullArm(kind="full")
+    assert settings.retention == RetentionSettings()
+    assert settings.num_general_rows == 2
+    (tmp_path / "blockexpand.json").write_text("{}")
+    assert load_settings(recipe).arm == BlocksArm()
+    assert load_settings(recipe, ["retention=none"]).num_general_rows == 0
+    assert load_settings(recipe, ["retention.replay=0.01"]).num_general_rows == 1
 
 
 @pytest.mark.parametrize(
@@ -66,17 +72,17 @@ def test_sft_recipes_may_leave_the_arm_out(recipe: Path) -> None:
         (["domain_tokens=0"], "domain_tokens: expected more than 0, got 0"),
         (["seed=-1"], "seed: expected 0 or more, got -1"),
         (["retention.replay=1"], "retention.replay: expected a share in [0, 1), got 1.0"),
-        (["retention.replay=0.99"], "expected a share that leaves at least one of 8 rows for the domain, got 0.99"),
+        (["retention.replay=0.99"], "rows_per_step: expected more than the 8 general rows"),
+        (["rows_per_step=1"], "rows_per_step: expected more than the 1 general rows"),
         (["retention.forgetting_budget=0"], "forgetting_budget: expected more than 0, e.g. 0.01"),
-        (["retention.ce_weight=0"], "expected 0 when ce_weight and kl_weight are both 0, got 0.5"),
-        (["data.general=null"], "data.general: expected a prepared folder of general text"),
+        (["retention.kl_weight=0"], "expected 0 when ce_weight and kl_weight are both 0, got 0.5"),
         (["data.validation_rows=0"], "data.validation_rows: expected more than 0, to hold a forgetting_budget"),
         (["schedule.warmup=1"], "schedule.warmup: expected a share in [0, 1), got 1.0"),
         (["arm.rank=null"], "arm.rank: expected either rank or trainable_parameters, and not both, got None"),
         (["arm.rank=0"], "arm.rank: expected more than 0, got 0"),
         (
             ["arm.kind=lore"],
-            "'blocks', 'old-blocks', 'full', 'lora', 'upscaled', 'moe', 'parallel', got 'lore'",
+            "'blocks', 'old-blocks', 'full', 'lora', 'custom', got 'lore'",
         ),
         (["measure_every_steps=0"], "measure_every_steps: expected more than 0, got 0"),
     ],

@@ -20,7 +20,7 @@ from blockexpand.families import with_entries
 from blockexpand.records import write_record
 from blockexpand.records.expansion import ExpansionRecord
 from blockexpand.records.run import DataSettings, load_settings
-from blockexpand.training import forecast
+from blockexpand.training import check_run
 from helpers import MakeBase
 
 GIGABYTE = 1e9
@@ -89,8 +89,9 @@ def test_the_recipe_for_a_24_gb_card_leaves_a_quarter_of_it(tmp_path: Path, tiny
     write_record(deeper / "blockexpand.json", record)
     data = DataSettings(domain=str(tmp_path / "data"), general="self")
     settings = dataclasses.replace(load_settings(path), model=str(deeper), data=data)
-    found = forecast(settings)
-    needed = found.state_bytes + found.activation_bytes
+    found = check_run(settings)
+    needed = found.memory_bytes
+    assert needed is not None
     assert needed < 0.75 * CARD_BYTES
     assert f"two new blocks take {needed / GIGABYTE:.1f} GB" in " ".join(head.replace("#", "").split())
     assert f"{CARD_BYTES / GIGABYTE:.1f} GB" in head

@@ -1,4 +1,4 @@
-"""What test_sharding.py has two processes do; run by each of them, with the folders in a JSON file.
+"""What test_processes.py has two processes do; run by each of them, with the folders in a JSON file.
 
 `python two_processes.py JOB.json`: the job has the ground's folders and a folder for the runs. What is measured
 inside goes to `<out>/facts-<rank>.json`.
@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from blockexpand.errors import Interrupted, TrainingError
 from blockexpand.records.run import LoraArm, OptimizerSettings, TrainSettings
 from blockexpand.training import loop as loop_module
-from blockexpand.training import sft, train
+from blockexpand.training import train
 from blockexpand.training.arms import arm_of
 from blockexpand.training.data import open_data
 from blockexpand.training.loop import Loop
@@ -125,7 +125,7 @@ def main() -> None:
         facts["dealing"] = facts_of_dealing(ground, out, world)
     for name in SHARDED_RUNS:
         settings = sharded_settings(ground, name, out / f"{name}-2")
-        (sft if name == "tuning" else train)(settings)
+        train(settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop_module, "keeps_gradients", lambda *_: False)
         train(sharded_settings(ground, "passes", out / "reduced-2"))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from blockexpand.corpus.chats import render_prompt
 from blockexpand.errors import AgentError
 from blockexpand.evaluation.endpoint import Answer, Endpoint, Request, ask_all, cut_at
 
@@ -61,7 +62,7 @@ class LoadedSpeaker:
         if not self.tokenizer.chat_template:
             raise AgentError(
                 f"the model {self.tokenizer.name_or_path} has no chat template, so it cannot hold a conversation; "
-                "expected an instruction-tuned one; run sft first, or put its chat_template.jinja into the folder"
+                "expected one that is instruction-tuned; tune it first, or put its chat_template.jinja into the folder"
             )
 
     def ask(self, requests: Sequence[Request]) -> list[Answer]:
@@ -78,9 +79,7 @@ class LoadedSpeaker:
         return [answers[number] for number in range(len(requests))]
 
     def _ids(self, request: Request) -> list[int]:
-        turns = [dict(message) for message in request.messages]
-        text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return render_prompt(self.tokenizer, request.messages)
 
     def _context(self) -> int:
         """Tokens that the model was made for; state-space models have no limit of their own."""

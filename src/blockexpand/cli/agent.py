@@ -172,14 +172,14 @@ def speaker_of(model: str, server: Server) -> tuple[Speaker, Opposite]:
     if server.endpoint is None:
         if server.key_variable is not None:
             raise key_without_server(server.key_variable)
-        from blockexpand.evaluation.evaluating import model_digest
+        from blockexpand.evaluation.measurement import model_digest
         from blockexpand.records.pack import Rule
 
         auto = server.route == "auto"
         if auto:
-            from blockexpand.evaluation.measurement import Candidate
+            from blockexpand.evaluation.measurement import subject_of
 
-            Candidate(model=model, packs=tuple(map(str, server.pack or ())), rule=Rule()).check_route()
+            subject_of(model, server.pack or (), rule=Rule())
         speaker = agents.load_speaker(model, server.pack or (), switched=auto)
         packs = {str(pack): digest_file(pack / PACK_NAME) for pack in server.pack or ()}
         return speaker, agents.Opposite(model=model, digest=model_digest(Path(model)), packs=packs)

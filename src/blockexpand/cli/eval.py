@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,8 +13,9 @@ from blockexpand.errors import UsageError
 
 if TYPE_CHECKING:
     from blockexpand.evaluation.harness import Options
-    from blockexpand.evaluation.measurement import Candidate
-    from blockexpand.records.evaluation import Difference, EvaluationRecord, Verdict
+    from blockexpand.evaluation.measurement import Subject
+    from blockexpand.evaluation.suites import SuiteFile
+    from blockexpand.records.evaluation import Difference, EvaluationRecord, TaskScore, Verdict
 
 Several = Annotated[list[str] | None, Parameter(negative="")]
 Flag = Annotated[bool, Parameter(negative="")]
@@ -27,10 +27,12 @@ class SuiteOptions:
     """How suites are run."""
 
     suite: Several = None
-    """Suites (general, math, code, law, perplexity, paper), single tasks of them, or the .yaml of one of your own;
-    several with commas, or given several times."""
+    """Suites (general, math, code, law, choice, perplexity, paper), single tasks of them, or the .yaml of one of your
+    own; several with commas, or given several times."""
     data_dir: Path | None = None
-    """The tasks' data on this machine, as TASK/SPLIT.jsonl; what is not there comes from the hub."""
+    """The tasks' data on this machine, as TASK/SPLIT.jsonl; --list says which files."""
+    hub: Flag = False
+    """Take data that are not there from the hub."""
     pack: Several = None
     """A pack of new blocks to attach to the model; may be given several times."""
     route: Literal["auto", "always"] = "always"
@@ -40,14 +42,14 @@ class SuiteOptions:
     key_variable: str | None = None
     """The environment variable that holds the server's key."""
     limit: int | None = None
-    """Only the first samples of each task."""
+    """Only the first samples of each task and documents of each corpus."""
     shots: int | None = None
     """At most this many examples before a question."""
     samples: int = 1
     """Outputs drawn for each question of the code tasks, for pass@k; 1 is one greedy output."""
     chat: Flag = False
     """Ask through the chat template."""
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """What the weights are loaded as; the checkpoint's own type, unless the suite says otherwise."""
     batch_size: int = 16
     """Sequences of a pass."""
@@ -69,8 +71,8 @@ NO_SUITES = SuiteOptions()
 class Against:
     """What to compare with."""
 
-    against: Path | None = None
-    """A folder of records of another model, or that model, to show the paired differences to."""
+    against: str | None = None
+    """A folder of records of another model, or that model, which is then measured in the same way into OUT/against."""
     budget: float | None = None
     """With --against: pass when the domain is better and nothing general lost more than this, e.g. 0.01; else the exit
     code is 1."""
@@ -80,12 +82,13 @@ ALONE = Against()
 
 
 def evaluate(
-    model: str,
+    model: str | None = None,
     *,
-    out: Path,
+    out: Path | None = None,
     data: Several = None,
     tasks: Path | None = None,
     split: str = "test",
+    list_: Annotated[bool, Parameter(name="--list", negative="")] = False,
     compared: Annotated[Against, Parameter(name="*")] = ALONE,
     suites: Annotated[SuiteOptions, Parameter(name="*")] = NO_SUITES,
     overwrite: bool = False,
@@ -96,35 +99,44 @@ def evaluate(
     Parameters
     ----------
     model
-        The folder of a checkpoint; with --endpoint, the model's name there.
+        A model: a folder, a run, a hub id or a GGUF file; with --endpoint, the model's name there. With --against, also
+        a folder of records: nothing is measured then.
     out
         The folder of records to write.
     data
-        Prepared folders as name=folder; may be given several times.
+        Prepared folders as name=folder; may be given several times. A corpus is of the domain, unless it is named
+        general, or general-something.
     tasks
         JSON lines of task, prompt and answer, asked through the chat template.
     split
         Which split of the prepared folders.
+    list_
+        Instead of measuring: which data the suites want, and whether they are there.
     overwrite
         Replace the folder, if blockexpand made it.
     """
-    from blockexpand.evaluation.answers import load_tasks
-    from blockexpand.evaluation.verdict import compare_records, judge
-
+    measured = _Measured(data=named_folders(data or []), tasks=tasks, split=split, given=suites)
+    if list_:
+        return measured.list(common)
+    if model is None:
+        raise UsageError("eval needs MODEL; expected e.g. eval MODEL --data general=folder --out D, or eval --list")
     if compared.budget is not None and compared.against is None:
         raise UsageError(
             f"--budget {compared.budget} needs --against: the records or the folder of the model to compare with"
         )
-    questions = load_tasks(tasks) if tasks is not None else []
-    measured = _Measured(data=named_folders(data or []), questions=questions, split=split, suites=suites)
-    record = measured.write(measured.candidate(model), out, overwrite)
-    if compared.against is None:
-        show(common, record, _figures(record))
+    ours, theirs = measured.records(model, compared, out, overwrite, common)
+    if theirs is None:
         return DONE
-    found = compare_records(out, measured.records_of(compared.against, out))
-    verdict = judge(found, compared.budget) if compared.budget is not None else None
-    value: dict[str, Any] = {"evaluation": record, "differences": found}
-    show(common, value | ({"verdict": verdict} if verdict else {}), _figures(record) + _compared(found, verdict))
+    from blockexpand.evaluation.verdict import compare_records, judge, state_budget
+    from blockexpand.records.evaluation import read_evaluation
+
+    found = compare_records(ours, theirs)
+    verdict = None
+    if compared.budget is not None:
+        verdict = judge(found, compared.budget, state_budget(ours, theirs, compared.budget))
+    value: dict[str, Any] = {"evaluation": read_evaluation(ours).record, "differences": found}
+    other = read_evaluation(theirs).record.model
+    show(common, value | ({"verdict": verdict} if verdict else {}), _compared(found, other, verdict))
     return DONE if verdict is None or verdict.passed else FAILED
 
 
@@ -133,97 +145,173 @@ class _Measured:
     """What is measured, of whichever model."""
 
     data: dict[str, str]
-    questions: list
+    tasks: Path | None
     split: str
-    suites: SuiteOptions
+    given: SuiteOptions
 
-    @property
-    def names(self) -> list[str]:
-        return [name for one in self.suites.suite or [] for name in one.split(",") if name]
+    def suites(self) -> list[SuiteFile]:
+        from blockexpand.evaluation.suites import load_suites
 
-    def candidate(self, model: str) -> Candidate:
-        from blockexpand.checkpoint import locate_model
-        from blockexpand.evaluation.endpoint import Endpoint
-        from blockexpand.evaluation.measurement import Candidate
+        return load_suites([name for one in self.given.suite or [] for name in one.split(",") if name])
+
+    def options(self) -> Options:
+        from blockexpand.evaluation.harness import Options
+
+        given = self.given
+        return Options(
+            data=str(given.data_dir) if given.data_dir else None, hub=given.hub, limit=given.limit, shots=given.shots,
+            samples=given.samples, chat=given.chat, batch_size=given.batch_size, window_tokens=given.window_tokens,
+            stride_tokens=given.stride_tokens, unsafe=given.unsafe,
+        )  # fmt: skip
+
+    def list(self, common: Shared) -> int:
+        """What the suites (all of ours, unless some are named) read, and whether it is there."""
+        from blockexpand.evaluation.harness import data_wanted, require_harness
+        from blockexpand.evaluation.suites import known_suites, read_suite
+
+        require_harness()
+        files = self.suites() or [read_suite(path) for path in known_suites().values()]
+        found = {file.suite.suite: data_wanted([file], self.options()) for file in files}
+        lines = []
+        for name, some in found.items():
+            lines.append(f"{name}: {sum(one.path is not None for one in some)} of {len(some)} files are there")
+            lines += [f"  {one}" for one in some]
+        plain = {name: [vars(one) for one in some] for name, some in found.items()}
+        show(common, plain, "\n".join(lines))
+        return DONE
+
+    def records(
+        self, model: str, compared: Against, out: Path | None, overwrite: bool, common: Shared
+    ) -> tuple[Path, Path | None]:
+        """The folders of records of both models; what is not there yet is measured and shown, ours first."""
+        from blockexpand.evaluation.answers import load_tasks
+        from blockexpand.evaluation.measurement import evaluate
+        from blockexpand.records.evaluation import has_records
+        from blockexpand.staging import check_output
+
+        other = Path(compared.against) if compared.against is not None else None
+        known = other is not None and has_records(other)
+        if has_records(Path(model)) and other is not None:
+            if not known:
+                raise UsageError(
+                    f"--against {other} has no records, and {model} has; expected a folder of records, too"
+                )
+            self._nothing_else(model)
+            return Path(model), other
+        if out is None:
+            raise UsageError("eval needs --out: the folder of records to write; expected e.g. --out records")
+        self._ignored()
+        suites, options = self.suites(), self.options()
+        questions = load_tasks(self.tasks) if self.tasks is not None else []
+        check_output(out, overwrite)
+        self._check(suites, compared, other if known else None)
+        subject = self.subject(model, suites)
+        theirs = None
+        if compared.against is not None and not known:
+            theirs = self.subject(compared.against, suites, bare=True)
+
+        def measure(which: Subject, folder: Path, replaced: bool) -> None:
+            record = evaluate(
+                which, self.data, folder, tasks=questions, suites=suites, options=options, split=self.split,
+                resume=self.given.resume, overwrite=replaced,
+            )  # fmt: skip
+            if not common.json or compared.against is None:
+                show(common, record, figures_of(record))
+
+        measure(subject, out, overwrite)
+        if theirs is not None:
+            measure(theirs, out / "against", True)
+            return out, out / "against"
+        return out, other
+
+    def _check(self, suites: list[SuiteFile], compared: Against, records: Path | None) -> None:
+        """What a comparison needs, before the first question."""
+        from blockexpand.corpus.rows import open_corpus
+        from blockexpand.evaluation.verdict import check_comparable, check_sides, side_of_corpus
+
+        tasks = {task.task: file for file in suites for task in file.suite.tasks}
+        if compared.budget is not None:
+            sides = [file.side_of(task) for file in suites for task in file.suite.tasks]
+            check_sides([*map(side_of_corpus, self.data), *sides])
+        if records is not None:
+            splits = {name: open_corpus(folder).record.splits.get(self.split) for name, folder in self.data.items()}
+            digests = {name: one.digest for name, one in splits.items() if one is not None}
+            versions = {name: file.suite.version for name, file in tasks.items()}
+            check_comparable(records, digests, versions, self.given.limit)
+
+    def _ignored(self) -> None:
+        """Options that would do nothing."""
+        if self.given.suite:
+            return
+        plain = SuiteOptions()
+        for name in ("data_dir", "hub", "shots", "samples", "chat", "batch_size", "window_tokens", "stride_tokens"):
+            if vars(self.given)[name] != vars(plain)[name]:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {vars(self.given)[name]} is for suites, and none is given; expected "
+                    "--suite with it; add one, or leave it out"
+                )
+
+    def _nothing_else(self, model: str) -> None:
+        if self.data or self.tasks or self.given != SuiteOptions():
+            raise UsageError(
+                f"{model} holds records, so nothing is measured; expected only --against and --budget with it; leave "
+                "out what is to be measured"
+            )
+
+    def subject(self, model: str, suites: list[SuiteFile], *, bare: bool = False) -> Subject:
+        """The model under test; `bare`: the one it is compared with, which has no packs on it."""
+        from blockexpand.evaluation.endpoint import Endpoint, require_client
+        from blockexpand.evaluation.measurement import served_subject, subject_of
+        from blockexpand.evaluation.suites import dtype_of
         from blockexpand.records.pack import Rule
 
-        given = self.suites
-        if not self.names and given.endpoint:
-            raise UsageError("--endpoint is for suites: name at least one with --suite")
-        if given.endpoint is None:
-            if given.key_variable is not None:
+        given = self.given
+        if given.endpoint is None or bare:
+            if given.key_variable is not None and not bare:
                 raise key_without_server(given.key_variable)
-            rule = Rule() if given.route == "auto" else None
-            model = str(locate_model(model))
-            candidate = Candidate(model=model, packs=tuple(given.pack or ()), dtype=given.dtype, rule=rule)
-            candidate.check_route()
-            return candidate
-        if given.pack or given.route == "auto":
+            packs, rule = given.pack or (), Rule() if given.route == "auto" else None
+            dtype = given.dtype if given.dtype != "auto" else dtype_of(suites)
+            return subject_of(model, () if bare else packs, dtype, None if bare else rule)
+        if not given.suite:
+            raise UsageError("--endpoint is for suites: name at least one with --suite")
+        if given.pack or given.route == "auto" or self.data or self.tasks:
             raise UsageError(
-                f"--pack and --route auto need the model itself, and {given.endpoint} is an address; leave them out"
-            )
-        if self.data or self.questions:
-            raise UsageError(
-                f"--data and --tasks need the model itself, and {given.endpoint} is an address; leave them out"
+                f"--pack, --route auto, --data and --tasks need the model itself, and {given.endpoint} is an address; "
+                "leave them out"
             )
         from blockexpand.cli.main import secret
 
+        require_client()
         key = secret(given.key_variable) if given.key_variable is not None else None
-        return Candidate(model=model, endpoint=Endpoint(given.endpoint, model, key=key))
-
-    def write(self, candidate: Candidate, out: Path, overwrite: bool) -> EvaluationRecord:
-        from blockexpand.evaluation.evaluating import HeldOutWork, evaluate
-        from blockexpand.evaluation.measurement import Start, evaluate_suites
-        from blockexpand.evaluation.suites import load_suites
-
-        if not self.names:
-            subject = candidate.subject()
-            return evaluate(subject, self.data, out, tasks=self.questions, split=self.split, overwrite=overwrite)
-        work = None
-        if self.data or self.questions:
-            work = HeldOutWork.of(Path(candidate.model), self.data, self.questions, self.split)
-        chosen = load_suites(self.names)
-        start = Start(resume=self.suites.resume, overwrite=overwrite)
-        return evaluate_suites(candidate, chosen, out, self._options(), work, start)
-
-    def _options(self) -> Options:
-        from blockexpand.evaluation.harness import Options
-
-        given = self.suites
-        same = {f.name: vars(given)[f.name] for f in dataclasses.fields(Options) if f.name in vars(given)}
-        return Options(**same, data=str(given.data_dir) if given.data_dir else None)
-
-    def records_of(self, against: Path, out: Path) -> Path:
-        """The folder itself if it holds records; else what the model in it scores, in a folder beside `out`."""
-        from blockexpand.checkpoint import locate_model
-        from blockexpand.evaluation.measurement import Candidate
-        from blockexpand.records.evaluation import has_records
-
-        if has_records(against):
-            return against
-        beside = out.with_name(f"{out.name}-against")
-        self.write(Candidate(model=str(locate_model(against)), dtype=self.suites.dtype), beside, overwrite=True)
-        return beside
+        return served_subject(Endpoint(given.endpoint, model, key=key))
 
 
-def _figures(record: EvaluationRecord) -> str:
-    lines = [f"{record.model}"]
+def figures_of(record: EvaluationRecord) -> str:
+    """What was measured, for people."""
+    first = f", the first {record.limit:,} of each" if record.limit else ""
+    lines = [f"{record.model} ({record.dtype}{first})"]
     for name, one in record.held_out.items():
+        bits = "" if one.bits_per_byte is None else f"{one.bits_per_byte:.4f} bits/byte  "
         lines.append(
-            f"  {name:<12} {one.loss:.4f} nats/token  perplexity {one.perplexity:,.2f}  {one.bits_per_byte:.4f} "
-            f"bits/byte  ({one.num_documents:,} documents)"
+            f"  {name:<12} {one.loss:.4f} nats/token  perplexity {one.perplexity:,.2f}  {bits}"
+            f"({one.num_documents:,} documents, {one.num_tokens:,} tokens)"
         )
     if record.answers is not None:
         lines.append(f"  answers      {record.answers.right:.1%} of {record.answers.num_samples} right")
         lines += [f"    {task:<14} {share:.1%}" for task, share in record.answers.by_task.items()]
-    for task, one in record.suites.tasks.items() if record.suites else ():
-        value = "unanswered" if one.value is None else f"{one.value:.4f}"
-        error = f" +- {one.standard_error:.4f}" if one.standard_error is not None else ""
-        notes = [f"{one.num_samples:,} samples, {one.shots}-shot"]
-        notes += [f"{one.num_cut} cut to the context"] if one.num_cut else []
-        notes += [f"{one.num_errors} without an answer"] if one.num_errors else []
-        lines.append(f"  {one.suite:<10} {task:<24} {one.metric:<13} {value}{error}  ({', '.join(notes)})")
+    lines += [_task_line(task, one) for task, one in (record.suites.tasks.items() if record.suites else ())]
     return "\n".join(lines + _routes(record))
+
+
+def _task_line(task: str, one: TaskScore) -> str:
+    value = "unanswered" if one.value is None else f"{one.value:.4f}"
+    if one.value is not None and one.low is not None and one.high is not None:
+        value += f" [{one.low:.4f}, {one.high:.4f}]"
+    notes = [f"{one.num_samples:,} samples, {one.shots}-shot"]
+    notes += [f"chance {one.chance:.4f}"] if one.chance is not None else []
+    notes += [f"{one.num_cut} cut to the context"] if one.num_cut else []
+    notes += [f"{one.num_errors} without an answer"] if one.num_errors else []
+    return f"  {one.suite:<10} {task:<24} {one.metric:<13} {value}  ({', '.join(notes)})"
 
 
 def _routes(record: EvaluationRecord) -> list[str]:
@@ -241,21 +329,38 @@ def _routes(record: EvaluationRecord) -> list[str]:
     return lines
 
 
-def _compared(found: dict[str, Difference], verdict: Verdict | None) -> str:
-    lines = ["", "this model minus the other, with 95 % intervals:"]
+def _compared(found: dict[str, Difference], other: str, verdict: Verdict | None) -> str:
+    lines = ["", f"against {other} (that model -> this one; 95 % intervals of the difference):"]
     for name, one in found.items():
-        interval = one.interval
-        noise = "  (noise)" if interval.is_noise else ""
-        better = "better" if one.better_by > 0 else "worse" if one.better_by < 0 else "equal"
-        lines.append(
-            f"  {name}: {interval.difference:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]{noise}  {better}, "
-            f"{one.num_pairs} pairs"
-        )
+        lines.append(f"  {name}: {_difference_line(one)}")
+        if (flips := one.flips) is not None:
+            chance = f"; guessing alone would change {flips.by_chance:.1f} each way" if flips.by_chance else ""
+            wrong = one.num_pairs - flips.num_right_before
+            lines.append(
+                f"    of {flips.num_right_before:,} right before, {flips.num_lost:,} are wrong now; of {wrong:,} wrong "
+                f"before, {flips.num_gained:,} are right now{chance}"
+            )
     if verdict is not None:
-        lines.append("")
-        lines.append(
-            f"verdict: {'pass' if verdict.passed else 'FAIL'}  (domain {verdict.gained:+.4f}, most lost "
-            f"{verdict.most_lost:+.4f}, budget {verdict.budget})"
-        )
+        from blockexpand.records.budget import say_budget
+
+        lines += ["", f"verdict: {'pass' if verdict.passed else 'FAIL'} at a budget of {100 * verdict.budget:g} %"]
+        if verdict.statement is not None and verdict.statement.holds:
+            lines.append(f"  {say_budget(verdict.statement)}")
         lines += [f"  {reason}" for reason in verdict.reasons]
     return "\n".join(lines)
+
+
+def _difference_line(one: Difference) -> str:
+    unit, scale, places = ("points", 100.0, 2) if one.unit == "share" else (one.unit, 1.0, 4)
+    shown = "{:.1%}" if one.unit == "share" else "{:.4f}"
+    change = scale * (one.ours - one.theirs)
+    better = "better" if one.better_by > 0 else "worse" if one.better_by < 0 else "equal"
+    relative = "" if one.unit == "share" else f" ({-100 * one.better_by:+.2f} %)"
+    pairs = f"{one.num_pairs:,} pairs"
+    if one.interval is None:
+        where = f"no interval, too few: {one.num_pairs}"
+    else:
+        noise = ", may be noise" if one.interval.is_noise else ""
+        where = f"[{scale * one.interval.low:+.{places}f}, {scale * one.interval.high:+.{places}f}] over {pairs}{noise}"
+    figures = f"{shown.format(one.theirs)} -> {shown.format(one.ours)}"
+    return f"{figures}, {change:+.{places}f} {unit}{relative}, {better}; {where}"

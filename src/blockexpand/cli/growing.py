@@ -108,7 +108,7 @@ def expand(
     overwrite
         Replace the folder, if blockexpand made it.
     prove
-        Run the whole proof; if it fails, nothing is written. Models larger than the memory are run block by block.
+        Run the whole proof; if it fails, nothing is written. Models larger than the memory stay on the disk.
     digest
         Hash every tensor as it is copied, to record its fingerprint and refuse NaN.
     """
@@ -159,7 +159,7 @@ def verify(
     device
         Where to compute logits.
     memory_gb
-        What the models may take, in GB; larger ones are run block by block, and then gradients and drift are left out.
+        What the models may take, in GB; larger ones stay on the disk, and then gradients and drift are left out.
         By default, what is free.
     """
     from blockexpand import expansion

@@ -28,10 +28,9 @@ VERBS = {
     "verify": ("blockexpand.cli.growing:verify", "Prove that the deeper checkpoint is the base."),
     "prepare": ("blockexpand.cli.prepare:prepare", "Make packed token data from text, code or chats."),
     "train": (
-        "blockexpand.cli.learning:train",
+        "blockexpand.cli.train:train",
         "Post-pretrain the new blocks, or any other arm, by a recipe.",
     ),
-    "sft": ("blockexpand.cli.learning:sft", "Instruction-tune on chats, by a recipe."),
     "eval": (
         "blockexpand.cli.eval:evaluate",
         "Measure held-out losses, suites of benchmarks and tasks with checkable answers; give a verdict.",

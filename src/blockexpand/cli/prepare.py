@@ -103,7 +103,6 @@ def _summary(out: Path, record: CorpusRecord) -> list[str]:
 def _source_lines(source: SourceCounts) -> list[str]:
     why = {
         "too short": source.num_too_short,
-        **{f"by {rule}": count for rule, count in source.cleaned.items()},
         "duplicates": source.num_duplicates,
         "near duplicates": source.num_near_duplicates,
         "quote an evaluation text": source.num_contaminated,

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -23,13 +23,13 @@ from blockexpand.comparison.recipe import CompareRecipe, TrialPlan, trial_plans
 from blockexpand.comparison.results import Comparison, Trial, summarise
 from blockexpand.digests import digest_file
 from blockexpand.errors import ComparisonError
-from blockexpand.evaluation.evaluating import Subject, evaluate
+from blockexpand.evaluation.measurement import Subject, evaluate
 from blockexpand.progress import Mode, bar, progress_in, progress_mode
 from blockexpand.records import apply_overrides, from_plain, read_record, read_yaml, write_record
 from blockexpand.records.evaluation import read_evaluation
-from blockexpand.records.run import Measurement, RunRecord, read_metrics
+from blockexpand.records.run import CustomArm, Measurement, RunRecord, TrainSettings, read_metrics
 from blockexpand.staging import RECORD_NAME
-from blockexpand.training import load_shipped, shipped_folder, train
+from blockexpand.training import Arm, load_shipped, shipped_folder, train
 from blockexpand.training.checkpoints import SHIPPED
 from blockexpand.training.run import run_digest
 
@@ -43,12 +43,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> CompareRecipe:
     return from_plain(CompareRecipe, apply_overrides(read_yaml(path), list(overrides)), str(path))
 
 
-def compare(recipe: CompareRecipe, workers: int = 1) -> Comparison:
+Arms = Mapping[str, Callable[..., Arm]]
+"""What makes each arm of the caller's own, by its name, from the options that the recipe gives it."""
+
+
+def compare(recipe: CompareRecipe, workers: int = 1, arms: Arms | None = None) -> Comparison:
     """Run every trial that is not finished yet, and sum up.
 
     Args:
         recipe: The comparison.
         workers: Runs at a time; the processor's cores are shared out among them.
+        arms: What makes the arms that are not ours, e.g. {"moe": Moe}; a class, so that other processes can have it.
 
     Raises:
         ComparisonError: the arms are not equal, or a run failed.
@@ -67,13 +72,13 @@ def compare(recipe: CompareRecipe, workers: int = 1) -> Comparison:
     if not (out / "base-eval" / RECORD_NAME).is_file():
         evaluate(recipe.base, data, out / "base-eval", split=recipe.test_split)
     waiting = [plan for plan in plans if not _is_finished(plan)]
-    _run_all(waiting, data, recipe.test_split, workers)
+    _run_all(waiting, data, (recipe.test_split, workers), arms or {})
     for plan in plans:
         bring(plan)
     comparison = summarise(recipe, [_trial(plan, out) for plan in plans], out)
     write_record(out / "comparison.json", comparison)
     if recipe.examine is not None:
-        examine(comparison, out)
+        examine(comparison, out, arms or {})
     return comparison
 
 
@@ -91,7 +96,8 @@ def _is_finished(plan: TrialPlan) -> bool:
     return False
 
 
-def _run_all(plans: Sequence[TrialPlan], data: dict[str, str], split: str, workers: int) -> None:
+def _run_all(plans: Sequence[TrialPlan], data: dict[str, str], how: tuple[str, int], arms: Arms) -> None:
+    split, workers = how
     if not plans:
         return
     # A fork server that has imported torch once: each run starts in a tenth of a second, in a process of
@@ -107,7 +113,10 @@ def _run_all(plans: Sequence[TrialPlan], data: dict[str, str], split: str, worke
         bar("runs", len(plans), "runs") as overall,
         ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool,
     ):
-        jobs = [pool.submit(_run_one, plan, data, split, (threads, mode_of_run)) for plan in plans]
+        jobs = [
+            pool.submit(_run_one, plan, data, split, (threads, mode_of_run), made_arm(plan.settings, arms))
+            for plan in plans
+        ]
         try:
             for plan, job in zip(plans, jobs, strict=True):
                 job.result()
@@ -130,7 +139,23 @@ def _stop_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)  # which the run takes as Ctrl-C: it saves first
 
 
-def _run_one(plan: TrialPlan, data: dict[str, str], split: str, process: tuple[int, Mode]) -> None:
+def made_arm(settings: TrainSettings, arms: Arms) -> Arm | None:
+    """The arm of the caller's own that the settings name; None for ours.
+
+    Raises:
+        ComparisonError: it was not given.
+    """
+    if not isinstance(settings.arm, CustomArm):
+        return None
+    if settings.arm.name not in arms:
+        raise ComparisonError(
+            f"the arm {settings.arm.name!r} is not one of ours; expected it among those given to compare "
+            f"({', '.join(sorted(arms)) or 'none'}); call compare(recipe, arms={{{settings.arm.name!r}: ...}})"
+        )
+    return arms[settings.arm.name](**settings.arm.options)
+
+
+def _run_one(plan: TrialPlan, data: dict[str, str], split: str, process: tuple[int, Mode], arm: Arm | None) -> None:
     """In a process of its own, with so many threads and progress shown so: train, then measure."""
     import torch
 
@@ -140,12 +165,12 @@ def _run_one(plan: TrialPlan, data: dict[str, str], split: str, process: tuple[i
     run = Path(plan.settings.out)
     with progress_in(mode), alone(run):
         if not (run / RECORD_NAME).is_file():
-            train(plan.settings, resume=True)
+            train(plan.settings, resume=True, arm=arm)
         if not (run / "eval" / RECORD_NAME).is_file():
-            evaluate(_subject(run), data, run / "eval", split=split)
+            evaluate(_subject(run, arm), data, run / "eval", split=split)
 
 
-def _subject(run: Path) -> Path | Subject:
+def _subject(run: Path, arm: Arm | None) -> Path | Subject:
     """What a run gave, to be measured: its checkpoint's folder, or the model where no checkpoint can hold it."""
     record = read_record(RunRecord, run / RECORD_NAME)
     if record.exported:
@@ -154,7 +179,7 @@ def _subject(run: Path) -> Path | Subject:
         name=str(run),
         tokenizer=Path(record.settings.model),
         digest=lambda: digest_file(run / SHIPPED),
-        load=lambda: load_shipped(run),
+        load=lambda: load_shipped(run, arm=arm),
     )
 
 

@@ -28,8 +28,8 @@ from blockexpand.records import read_record, write_record
 from blockexpand.records.expansion import read_expansion
 from blockexpand.records.intervals import ratio_difference
 from blockexpand.records.plan import NewBlock
-from blockexpand.records.run import BlocksArm, RunRecord, UpscaledArm
-from blockexpand.training import load_shipped
+from blockexpand.records.run import CustomArm, RunRecord
+from blockexpand.training import Arm, load_shipped
 from blockexpand.training.arms import load_model
 
 # P = prompts, A = tokens of a prompt, G = a prompt and what was said, B, T, D, R as in numerics.
@@ -38,7 +38,7 @@ _SEEN_NAME = "examined.json"
 _ROWS_PER_PASS = 16
 
 
-def examine(comparison: Comparison, out: Path) -> Examination:
+def examine(comparison: Comparison, out: Path, arms_given: Mapping[str, Callable[..., Arm]]) -> Examination:
     """Look at each arm's chosen run of the first seed, and write what was seen into the comparison's folder.
 
     Raises:
@@ -49,24 +49,26 @@ def examine(comparison: Comparison, out: Path) -> Examination:
     texts = {"domain": open_corpus(recipe.data.domain), "general": open_corpus(recipe.data.general or "")}
     examiner = _Examiner(Path(recipe.base), texts, recipe.test_split, recipe.examine)
     base = examiner.seen(out / "base-examined.json", lambda: examiner.base, None)
-    arms, runs = {}, {}
+    arms, runs, arm_recipes = {}, {}, {one.name: one for one in recipe.arms}
     for arm in comparison.arms:
         run = out / arm.trials[0].run
         record = read_record(RunRecord, run / "blockexpand.json")
         made = Path(record.settings.out)
         place = (made if made.is_dir() else run) / _SEEN_NAME
         new = None
-        if isinstance(record.settings.arm, BlocksArm | UpscaledArm):
+        if arm_recipes[arm.name].plan is not None:
             new = read_expansion(run / "model").plan.new_blocks
-        arms[arm.name] = examiner.seen(place, _loader(run), new or ())
+        arms[arm.name] = examiner.seen(place, _loader(run, record, arms_given), new or ())
         runs[arm.name] = arm.trials[0].run
     found = Examination(settings=recipe.examine, prompts=examiner.shown_prompts(), base=base, arms=arms, runs=runs)
     write_record(out / EXAMINATION_NAME, found)
     return found
 
 
-def _loader(run: Path) -> Callable[[], PreTrainedModel]:
-    return lambda: load_shipped(run)
+def _loader(run: Path, record: RunRecord, arms: Mapping[str, Callable[..., Arm]]) -> Callable[[], PreTrainedModel]:
+    own = record.settings.arm
+    arm = arms[own.name](**own.options) if isinstance(own, CustomArm) else None
+    return lambda: load_shipped(run, arm=arm)
 
 
 class _Examiner:

@@ -15,20 +15,21 @@ from blockexpand.errors import ComparisonError
 from blockexpand.records import WRITTEN_WHEN_SET, check
 from blockexpand.records.plan import Init
 from blockexpand.records.run import (
+    NO_RETENTION,
     ArmSettings,
     BlocksArm,
+    CustomArm,
     DataSettings,
     OptimizerSettings,
     RetentionSettings,
     ScheduleSettings,
     TrainSettings,
-    UpscaledArm,
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanRecipe:
-    """Where the arms `blocks` and `upscaled` grow the base, and how new blocks start."""
+    """Where the arm `blocks`, or a custom one, grows the base, and how new blocks start."""
 
     blocks: int | None = None
     placement: Literal["interleaved", "prefix", "suffix"] = "interleaved"
@@ -59,7 +60,7 @@ class ArmRecipe:
     optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
     """Everything but its `lr`, which `lrs` sets."""
     plan: PlanRecipe | None = None
-    """For the arms `blocks` and `upscaled`."""
+    """For the arm `blocks`, and for custom ones that want a deeper checkpoint."""
     unrestricted: bool = False
     """A reference outside the comparison: domain text only, no retention, no budget."""
 
@@ -67,12 +68,12 @@ class ArmRecipe:
         """Check the bounds."""
         check(len(self.lrs) > 0, "lrs", self.lrs, "at least one learning rate")
         check(all(lr > 0 for lr in self.lrs), "lrs", self.lrs, "numbers above 0")
-        grows = isinstance(self.arm, BlocksArm | UpscaledArm)
+        grows = isinstance(self.arm, BlocksArm) or (isinstance(self.arm, CustomArm) and self.plan is not None)
         check(
             grows == (self.plan is not None),
             "plan",
             self.plan,
-            "a plan for `blocks` and `upscaled`, and none for other arms",
+            "a plan for `blocks`, if need be for a custom arm, and none for others",
         )
 
 
@@ -112,7 +113,7 @@ class CompareRecipe:
     rows_per_pass: int = 16
     schedule: ScheduleSettings = dataclasses.field(default_factory=ScheduleSettings)
     retention: RetentionSettings = dataclasses.field(default_factory=RetentionSettings)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     measure_every_steps: int = 25
     test_split: str = "test"
     """Of both corpora: what is reported, and never steered by."""
@@ -180,7 +181,7 @@ def _settings(recipe: CompareRecipe, arm: ArmRecipe, lr: float, seed: int) -> Tr
     if arm.unrestricted:
         # Domain text only: the same domain rows a step, none of the general ones, and no budget.
         rows -= round(retention.replay * rows)
-        retention = RetentionSettings()
+        retention = NO_RETENTION
     return TrainSettings(
         model="",
         out="",

@@ -195,21 +195,6 @@ def check_embeddings(largest_token: int, num_embeddings: int, tokenizer: PreTrai
         )
 
 
-def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token with which the template closes an assistant's turn; None when it closes with plain text.
-
-    What is shipped must stop there: it is among the end tokens of a model that was trained on chats.
-
-    Raises:
-        CorpusError: as `render`.
-    """
-    answer = "blockexpand"
-    text = render(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}], prompt=False)
-    closing = tokens_of(tokenizer, text[text.rfind(answer) + len(answer) :])
-    known = tokenizer.added_tokens_decoder
-    return next((token for token in closing if token in known), None)
-
-
 def answer_spans(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], place: str
 ) -> tuple[str, list[tuple[int, int]]]:

@@ -82,7 +82,8 @@ def position_of(text: str) -> float:
     """
     words = words_of(text) or [text]
     # Hashed once more: a minimum lies close to 0, and shares are taken from a uniform number.
-    return float(mixed(gram_hashes(words, _SPLIT_WORDS).min() + _STEP) >> np.uint64(11)) / 2**53
+    smallest = gram_hashes(words, _SPLIT_WORDS).min(keepdims=True)
+    return float(mixed(smallest + _STEP)[0] >> np.uint64(11)) / 2**53
 
 
 def content_key(text: str) -> int:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from blockexpand import __version__
-from blockexpand.corpus.chats import check_embeddings, check_template, turn_end
+from blockexpand.checkpoint import end_of_turn
+from blockexpand.corpus.chats import check_embeddings, check_template
 from blockexpand.corpus.copies import EvaluationTexts, Seen, content_key, position_of
 from blockexpand.corpus.files import Bad, Contents, Document, all_documents, look_into, read_documents
 from blockexpand.corpus.mixture import Weight, interleave, wanted_tokens
@@ -250,7 +251,7 @@ class _Preparation:
                 num_chars, share = 0, 1.0
                 for record, reached in itertools.islice(records, _BATCH_DOCUMENTS):
                     share = reached
-                    found.append(record if isinstance(record, Bad) else self._judge(record, contents))
+                    found.append(record if isinstance(record, Bad) else self._judge(record))
                     num_chars += 0 if isinstance(record, Bad) else len(record.text)
                     if num_chars >= _BATCH_CHARS:
                         break
@@ -260,17 +261,13 @@ class _Preparation:
                 staying = [one.document for one in found if isinstance(one, _Verdict) and not one.drop]
                 yield found, encoding.submit(self._encode, staying), at, item, share
 
-    def _judge(self, document: Document, contents: Contents) -> _Verdict:
+    def _judge(self, document: Document) -> _Verdict:
         """What becomes of a document."""
         text, recipe = document.text, self._recipe
         key = content_key(text)
         num_chars = len(text.strip())
         if num_chars < recipe.min_chars:
             return _Verdict(document=document, key=key, drop="short", note=f"min_chars: {num_chars} characters")
-        clean = contents.source.clean
-        if clean is not None and (broken := clean.broken_by(text)) is not None:
-            rule, figure = broken
-            return _Verdict(document=document, key=key, drop=f"cleaned {rule}", note=f"{rule}: {figure}")
         copy, signature = self._seen.verdict(text, key)
         if copy:
             what = "a copy" if copy == "duplicate" else "a near copy"
@@ -361,7 +358,7 @@ class _Preparation:
             recipe_digest=digest_json(recipe),
             inputs_digest=self.identity,
             conversations=self._chats,
-            turn_end=turn_end(self._tokenizer) if self._chats else None,
+            turn_end=end_of_turn(self._tokenizer) if self._chats else None,
             gap_tokens=GAP_TOKENS if divided.is_cut else 0,
             sources=tuple(
                 _source_counts(contents, one.state, divided.counts_of(number))
@@ -530,9 +527,8 @@ def _mix(weights: Sequence[Weight], wanted: Sequence[int], taken: Sequence[int])
 
 def _source_counts(contents: Contents, state: SourceState, divided: Counter[str]) -> SourceCounts:
     counts = {**state.counts, **divided}
-    cleaned = {name.partition(" ")[2]: n for name, n in counts.items() if name.startswith("cleaned ")}
     parts = ("kept", "short", "duplicate", "near_duplicate", "contaminated", "other", "beyond", "bad")
-    total = sum(counts.get(part, 0) for part in parts) + sum(cleaned.values())
+    total = sum(counts.get(part, 0) for part in parts)
     assert counts.get("read", 0) == total, f"documents got lost in {contents.source.path}: {counts}"
     return SourceCounts(
         source=contents.told,
@@ -545,7 +541,6 @@ def _source_counts(contents: Contents, state: SourceState, divided: Counter[str]
         num_near_duplicates=counts.get("near_duplicate", 0),
         num_contaminated=counts.get("contaminated", 0),
         num_bad=counts.get("bad", 0),
-        cleaned=dict(sorted(cleaned.items())),
         bad=state.bad,
         examples=state.examples,
         num_files=len(contents.parts),

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from blockexpand.corpus.cleaning import CleanRecipe
 from blockexpand.digests import digest_json
 from blockexpand.records import WRITTEN_WHEN_SET, check, from_plain, read_yaml
 
@@ -21,7 +20,7 @@ Kind = Literal["auto", "text", "code", "table", "chat"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where documents come from, how often they are taken, what they are cleaned of."""
+    """Where documents come from, how often they are taken."""
 
     path: str
     """A file, a folder (read recursively), a glob (`data/**/*.jsonl.gz`), a data set of the hub (`owner/name`), a
@@ -48,8 +47,6 @@ class Source:
     """How many times its own tokens go into the weighted splits, e.g. 0.5 or 1.5; not beside `share`."""
     share: float | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
     """Its part of the final tokens of the weighted splits, in (0, 1]."""
-    clean: CleanRecipe | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
-    """Which documents are dropped for what they look like; none unless set."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""

@@ -17,13 +17,13 @@ from blockexpand.demonstration.paths import BASE
 from blockexpand.demonstration.recipe import DemoRecipe
 from blockexpand.errors import DemonstrationError
 from blockexpand.evaluation.answers import load_tasks
-from blockexpand.evaluation.evaluating import evaluate
+from blockexpand.evaluation.measurement import evaluate
 from blockexpand.expansion import verify
 from blockexpand.progress import say
 from blockexpand.records import write_record
 from blockexpand.records.run import DataSettings, TrainSettings
 from blockexpand.reporting import report
-from blockexpand.training import sft
+from blockexpand.training import train
 from blockexpand.units import format_bytes
 
 PROOF_NAME = "proof.json"
@@ -93,7 +93,7 @@ class Chapters:
             data=DataSettings(domain=str(folder / "chats"), general=str(folder / "general"), validation_rows=8),
             **recipe.instruct.settings(),
         )
-        record = sft(settings, resume=True)
+        record = train(settings, resume=True)
         return f"{record.num_steps} steps on {recipe.instructions.num_train:,} conversations"
 
     def evaluate(self) -> str:

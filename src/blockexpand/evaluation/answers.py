@@ -13,6 +13,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from blockexpand.corpus.chats import render_prompt
 from blockexpand.errors import EvaluationError, RecordError
 from blockexpand.evaluation.routes import Router
 from blockexpand.live.generation import ends_of_model, generate
@@ -95,9 +96,7 @@ def answer(
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    turns = [{"role": "user", "content": prompt}]
-    text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return render_prompt(tokenizer, [{"role": "user", "content": prompt}])
 
 
 def score(answered: Sequence[Answered]) -> Scores:

@@ -1,37 +1,36 @@
-"""Chat with a model behind an OpenAI-compatible address.
+"""Chat with a model behind an OpenAI-compatible address, by the `openai` client.
 
-In: an address, a model's name, messages. Out: an `Answer`, always: what may pass (no connection, out of time, 429, 5xx,
-a reply that is no chat completion) is tried again with waits that double, and what does not pass stands in
-`Answer.error`, never in its text; so a server's trouble cannot be taken for a wrong answer. Refused, with an
-`EndpointError`: an address that is none or carries a secret, and (by `check`) a server that is not there or does not
-know the key. Keys are never shown, written or sent anywhere but to the address.
+In: an address, a model's name, messages. Out: an `Answer`, always. The client tries again what may pass (no connection,
+time-outs, 408, 409, 429, 5xx, with waits that double and follow Retry-After); what does not pass stands in
+`Answer.error`, never in its text, so a server's trouble cannot be taken for a wrong answer. Refused, with an
+`EndpointError`: an address that is none or carries a secret, a missing client, and (by `check`) a server that is not
+there or does not know the key. Keys are never shown, written or sent anywhere but to the address.
 """
 
 from __future__ import annotations
 
 import functools
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from blockexpand.errors import EndpointError
-from blockexpand.evaluation.exchange import Fault, Reply, exchange
 
 if TYPE_CHECKING:
-    from httpx2 import Client
+    from openai import OpenAI
 
 Message = Mapping[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}."""
 
-_FIRST_WAIT_SECONDS = 0.5
-_LONGEST_WAIT_SECONDS = 30.0
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _AT_ONCE = 8
 """Requests under way at a time: enough for a server to batch, few enough for public rate limits."""
+_MOST_STOPS = 4  # OpenAI's chat completions take no more; the text is cut at the others here
+_SHOWN_CHARACTERS = 300
+"""Of what a server says about an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,6 @@ class Answer:
     """As the server counts; 0 where it does not."""
     seconds: float = 0.0
     """Wall time of all tries and the waits between them."""
-    num_tries: int = 1
     too_long: bool = False
     """Whether the conversation did not fit the model's context; only models in this process say so."""
 
@@ -76,11 +74,9 @@ class Endpoint:
     key: str | None = field(default=None, repr=False)
     """Sent as a bearer token; never shown and never written."""
     timeout_seconds: float = 60.0
-    """Of one try, from sending to the last byte."""
+    """In which a try has to bring something."""
     retries: int = 4
     """Tries after the first."""
-    sleep: Callable[[float], None] = field(default=time.sleep, repr=False, compare=False)
-    """How to wait between two tries."""
 
     def __post_init__(self) -> None:
         _check_url(self.url)
@@ -91,28 +87,39 @@ class Endpoint:
         if self.key is not None and not (self.key.isascii() and self.key.isprintable() and self.key):
             raise EndpointError("key: expected printable ASCII text, got something else; check the variable it is in")
 
-    def chat(
-        self, messages: Sequence[Message], max_tokens: int, temperature: float = 0.0, stop: tuple[str, ...] = ()
-    ) -> Answer:
+    def ask(self, request: Request) -> Answer:
         """Ask, and wait for the whole answer. Never raises for what a server does."""
-        body: dict[str, Any] = {
+        import openai
+
+        asked: dict[str, Any] = {
             "model": self.model,
-            "messages": [{key: _sendable(text) for key, text in message.items()} for message in messages],
-            "max_tokens": max_tokens,
-            "temperature": temperature,
+            "messages": [{key: _sendable(text) for key, text in message.items()} for message in request.messages],
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
         }
-        if stop:
-            body["stop"] = list(stop)
+        if request.stop:
+            asked["stop"] = list(request.stop[:_MOST_STOPS])
         start = time.monotonic()
-        for tries in range(1, self.retries + 2):
-            found = _completion(exchange(self._client, "POST", "chat/completions", body, self.timeout_seconds))
-            if isinstance(found, Reply):
-                return _answer(found.data, stop, time.monotonic() - start, tries)
-            if not found.may_pass or tries > self.retries:
-                break
-            self.sleep(_wait_seconds(tries, found))
-        error = self._without_key(f"{found.message} ({tries} {'try' if tries == 1 else 'tries'})")
-        return Answer(text="", error=error, seconds=time.monotonic() - start, num_tries=tries)
+        said: Any = None
+        try:
+            said = self._client.chat.completions.create(**asked, extra_headers=self._headers)
+            text = said.choices[0].message.content
+            if not isinstance(text, str):
+                raise TypeError(f"a {type(text).__name__} where text was expected")
+        except (openai.OpenAIError, ValueError, RecursionError) as error:
+            return Answer(text="", error=self._words(error), seconds=time.monotonic() - start)
+        except (AttributeError, IndexError, TypeError, KeyError) as error:
+            if said is None:
+                raise
+            # The client does not check replies against its own types.
+            why = f"the reply is no chat completion with text ({error}): {str(said)[:120]!r}"
+            return Answer(text="", error=why, seconds=time.monotonic() - start)
+        return Answer(
+            text=cut_at(_sendable(text), request.stop),
+            prompt_tokens=_count(said.usage, "prompt_tokens"),
+            completion_tokens=_count(said.usage, "completion_tokens"),
+            seconds=time.monotonic() - start,
+        )
 
     def check(self) -> None:
         """See, once, whether a server is there and takes the key; it need not list its models.
@@ -120,20 +127,22 @@ class Endpoint:
         Raises:
             EndpointError: nobody answers at the address, or the key is refused.
         """
-        found = exchange(self._client, "GET", "models", None, self.timeout_seconds)
-        if isinstance(found, Reply):
+        import openai
+
+        try:
+            self._client.with_options(max_retries=0).models.list(extra_headers=self._headers)
+        except openai.APIConnectionError as error:
+            raise EndpointError(
+                f"cannot reach {self.url}: {self._words(error)}; expected a server that speaks OpenAI's chat "
+                "completions; start it, or check the address"
+            ) from None
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise EndpointError(
+                f"{self.url} refuses the key ({self._words(error)}); expected one that it knows; check the environment "
+                "variable it is read from"
+            ) from None
+        except (openai.OpenAIError, ValueError, AttributeError, TypeError):
             return
-        said = self._without_key(found.message)
-        if not found.connected:
-            raise EndpointError(
-                f"cannot reach {self.url}: {said}; expected a server that speaks OpenAI's chat completions; start it, "
-                "or check the address"
-            )
-        if found.status in (401, 403):
-            raise EndpointError(
-                f"{self.url} refuses the key ({said}); expected one that it knows; check the environment variable it "
-                "is read from"
-            )
 
     def close(self) -> None:
         """Close the connections that are kept; the next request opens new ones."""
@@ -142,28 +151,68 @@ class Endpoint:
             client.close()
 
     @functools.cached_property
-    def _client(self) -> Client:
-        import httpx2  # 0.1 s, and only those who ask need it
+    def _client(self) -> OpenAI:
+        import openai
 
         parts = urlsplit(self.url)
         base = self.url.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        # A proxy of the environment cannot reach this machine's own servers.
-        return httpx2.Client(base_url=base + "/", headers=headers, trust_env=parts.hostname not in _LOOPBACK)
+        client = openai.OpenAI(
+            base_url=base,
+            api_key=self.key or "none",
+            timeout=self.timeout_seconds,
+            max_retries=self.retries,
+            # A proxy of the environment cannot reach this machine's own servers.
+            http_client=openai.DefaultHttpxClient(
+                trust_env=parts.hostname not in _LOOPBACK, follow_redirects=False, timeout=self.timeout_seconds
+            ),
+        )
+        client.organization = client.project = None  # nor what else it finds there
+        return client
 
-    def _without_key(self, text: str) -> str:
-        """Some servers repeat the key they refuse."""
-        return text.replace(self.key, "(the key)") if self.key else text
+    @property
+    def _headers(self) -> dict[str, Any]:
+        """Without a key of ours none is sent, whatever the environment holds."""
+        import openai
+
+        return {} if self.key else {"Authorization": openai.Omit()}
+
+    def _words(self, error: BaseException) -> str:
+        """What went wrong, in a line; some servers repeat the key they refuse."""
+        import openai
+
+        if isinstance(error, openai.APITimeoutError):
+            said = f"no answer within {self.timeout_seconds:g} s"
+        elif isinstance(error, openai.APIConnectionError):
+            said = f"no connection: {error.__cause__ or error}"
+        elif isinstance(error, openai.APIStatusError):
+            body = error.body
+            inner = body.get("message", body.get("detail", body)) if isinstance(body, dict) else body
+            said = f"HTTP {error.status_code}: {inner or error.response.text}"
+        else:
+            said = f"the reply cannot be read: {error}"
+        said = " ".join(said.split())
+        return (said.replace(self.key, "(the key)") if self.key else said)[:_SHOWN_CHARACTERS]
+
+
+def require_client() -> None:
+    """Refuse early where the client is missing.
+
+    Raises:
+        EndpointError: it is not installed; the message has the line that installs it.
+    """
+    try:
+        import openai  # noqa: F401
+    except ImportError:
+        raise EndpointError(
+            "a model behind an address needs the openai client, which is not installed; expected the extra "
+            "'evaluation'; run pip install -c constraints.txt 'blockexpand[evaluation]'"
+        ) from None
 
 
 def ask_all(endpoint: Endpoint, requests: Sequence[Request], at_once: int = _AT_ONCE) -> Iterator[Answer]:
     """The answers in the order of the requests, several asked at a time."""
-
-    def ask(request: Request) -> Answer:
-        return endpoint.chat(request.messages, request.max_tokens, request.temperature, request.stop)
-
     with ThreadPoolExecutor(max_workers=max(1, at_once)) as pool:
-        yield from pool.map(ask, requests)
+        yield from pool.map(endpoint.ask, requests)
 
 
 def _expect(condition: bool, name: str, value: object, expected: str) -> None:
@@ -188,33 +237,6 @@ def _check_url(url: str) -> None:
         raise EndpointError(f"{url!r} is no address of a server; expected {example}")
 
 
-def _completion(found: Reply | Fault) -> Reply | Fault:
-    """The reply, or the fault that it is no chat completion."""
-    if isinstance(found, Fault):
-        return found
-    choices = found.data.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else None
-    message = first.get("message") if isinstance(first, dict) else None
-    text = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(text, str):
-        shown = repr(found.data)[:120]
-        return Fault(message=f"the reply is no chat completion with text: {shown}", may_pass=True)
-    return found
-
-
-def _answer(data: dict[str, Any], stop: Sequence[str], seconds: float, tries: int) -> Answer:
-    text = data["choices"][0]["message"]["content"]
-    usage = data.get("usage")
-    counts = usage if isinstance(usage, dict) else {}
-    return Answer(
-        text=cut_at(_sendable(text), stop),
-        prompt_tokens=_count(counts.get("prompt_tokens")),
-        completion_tokens=_count(counts.get("completion_tokens")),
-        seconds=seconds,
-        num_tries=tries,
-    )
-
-
 def cut_at(text: str, stop: Sequence[str]) -> str:
     """The text before the first of the stop texts; some servers ignore them."""
     places = [place for word in stop if (place := text.find(word)) >= 0]
@@ -226,11 +248,6 @@ def _sendable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _count(value: object) -> int:
+def _count(usage: Any, name: str) -> int:
+    value = dict(usage or {}).get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
-
-
-def _wait_seconds(tries: int, fault: Fault) -> float:
-    """Doubled each time, a little apart from what others wait, and never less than the server asked for."""
-    doubled = min(_FIRST_WAIT_SECONDS * 2 ** (tries - 1), _LONGEST_WAIT_SECONDS) * random.uniform(1.0, 1.25)
-    return max(doubled, fault.wait_seconds or 0.0)

@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from blockexpand.digests import digest_json
 from blockexpand.errors import EvaluationError, nearest
-from blockexpand.evaluation.suites import AnswerTask, ChoiceTask, Chosen, FileTask, HarnessTask, TextTask
+from blockexpand.evaluation.suites import ChoiceTask, ExactTask, FileTask, HarnessTask, SuiteFile, SuiteTask, TextTask
 from blockexpand.evaluation.task_data import Row, check_columns, hub_rows, local_file, read_rows
 from blockexpand.records import check
-from blockexpand.records.agents import Task
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
-_SEED = 1234
+SEED = 1234
 """Which examples are shown: the harness's default, so that figures compare."""
 _SAMPLING_TEMPERATURE = 0.8  # Chen et al. 2021, section 3.3: best for pass@100
 
@@ -36,8 +35,10 @@ class Options:
 
     data: str | None = None
     """A folder with the data of tasks: `<data>/<task>/<split>.jsonl`."""
+    hub: bool = False
+    """Take what is not there from the hub, or from its cache."""
     limit: int | None = None
-    """Only the first samples of each task; none = all."""
+    """Only the first samples of each task and documents of each corpus; none = all."""
     shots: int | None = None
     """At most this many examples, for short contexts; none = as the suites say."""
     samples: int = 1
@@ -98,28 +99,100 @@ def require_harness() -> None:
 class Work:
     """One task of a suite, its data read and checked."""
 
-    entry: Task
-    chosen: Chosen
+    entry: SuiteTask
+    file: SuiteFile
     parts: list[Part]
     """More than one where several tasks of the harness make one figure."""
 
 
-def build_work(suites: Sequence[Chosen], options: Options) -> list[Work]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataWanted:
+    """One split that a task reads."""
+
+    task: str
+    split: str
+    columns: tuple[str, ...]
+    path: Path | None
+    """Where it is; none where it is not on this machine."""
+    bring: str
+    """The file that would do."""
+    hub: str | None
+    """The data set on the hub."""
+
+    def __str__(self) -> str:
+        columns = f" with {', '.join(self.columns)}" if self.columns else ""
+        where = f"hub: {self.hub}" if self.hub else "not on the hub"
+        return f"{self.task}, split {self.split}: {self.path or f'missing: bring {self.bring}{columns} ({where})'}"
+
+
+def data_wanted(suites: Sequence[SuiteFile], options: Options) -> list[DataWanted]:
+    """Which files the tasks of the suites read, and which of them are there; nothing is fetched.
+
+    Raises:
+        EvaluationError: a suite names a task that is not there.
+    """
+    found: dict[tuple[str, str], DataWanted] = {}
+    for file in suites:
+        for entry in file.suite.tasks:
+            for config in _configs(entry, file):
+                asked, shown, _ = _splits(entry, config, options)
+                for split in filter(None, (asked, shown)):
+                    folder = _folder(file, options)
+                    path = local_file(folder, entry.task, split) if folder else None
+                    found[entry.task, split] = DataWanted(
+                        task=entry.task,
+                        split=split,
+                        columns=tuple(sorted(_columns(entry, config))),
+                        path=path,
+                        bring=str((folder or Path("DATA")) / entry.task / f"{split}.jsonl"),
+                        hub=config.get("dataset_path"),
+                    )
+    return list(found.values())
+
+
+def build_work(suites: Sequence[SuiteFile], options: Options) -> list[Work]:
     """The harness's tasks of all suites, so that what is wrong with one is known before any model is asked.
 
     Raises:
-        EvaluationError: the data are not there or do not fit, or a figure is asked for that a task has not.
+        EvaluationError: the data are not there (all that is missing is named) or do not fit, or a figure is asked for
+            that a task has not.
     """
+    missing = [str(one) for one in data_wanted(suites, options) if one.path is None and not (options.hub and one.hub)]
+    if missing:
+        where = "" if options.data else "; say where the data are with --data-dir"
+        raise EvaluationError(
+            f"{len(missing)} files of data are missing{where}; bring them, leave the tasks out, or allow the hub with "
+            f"--hub: {'; '.join(missing)}"
+        )
     found = []
-    for chosen in suites:
-        for entry in chosen.suite.tasks:
-            parts = [_build(entry, config, chosen, options) for config in _configs(entry, chosen)]
+    for file in suites:
+        for entry in file.suite.tasks:
+            parts = [_build(entry, config, file, options) for config in _configs(entry, file)]
             _check_metric(entry, parts[0])
-            found.append(Work(entry=entry, chosen=chosen, parts=parts))
+            found.append(Work(entry=entry, file=file, parts=parts))
     return found
 
 
-def _check_metric(entry: Task, part: Part) -> None:
+def _folder(file: SuiteFile, options: Options) -> Path | None:
+    """Where a suite's data are: the person's folder first."""
+    own = file.folder / file.suite.data if file.suite.data else None
+    return Path(options.data) if options.data else own
+
+
+def _splits(entry: SuiteTask, config: dict[str, Any], options: Options) -> tuple[str, str | None, int]:
+    """The split that is asked, the one that examples come from, and how many examples."""
+    shots = entry.shots if options.shots is None else min(entry.shots, options.shots)
+    asked = config.get("test_split") or config.get("validation_split")
+    if asked is None:
+        raise EvaluationError(
+            f"the task {entry.task!r} names no test_split and no validation_split; name one in its file"
+        )
+    own_examples = (config.get("fewshot_config") or {}).get("samples") is not None
+    shown = config.get("fewshot_split") or config.get("training_split") or config.get("validation_split")
+    return asked, shown if shots and not own_examples else None, shots
+
+
+def _check_metric(entry: SuiteTask, part: Part) -> None:
     known = part.task.aggregation()
     if entry.metric not in known:
         raise EvaluationError(f"{entry.task} has no metric {entry.metric!r}; {nearest(entry.metric, known)}")
@@ -128,7 +201,7 @@ def _check_metric(entry: Task, part: Part) -> None:
         raise EvaluationError(f"{entry.task} has no filter {entry.filter!r}; {nearest(entry.filter, filters)}")
 
 
-def _configs(entry: Task, chosen: Chosen) -> list[dict[str, Any]]:
+def _configs(entry: SuiteTask, file: SuiteFile) -> list[dict[str, Any]]:
     if isinstance(entry, HarnessTask):
         import lm_eval
 
@@ -144,13 +217,13 @@ def _configs(entry: Task, chosen: Chosen) -> list[dict[str, Any]]:
             configs[0]["task"] = entry.task
         return configs
     if isinstance(entry, FileTask):
-        path = chosen.folder / entry.file
+        path = file.folder / entry.file
         if not path.is_file():
             raise EvaluationError(
                 f"the task {entry.task!r} has no file at {path}; expected a task in the harness's YAML"
             )
         return [{**_load(path), "task": entry.task}]
-    common = {"task": entry.task, "test_split": "test", "metadata": {"version": chosen.suite.version}}
+    common = {"task": entry.task, "test_split": entry.split, "metadata": {"version": file.suite.version}}
     return [{**_short_form(entry), **common, "dataset_path": entry.hub or None, "dataset_name": entry.hub_name}]
 
 
@@ -165,7 +238,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise EvaluationError(f"{path} is not a task of lm-evaluation-harness: {why}; mend it") from None
 
 
-def _short_form(entry: ChoiceTask | AnswerTask | TextTask) -> dict[str, Any]:
+def _short_form(entry: ChoiceTask | ExactTask | TextTask) -> dict[str, Any]:
     if isinstance(entry, TextTask):
         return {
             "output_type": "loglikelihood_rolling",
@@ -173,10 +246,10 @@ def _short_form(entry: ChoiceTask | AnswerTask | TextTask) -> dict[str, Any]:
             "doc_to_target": entry.text,
             "metric_list": [{"metric": "bits_per_byte"}, {"metric": "word_perplexity"}],
         }
-    if isinstance(entry, AnswerTask):
+    if isinstance(entry, ExactTask):
         return {
             "output_type": "generate_until",
-            "training_split": "train",
+            "training_split": entry.examples,
             "doc_to_text": entry.question,
             "doc_to_target": entry.answer,
             "generation_kwargs": {
@@ -193,7 +266,7 @@ def _short_form(entry: ChoiceTask | AnswerTask | TextTask) -> dict[str, Any]:
         }
     return {
         "output_type": "multiple_choice",
-        "training_split": "train",
+        "training_split": entry.examples,
         "doc_to_text": entry.question,
         "doc_to_choice": entry.choices if isinstance(entry.choices, str) else list(entry.choices),
         "doc_to_target": entry.answer,
@@ -204,22 +277,13 @@ def _short_form(entry: ChoiceTask | AnswerTask | TextTask) -> dict[str, Any]:
 _MEAN = {"aggregation": "mean", "higher_is_better": True}
 
 
-def _build(entry: Task, config: dict[str, Any], chosen: Chosen, options: Options) -> Part:
+def _build(entry: SuiteTask, config: dict[str, Any], file: SuiteFile, options: Options) -> Part:
     """The task of one configuration: its rows are read here, so the harness fetches nothing."""
-    shots = entry.shots if options.shots is None else min(entry.shots, options.shots)
-    asked = config.get("test_split") or config.get("validation_split")
-    if asked is None:
-        raise EvaluationError(
-            f"the task {entry.task!r} names no test_split and no validation_split; name one in its file"
-        )
-    own_examples = (config.get("fewshot_config") or {}).get("samples") is not None
-    shown = config.get("fewshot_split") or config.get("training_split") or config.get("validation_split")
-    if not shots or own_examples:
-        shown = None
+    asked, shown, shots = _splits(entry, config, options)
     splits: dict[str, list[Row]] = {}
     source = ""
     for split in filter(None, {asked, shown}):
-        rows, where = _rows(entry, config, chosen, options, split)
+        rows, where = _rows(entry, config, file, options, split)
         check_columns(rows, _columns(entry, config), where)
         splits[split] = rows
         source = where if split == asked else source
@@ -241,16 +305,14 @@ def _build(entry: Task, config: dict[str, Any], chosen: Chosen, options: Options
     )
 
 
-def _rows(entry: Task, config: dict[str, Any], chosen: Chosen, options: Options, split: str) -> tuple[list[Row], str]:
+def _rows(
+    entry: SuiteTask, config: dict[str, Any], file: SuiteFile, options: Options, split: str
+) -> tuple[list[Row], str]:
     """The rows of a split, of the person's folder first, and where they came from."""
-    own = chosen.folder / chosen.suite.data if chosen.suite.data else None
-    folder = Path(options.data) if options.data else own
+    folder = _folder(file, options)
     path = local_file(folder, entry.task, split) if folder else None
-    bring = str((folder or Path("DATA")) / entry.task / f"{split}.jsonl") + (
-        "" if folder else " (with --data-dir DATA)"
-    )
     if path is not None:
-        rows = read_rows(path)
+        rows = read_rows(path, split)
         if isinstance(entry, HarnessTask) and entry.part:
             check_columns(rows, [entry.part], str(path))
             rows = [row for row in rows if _slug(row[entry.part]) == config["dataset_name"]]
@@ -260,12 +322,10 @@ def _rows(entry: Task, config: dict[str, Any], chosen: Chosen, options: Options,
                     f"{entry.task}; bring the whole file, or make a task of your own of what is there"
                 )
         return rows, str(path)
-    if config.get("dataset_path") is None:
-        raise EvaluationError(
-            f"the task {entry.task!r} has no data: no file at {bring} (or .json, .csv, .tsv, .parquet, .txt); bring it"
-        )
     name = config.get("dataset_name")
-    return hub_rows(config["dataset_path"], name, split, bring), f"hub:{config['dataset_path']}/{name or ''}:{split}"
+    return hub_rows(
+        config["dataset_path"], name, split, f"{entry.task}/{split}.jsonl"
+    ), f"hub:{config['dataset_path']}/{name or ''}:{split}"
 
 
 def _slug(name: object) -> str:
@@ -273,7 +333,7 @@ def _slug(name: object) -> str:
     return str(name).strip().lower().replace("&", "and").replace(" ", "_")
 
 
-def _columns(entry: Task, config: dict[str, Any]) -> set[str]:
+def _columns(entry: SuiteTask, config: dict[str, Any]) -> set[str]:
     """The columns that the entry and the task's templates name."""
     import jinja2
     from jinja2 import meta
@@ -289,12 +349,12 @@ def _columns(entry: Task, config: dict[str, Any]) -> set[str]:
             found = meta.find_undeclared_variables(jinja2.Environment().parse(template))
         except jinja2.TemplateSyntaxError as error:
             raise EvaluationError(f"{entry.task}: {template!r} is not a template: {error}; mend the suite") from None
-        bare = isinstance(entry, ChoiceTask | AnswerTask | TextTask) and key != "doc_to_text" and "{" not in template
+        bare = isinstance(entry, ChoiceTask | ExactTask | TextTask) and key != "doc_to_text" and "{" not in template
         names |= {template} if bare else found
     return names
 
 
-def _settle(entry: Task, config: dict[str, Any], options: Options, asked: str, shown: str | None) -> None:
+def _settle(entry: SuiteTask, config: dict[str, Any], options: Options, asked: str, shown: str | None) -> None:
     """Fix which splits serve what, and how many outputs are drawn."""
     by_training = not config.get("fewshot_split")
     config["test_split"], config["validation_split"] = asked, None
@@ -320,7 +380,7 @@ def _task(config: dict[str, Any], splits: dict[str, list[Row]], shots: int) -> C
         config.pop(key, None)
     config |= {"custom_dataset": rows_in_memory, "num_fewshot": shots}
     task = ConfigurableTask(config=config)
-    task.set_fewshot_seed(_SEED)
+    task.set_fewshot_seed(SEED)
     return task
 
 

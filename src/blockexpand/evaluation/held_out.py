@@ -19,25 +19,44 @@ from blockexpand.records.evaluation import DocumentLosses
 # M = documents, N = rows of a batch, T = tokens of a row, R = positions that count.
 
 
-def document_losses(model: PreTrainedModel, rows: TokenRows, rows_per_pass: int, title: str) -> DocumentLosses:
-    """The cross-entropies of every document of a split under `model` (in eval mode, no gradient)."""
+def document_losses(
+    model: PreTrainedModel, rows: TokenRows, rows_per_pass: int, title: str, limit: int | None = None
+) -> DocumentLosses:
+    """The cross-entropies of every document of a split under `model` (in eval mode, no gradient).
+
+    With `limit`, of the first so many documents only.
+    """
     nats: dict[int, float] = {}
     tokens: dict[int, int] = {}
     device = next(model.parameters()).device
-    with bar(title, rows.num_rows * rows.row_tokens, "tokens") as progress:
-        for chosen in batches(rows.num_rows, rows_per_pass):
+    numbers, wanted = _rows_of(rows, limit)
+    with bar(title, len(numbers) * rows.row_tokens, "tokens") as progress:
+        for part in batches(len(numbers), rows_per_pass):
+            chosen = numbers[part]
             trained_NT = rows.trained_NT(chosen)
             batch = RowBatch.of(rows.tokens_NT(chosen), rows.positions_NT(chosen), trained_NT, device)
             losses_R = cross_entropies(model, batch).double().cpu().numpy()
-            for document, part in by_document(rows, chosen, trained_NT, losses_R):
-                nats[document] = nats.get(document, 0.0) + float(part.sum())
-                tokens[document] = tokens.get(document, 0) + len(part)
+            for document, some in by_document(rows, chosen, trained_NT, losses_R):
+                if wanted is not None and document not in wanted:
+                    continue
+                nats[document] = nats.get(document, 0.0) + float(some.sum())
+                tokens[document] = tokens.get(document, 0) + len(some)
             progress.advance(len(chosen) * rows.row_tokens)
     order = sorted(nats)
     return DocumentLosses(
         nats_M=np.array([nats[d] for d in order]),
         tokens_M=np.array([tokens[d] for d in order], dtype=np.int64),
     )
+
+
+def _rows_of(rows: TokenRows, limit: int | None) -> tuple[np.ndarray, set[int] | None]:
+    """The rows with the first `limit` documents, and these documents' numbers."""
+    every = np.arange(rows.num_rows)
+    if limit is None:
+        return every, None
+    found = rows.documents(every)
+    wanted = set(sorted({document for some in found for document in some})[:limit])
+    return every[[not wanted.isdisjoint(some) for some in found]], wanted
 
 
 def by_document(

@@ -1,25 +1,26 @@
 """Models under test, as lm-evaluation-harness asks them: one in memory, or one behind an address.
 
-In: the harness's requests. Out: answers, which go to the journal as they come, with the time each took and the tokens
-of its prompt that did not fit. Refused: likelihoods from an address, which gives none.
-
-The harness's own class for transformers does the batching, sorting and stopping; what is added here is counting.
+In: the harness's requests. Out: answers, each told to the harness's cache as it comes. Refused: likelihoods from an
+address, which gives none. The harness's own class for transformers does the batching, sorting and stopping; what is
+added: where an answer ends, windows of our own, tokens of each choice, prompts that did not fit, packs by question.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
-from lm_eval.api.model import LM
+from lm_eval.api.model import LM, CacheHook
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from blockexpand.errors import EvaluationError
+from blockexpand.evaluation.endpoint import Request, ask_all
+from blockexpand.live.generation import ends_of_model
 from blockexpand.packs.in_memory import only
+from blockexpand.progress import Bar, bar
 from blockexpand.records.pack import Names, name_of
 
 if TYPE_CHECKING:
@@ -31,22 +32,53 @@ if TYPE_CHECKING:
     from blockexpand.evaluation.harness import Options
     from blockexpand.evaluation.routes import Router
 
-_AT_ONCE = 8
-"""Requests under way at a time: enough for a server to batch, few enough for public rate limits."""
-_MOST_STOPS = 4  # OpenAI's chat completions take no more; the text is cut at the others here
 
-Heard = Callable[..., None]
-"""Called with (method, arguments, value) and seconds, error, cut, for each answer as it comes."""
+class Likelihood(tuple):
+    """A log-likelihood (nats) and whether it is the greedy continuation, as the harness has it, and the
+    continuation's tokens, which the harness leaves out."""
+
+    num_tokens: int
+
+    def __new__(cls, nats: float, greedy: bool, num_tokens: int) -> Self:
+        """A pair with a number beside it."""
+        made = super().__new__(cls, (nats, greedy))
+        made.num_tokens = num_tokens
+        return made
+
+    def __getnewargs__(self) -> tuple[float, bool, int]:  # ty: ignore[invalid-method-override]
+        """For the cache, which pickles."""
+        return self[0], self[1], self.num_tokens
+
+
+class Unanswered(str):
+    """What stands for an answer that a server did not give."""
+
+    error: str
+
+    def __new__(cls, error: str) -> Self:
+        """An empty text that knows why."""
+        made = super().__new__(cls, "")
+        made.error = error
+        return made
+
+    def __getnewargs__(self) -> tuple[str]:
+        """For the cache, which pickles."""
+        return (self.error,)
 
 
 class _Hook:
-    """The harness's hook for caches, told of each answer."""
+    """The harness's hook for its cache, with a bar."""
 
-    def __init__(self, told: Callable[[str, tuple, Any], None]) -> None:
-        self._told = told
+    def __init__(self, lm: LoadedLM, cache: CacheHook) -> None:
+        self._lm, self._cache = lm, cache
 
     def add_partial(self, attr: str, req: Iterable[Any], res: Any) -> None:
-        self._told(attr, tuple(req), res)
+        arguments = tuple(req)
+        if attr == "loglikelihood":
+            res = Likelihood(*res, self._lm.num_tokens.get(arguments, 0))
+        self._cache.add_partial(attr, arguments, res)
+        if self._lm.progress is not None:
+            self._lm.progress.advance(1)
 
 
 class LoadedLM(HFLM):
@@ -57,14 +89,22 @@ class LoadedLM(HFLM):
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         # A text longer than the context is cut or windowed, and counted; transformers would warn of it each time.
         tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-        super().__init__(pretrained=model, tokenizer=cast(Any, tokenizer), batch_size=options.batch_size)
+        super().__init__(
+            pretrained=model,
+            tokenizer=cast(Any, tokenizer),
+            batch_size=options.batch_size,
+            softmax_dtype="float32",  # whatever the weights are in
+        )
         self._options = options
-        self._share_seconds = 0.0
-        self._lengths: dict[tuple, tuple[int, int]] = {}
-        self.heard: Heard = lambda *_, **__: None
-        self._noted: dict[str, str] = {}
-        """What else each answer is told with."""
-        self.set_cache_hook(_Hook(self._tell))  # ty: ignore[invalid-argument-type]
+        self._ends = ends_of_model(model, tokenizer)
+        self.progress: Bar | None = None
+        self.num_tokens: dict[tuple, int] = {}
+        """Of each continuation, by (context, continuation)."""
+        self.cut_tokens: dict[str, int] = {}
+        """Of each context that did not fit: tokens left out at its beginning."""
+        self.routes: dict[tuple[str, int], str] = {}
+        """Of each question the packs that it was given, where they are chosen."""
+        self.set_cache_hook(CacheHook(None))
 
     @property
     def window_tokens(self) -> int:
@@ -76,42 +116,35 @@ class LoadedLM(HFLM):
         """New tokens that each window but the first predicts."""
         return min(self._options.stride_tokens or max(self.window_tokens // 2, 1), self.window_tokens)
 
-    def meet(self, requests: Sequence[Instance]) -> None:
-        """All questions of a task, before those without an answer are asked."""
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """The harness's, with a bar around it."""
+        super().set_cache_hook(cast(Any, _Hook(self, cache_hook)))
 
-    def _tell(self, method: str, arguments: tuple, value: Any) -> None:
-        cut, num_tokens = self._lengths.get((method, str(arguments[0]), str(arguments[1:])), (0, 0))
-        if method == "loglikelihood":
-            value = (*value, num_tokens)
-        self.heard(method, arguments, value, seconds=self._share_seconds, cut=cut, **self._noted)
-
-    def _note(self, method: str, arguments: tuple, lengths: tuple[int, int]) -> None:
-        self._lengths[method, str(arguments[0]), str(arguments[1:])] = lengths
-
-    def _model_call(self, inps: torch.Tensor, attn_mask: Any = None, labels: Any = None) -> torch.Tensor:
-        """Logits [N, T, V]; each sequence is given its share of the time."""
-        start = time.perf_counter()
-        logits_NTV = super()._model_call(inps, attn_mask, labels)
-        self._share_seconds = (time.perf_counter() - start) / len(inps)
-        return logits_NTV
+    def _watched(self, ask: Callable[..., list], requests: list[Instance]) -> list:
+        task = requests[0].task_name or "answers"
+        more = len({request.task_name for request in requests}) - 1
+        with bar(f"{task} and {more} more" if more else task, len(requests), "answers") as self.progress:
+            return ask(requests)
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any) -> torch.Tensor:
-        """Prompts and answers, token ids [N, T]; each sequence is given its share of the time."""
-        start = time.perf_counter()
-        tokens_NT = super()._model_generate(context, max_length, stop, **settings)
-        self._share_seconds = (time.perf_counter() - start) / len(context)
-        return tokens_NT
+        """Prompts and answers, token ids [N, T]; they end where chat and serve end, too."""
+        return super()._model_generate(context, max_length, stop, **({"eos_token_id": self._ends} | settings))
 
-    def _loglikelihood_tokens(self, requests: list, disable_tqdm: bool = False, override_bs: Any = None) -> list:
+    def _loglikelihood_tokens(self, requests: list, disable_tqdm: bool = True, override_bs: Any = None) -> list:
         for arguments, context, continuation in requests:
             if arguments is not None:
-                cut = max(0, len(context) + len(continuation) - self.max_length - 1)
-                self._note("loglikelihood", arguments, (cut, len(continuation)))
-        return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
+                self.num_tokens[arguments] = len(continuation)
+                self._note_cut(arguments[0], len(context) + len(continuation) - self.max_length - 1)
+        found = super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
+        return [Likelihood(*pair, len(one[2])) for pair, one in zip(found, requests, strict=True)]
+
+    def _note_cut(self, context: str, num_tokens: int) -> None:
+        if num_tokens > 0:
+            self.cut_tokens[context] = max(num_tokens, self.cut_tokens.get(context, 0))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Of each continuation after its context: nats, and whether it is the greedy one."""
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return self._watched(functools.partial(super().loglikelihood, disable_tqdm=disable_tqdm), requests)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Texts, each ended before its first stop; at least half of the context is the prompt's."""
@@ -120,21 +153,18 @@ class LoadedLM(HFLM):
             new = min(_new_tokens(request.args[1], self.max_gen_toks), self.max_length // 2)
             request.args[1]["max_gen_toks"] = new
             if room < self.max_length:  # the count costs a second tokenisation
-                cut = max(0, len(self.tok_encode(request.args[0])) - (self.max_length - new))
-                self._note("generate_until", request.args, (cut, 0))
-        return super().generate_until(requests, disable_tqdm=disable_tqdm)
+                self._note_cut(request.args[0], len(self.tok_encode(request.args[0])) - (self.max_length - new))
+        return self._watched(functools.partial(super().generate_until, disable_tqdm=disable_tqdm), requests)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """The nats of each text, from its first token on, in sliding windows."""
-        del disable_tqdm  # the bar is ours
-        found = []
-        for request in requests:
-            start = time.perf_counter()
-            total = self._nats_of(self.tok_encode(request.args[0], add_special_tokens=False))
-            self._share_seconds = time.perf_counter() - start
-            self.heard("loglikelihood_rolling", request.args, total, seconds=self._share_seconds, **self._noted)
-            found.append(total)
-        return found
+        del disable_tqdm
+        return self._watched(lambda some: [self._rolling(request) for request in some], requests)
+
+    def _rolling(self, request: Instance) -> float:
+        total = self._nats_of(self.tok_encode(request.args[0], add_special_tokens=False))
+        self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return total
 
     def _nats_of(self, tokens: list[int]) -> float:
         """The log-likelihood of a text's tokens, in sliding windows."""
@@ -147,7 +177,7 @@ class LoadedLM(HFLM):
                 context_len=self.window_tokens - self.stride_tokens + 1,
             )
         ]
-        return sum(nats for nats, _ in self._loglikelihood_tokens(windows, disable_tqdm=True))
+        return sum(pair[0] for pair in self._loglikelihood_tokens(windows, disable_tqdm=True))
 
 
 class RoutedLM(LoadedLM):
@@ -161,47 +191,40 @@ class RoutedLM(LoadedLM):
         """`router`: of the model that is asked."""
         super().__init__(router.model, tokenizer, options)
         self.router = router
-        self._contexts: dict[tuple, list[str]] = {}
 
-    def meet(self, requests: Sequence[Instance]) -> None:
-        """What each question is routed by."""
-        self._contexts = {}
+    def _watched(self, ask: Callable[..., list], requests: list[Instance]) -> list:
+        """Answers in the order of the requests."""
+        if requests[0].request_type == "loglikelihood_rolling":
+            return super()._watched(ask, requests)
+        contexts: dict[tuple, list[str]] = {}
         for request in requests:
             if request.args[0]:
-                self._contexts.setdefault((request.task_name, request.doc_id), []).append(request.args[0])
-
-    def _routed(self, ask: Callable[..., list], requests: list[Instance]) -> list:
-        """Answers in the order of the requests."""
+                contexts.setdefault((request.task_name, request.doc_id), []).append(request.args[0])
         alike: dict[Names, list[int]] = {}
         for number, request in enumerate(requests):
-            text = _common_start(self._contexts.get((request.task_name, request.doc_id), []))
-            alike.setdefault(self.router.of_text(text), []).append(number)
+            question = request.task_name, request.doc_id
+            names = self.router.of_text(_common_start(contexts.get(question, [])))
+            self.routes[cast(Any, question)] = name_of(names)
+            alike.setdefault(names, []).append(number)
         found: dict[int, Any] = {}
         for names, numbers in alike.items():
-            self._noted = {"route": name_of(names)}
             with only(self.router.model, *names):
-                found |= dict(zip(numbers, ask([requests[n] for n in numbers]), strict=True))
+                answers = super()._watched(ask, [requests[n] for n in numbers])
+                found |= dict(zip(numbers, answers, strict=True))
         return [found[number] for number in range(len(requests))]
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """As `LoadedLM`, by route."""
-        return self._routed(functools.partial(super().loglikelihood, disable_tqdm=disable_tqdm), requests)
-
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """As `LoadedLM`, by route."""
-        return self._routed(functools.partial(super().generate_until, disable_tqdm=disable_tqdm), requests)
-
-    def _nats_of(self, tokens: list[int]) -> float:
+    def _rolling(self, request: Instance) -> float:
         """Of the first tokens, by which it is routed, under the base; of the others under the chosen packs."""
+        tokens = self.tok_encode(request.args[0], add_special_tokens=False)
         head = tokens[: min(self.router.rule.prompt_tokens, self.window_tokens)]
         names = self.router.of_tokens(head)
-        self._noted = {"route": name_of(names)}
+        self.routes[cast(Any, (request.task_name, request.doc_id))] = name_of(names)
         with only(self.router.model):
-            known = super()._nats_of(head if names else tokens)
+            known = self._nats_of(head if names else tokens)
         if not names:
             return known
         with only(self.router.model, *names):
-            return known + super()._nats_of(tokens) - super()._nats_of(head)
+            return known + self._nats_of(tokens) - self._nats_of(head)
 
 
 def _common_start(texts: Sequence[str]) -> str:
@@ -224,41 +247,26 @@ class EndpointLM(LM):
         """Questions go to `endpoint`, as one turn of a chat each."""
         super().__init__()
         self.endpoint = endpoint
-        self.heard: Heard = lambda *_, **__: None
-
-    def meet(self, requests: Sequence[Instance]) -> None:
-        """Nothing to be known beforehand."""
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Texts; what the server could not answer is told as an error, and is empty here."""
-        from concurrent.futures import ThreadPoolExecutor, as_completed
-
-        texts = [""] * len(requests)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            asked = {pool.submit(self._ask, request): number for number, request in enumerate(requests)}
-            try:
-                for future in as_completed(asked):
-                    number, (text, error, seconds) = asked[future], future.result()
-                    texts[number] = text or ""
-                    self.heard("generate_until", requests[number].args, text, seconds=seconds, error=error)
-            finally:
-                pool.shutdown(cancel_futures=True)
+        """Texts; what the server could not answer is an `Unanswered`."""
+        asked = [self._request(*request.args) for request in requests]
+        texts: list[str] = []
+        with bar(requests[0].task_name or "answers", len(requests), "answers") as progress:
+            for request, answer in zip(requests, ask_all(self.endpoint, asked), strict=True):
+                texts.append(answer.text if answer.error is None else Unanswered(answer.error))
+                if answer.error is None:
+                    self.cache_hook.add_partial("generate_until", request.args, answer.text)
+                progress.advance(1)
         return texts
 
-    def _ask(self, request: Instance) -> tuple[str | None, str | None, float]:
-        """The text or the error, and the seconds."""
-        prompt, settings = request.args
-        stops = tuple(settings.get("until", ()))
-        answer = self.endpoint.chat(
-            [{"role": "user", "content": prompt}],
-            _new_tokens(settings, 256),
-            float(settings.get("temperature", 0.0)) if settings.get("do_sample") else 0.0,
-            stops[:_MOST_STOPS],
+    def _request(self, prompt: str, settings: dict[str, Any]) -> Request:
+        return Request(
+            messages=[{"role": "user", "content": prompt}],
+            max_tokens=_new_tokens(settings, 256),
+            temperature=float(settings.get("temperature", 0.0)) if settings.get("do_sample") else 0.0,
+            stop=tuple(settings.get("until", ())),
         )
-        if answer.error:
-            return None, answer.error, answer.seconds
-        places = [place for stop in stops if (place := answer.text.find(stop)) >= 0]
-        return answer.text[: min(places, default=None)], None, answer.seconds
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Refused."""

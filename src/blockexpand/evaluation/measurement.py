@@ -1,254 +1,360 @@
-"""`evaluate_suites`: suites on a model, into a folder of records, and on after a kill.
+"""`evaluate`: a model on prepared corpora, questions and suites, into a folder of records; and on after a kill.
 
-In: a model (a folder, a folder with packs, an address, or one in memory), suites, options. Out: the folder that
-`evaluate` writes, with `samples/<task>.jsonl` in it. Refused: a chat suite on a model without a template, suites that
-want different number formats, an address where likelihoods are needed, choosing packs where there are none.
+In: a model (a folder, one with packs, an address, or one that no folder holds), what to measure. Out: a folder with
+`blockexpand.json` and the parts of every figure (see `records/evaluation.py`). While suites run, `OUT.partial` holds
+the harness's cache. Refused: a corpus prepared with another tokenizer, a chat suite on a model without a template,
+choosing packs where there are none, an unfinished evaluation of something else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import json
+import shutil
+from collections.abc import Callable, Generator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from blockexpand import __version__
-from blockexpand.corpus.tokenizer import load_tokenizer
+from blockexpand.checkpoint import locate_model, open_checkpoint
+from blockexpand.corpus.rows import Corpus, open_corpus
+from blockexpand.corpus.tokenizer import load_tokenizer, tokenizer_digest
 from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import EvaluationError
-from blockexpand.evaluation.evaluating import HeldOutFound, HeldOutWork, Subject, model_digest
-from blockexpand.evaluation.harness import Options, build_work, require_harness
-from blockexpand.evaluation.journal import journal_of
-from blockexpand.evaluation.routes import Router, count_of
-from blockexpand.evaluation.suites import Chosen, FileTask
-from blockexpand.evaluation.task_runs import run_task
+from blockexpand.evaluation.answers import AnswerTask, answer, score
+from blockexpand.evaluation.harness import SEED, Options, Work, build_work, require_harness
+from blockexpand.evaluation.held_out import document_losses
+from blockexpand.evaluation.routes import Router, count_of, routed_losses
+from blockexpand.evaluation.suites import FileTask, SuiteFile
 from blockexpand.families.modules import load_model
-from blockexpand.records import to_plain, write_record
-from blockexpand.records.evaluation import EvaluationRecord, Routing, SuiteResults, TaskScore, write_samples
+from blockexpand.live.device import choose_device, dtype_named
+from blockexpand.records import read_json, to_plain, write_json, write_record
+from blockexpand.records.evaluation import (
+    Answered,
+    DocumentLosses,
+    EvaluationRecord,
+    RoutedLoss,
+    Routing,
+    Sample,
+    SuiteResults,
+    TaskScore,
+    write_samples,
+)
 from blockexpand.records.expansion import read_expansion
 from blockexpand.records.pack import Rule
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 
 if TYPE_CHECKING:
+    from lm_eval.api.model import LM
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from blockexpand.evaluation.endpoint import Endpoint
-    from blockexpand.evaluation.lm import EndpointLM, LoadedLM
 
-_SEED = 0
+_ROWS_PER_PASS = 16
+_MAX_NEW_TOKENS = 24
 _LIBRARIES = ("torch", "transformers", "lm_eval", "datasets", "numpy")
+_CACHE, _IDENTITY = "answers", "evaluation.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Candidate:
+class Subject:
     """What is measured."""
 
-    model: str
-    """A folder, or the model's name at the endpoint, or what one in memory is called in the records."""
-    packs: tuple[str, ...] = ()
-    """Packs to attach to the folder's model."""
-    endpoint: Endpoint | None = None
-    dtype: str | None = None
-    """What the weights are loaded as; none = as the suite says, or float32."""
-    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
-    """A model in memory and its tokenizer."""
-    fingerprint: str = ""
-    """Of a model in memory; of others it is made from the files."""
+    name: str
+    """What the record calls it."""
+    tokenizer: Path | None
+    """The folder of its tokenizer; none for one behind an address."""
+    digest: Callable[[], str]
+    """Of its weights; an address has none that could be checked."""
+    load: Callable[[], PreTrainedModel]
+    """The model, in eval mode."""
     rule: Rule | None = None
-    """How packs are chosen for each document and question; none = all are on."""
-
-    def digest(self) -> str:
-        """The fingerprint of what is measured; an address has none that could be checked."""
-        if self.endpoint is not None:
-            return f"endpoint:{self.endpoint.url}#{self.model}"
-        if self.loaded is not None:
-            return self.fingerprint or "unknown: in memory"
-        base = model_digest(Path(self.model))
-        if not self.packs:
-            return base
-        return digest_json([base, *({f.name: digest_file(f) for f in _weights(Path(pack))} for pack in self.packs)])
-
-    def check_route(self) -> None:
-        """Refuse to choose packs where there are none.
-
-        Raises:
-            EvaluationError: there is a rule, and no pack.
-        """
-        if self.rule is None or self.packs or self.loaded is not None:
-            return
-        record = Path(self.model) / RECORD_NAME
-        if self.endpoint is not None or not record.is_file() or not read_expansion(self.model).packs:
-            raise EvaluationError(
-                f"{self.model} has no packs to choose among; expected a folder that `pack attach` wrote, or packs "
-                "beside the base; give --pack PACK, or leave out --route auto"
-            )
-
-    def subject(self) -> Subject:
-        """The same for `evaluate`."""
-        return Subject(
-            name=_name(self),
-            tokenizer=Path(self.model),
-            digest=self.digest,
-            load=lambda: _load(self, self.dtype or "auto"),
-            rule=self.rule,
-        )
+    """How packs are chosen for each document and question; none = those that are on stay on."""
+    endpoint: Endpoint | None = None
 
 
-def _weights(pack: Path) -> list[Path]:
-    return sorted(pack.glob("*.safetensors"))
+def subject_of(
+    model: str | Path, packs: Sequence[str | Path] = (), dtype: str = "auto", rule: Rule | None = None
+) -> Subject:
+    """A model in a folder (a run, a hub id, a GGUF file: see `locate_model`), with packs on it.
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Start:
-    """How to begin."""
-
-    resume: bool = False
-    """Go on with what an interrupted run left in `<out>.partial`; from the beginning if there is nothing."""
-    overwrite: bool = False
-    """Replace an earlier folder of records."""
-
-
-def evaluate_suites(
-    candidate: Candidate,
-    suites: Sequence[Chosen],
-    out: str | Path,
-    options: Options | None = None,
-    held_out: HeldOutWork | None = None,
-    start: Start | None = None,
-) -> EvaluationRecord:
-    """Measure a model on suites, and on prepared corpora with it if `held_out` is given.
+    Args:
+        model: Which.
+        packs: Packs of new blocks to attach.
+        dtype: What the weights are loaded as; "auto" is the checkpoint's own.
+        rule: How packs are chosen; none = all are on.
 
     Raises:
-        EvaluationError: the model, the suites and the data do not fit together.
-        LiveError: the model cannot be loaded.
+        EvaluationError: there is a rule, and no pack.
     """
-    require_harness()
-    candidate.check_route()
-    start, options = start or Start(), options or Options()
-    dtype = _dtype(candidate, suites)
-    chat = options.chat or candidate.endpoint is not None or any(one.suite.chat for one in suites)
-    options = dataclasses.replace(options, chat=chat)
-    digest = candidate.digest()
-    check_output(Path(out), start.overwrite)
-    identity = _identity([digest, *([to_plain(candidate.rule)] if candidate.rule else [])], suites, options, dtype)
-    works = build_work(suites, options)
-    with (
-        journal_of(Path(out), identity, resume=start.resume, overwrite=start.overwrite) as journal,
-        staged_folder(Path(out), start.overwrite) as staged,
-    ):
-        lm, loaded = _lm(candidate, options, dtype)
-        _seed()
-        tasks: dict[str, TaskScore] = {}
-        routes: dict[str, dict[str, int]] = {}
-        for work in works:
-            tasks[work.entry.task], samples = run_task(work, lm, journal, options)
-            write_samples(staged, work.entry.task, samples)
-            routes[work.entry.task] = count_of([one.route for one in samples])
-        found = held_out.measure(cast(Any, loaded), candidate.rule) if held_out else _NOTHING
-        figures = held_out.figures(found) if held_out else {"held_out": {}, "corpora": {}, "answers": None}
-        figures["routing"] = _routing(lm, found, routes)
+    folder = locate_model(model)
+    if rule is not None and not packs and not ((folder / RECORD_NAME).is_file() and read_expansion(folder).packs):
+        raise EvaluationError(
+            f"{model} has no packs to choose among; expected a folder that `pack attach` wrote, or packs beside the "
+            "base; give --pack PACK, or leave out --route auto"
+        )
+
+    def digest() -> str:
+        base = model_digest(folder)
+        files = [sorted(Path(pack).glob("*.safetensors")) for pack in packs]
+        return digest_json([base, *({f.name: digest_file(f) for f in some} for some in files)]) if packs else base
+
+    def load() -> PreTrainedModel:
+        kind, device = dtype_named(cast(Any, dtype)), str(choose_device())
+        if packs:
+            from blockexpand.packs import load_with_packs
+
+            return load_with_packs(folder, packs, kind, device)
+        if rule is not None:
+            from blockexpand.packs import load_attached
+
+            return load_attached(folder, kind, device)
+        return cast("PreTrainedModel", load_model(folder, dtype=kind, device=device))
+
+    name = " + ".join(map(str, [model, *packs]))
+    return Subject(name=name, tokenizer=folder, digest=digest, load=load, rule=rule)
+
+
+def served_subject(endpoint: Endpoint) -> Subject:
+    """A model behind an address."""
+
+    def load() -> PreTrainedModel:
+        raise AssertionError("a model behind an address cannot be loaded")
+
+    digest = f"endpoint:{endpoint.url}#{endpoint.model}"
+    return Subject(name=endpoint.model, tokenizer=None, digest=lambda: digest, load=load, endpoint=endpoint)
+
+
+def evaluate(
+    model: str | Path | Subject,
+    data: Mapping[str, str | Path],
+    out: str | Path,
+    *,
+    tasks: Sequence[AnswerTask] = (),
+    suites: Sequence[SuiteFile] = (),
+    options: Options | None = None,
+    split: str = "test",
+    resume: bool = False,
+    overwrite: bool = False,
+) -> EvaluationRecord:
+    """Measure a model.
+
+    Args:
+        model: A model's folder (or what else `locate_model` takes), or a subject that no folder holds.
+        data: Prepared folders by name, e.g. {"general": .., "code": ..}.
+        out: The folder of records to write.
+        tasks: Questions with checkable answers, asked through the chat template.
+        suites: Benchmarks, see `load_suites`.
+        options: How suites are run, and how much of everything.
+        split: Which split of the prepared folders.
+        resume: Go on with what an interrupted run by suites left in `<out>.partial`; from the beginning if nothing.
+        overwrite: Replace an earlier folder of records.
+
+    Raises:
+        EvaluationError: nothing to measure, or the model, the data and the suites do not fit together.
+        LiveError: the model cannot be loaded.
+        StagingError: `out` is taken.
+    """
+    if not data and not tasks and not suites:
+        raise EvaluationError("nothing to measure: give at least one corpus (--data name=folder), tasks or a suite")
+    options = options or Options()
+    if suites:
+        require_harness()
+    subject = model if isinstance(model, Subject) else subject_of(model)
+    check_output(Path(out), overwrite)
+    corpora = _corpora(subject, data)
+    works: list[Work] = []
+    if suites:
+        chat = options.chat or subject.endpoint is not None or any(one.suite.chat for one in suites)
+        options = dataclasses.replace(options, chat=chat)
+        works = build_work(suites, options)
+    digest = subject.digest()
+    identity = digest_json([digest, _asked(suites, options), to_plain(subject.rule) if subject.rule else None])
+    partial = _partial(Path(out), identity, resume, overwrite) if suites else contextlib.nullcontext(None)
+    with partial as cache, staged_folder(Path(out), overwrite) as staged:
+        run = _Run(subject, options, split)
+        losses, answers = run.losses(corpora), run.answers(tasks)
+        scores, samples = run.suites(works, cache)
+        for name, one in losses.items():
+            np.savez(staged / f"losses-{name}.npz", nats=one.nats_M, tokens=one.tokens_M)
+        lines = (json.dumps(to_plain(one), ensure_ascii=False) for one in answers)
+        (staged / "answers.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        for name, some in samples.items():
+            write_samples(staged, name, some)
+        splits = {name: corpus.record.splits[split] for name, corpus in corpora.items()}
+        sizes = {name: None if options.limit else one.num_bytes for name, one in splits.items()}
         record = EvaluationRecord(
             blockexpand_version=__version__,
-            model=_name(candidate),
+            model=subject.name,
             model_digest=digest,
-            versions={name: metadata.version(name) for name in _LIBRARIES},
-            suites=_results(tasks, lm, options, dtype),
-            **figures,
+            held_out={name: one.summary(sizes[name]) for name, one in losses.items()},
+            corpora={name: one.digest for name, one in splits.items()},
+            answers=score(answers) if answers else None,
+            versions=_versions(),
+            dtype=run.dtype,
+            limit=options.limit,
+            suites=run.results(scores) if works else None,
+            routing=run.routing(answers, samples),
         )
-        found.write(staged)
         write_record(staged / RECORD_NAME, record)
     return record
 
 
-_NOTHING = HeldOutFound(losses={}, answered=[])
+class _Run:
+    """One model under test; loaded when it is first needed."""
+
+    def __init__(self, subject: Subject, options: Options, split: str) -> None:
+        self._subject, self._options, self._split = subject, options, split
+        self._routed: dict[str, RoutedLoss] = {}
+        self._router: Router | None = None
+        self._model: PreTrainedModel | None = None
+        self._windows: tuple[int, int] | None = None
+        self.dtype = "unknown"
+
+    def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        assert self._subject.tokenizer is not None, "a model behind an address is asked nothing that needs the model"
+        tokenizer = load_tokenizer(self._subject.tokenizer)
+        if self._model is None:
+            self._model = self._subject.load()
+            self.dtype = str(self._model.dtype).removeprefix("torch.")
+            if self._subject.rule is not None:
+                self._router = Router(self._model, tokenizer, self._subject.rule)
+        return self._model, tokenizer
+
+    def losses(self, corpora: Mapping[str, Corpus]) -> dict[str, DocumentLosses]:
+        """Of each document."""
+        found = {}
+        for name, corpus in corpora.items():
+            model, _ = self._loaded()
+            rows, title = corpus.rows(self._split), f"loss on {name}"
+            if self._router is None:
+                found[name] = document_losses(model, rows, _ROWS_PER_PASS, title, self._options.limit)
+            else:
+                found[name], self._routed[name] = routed_losses(self._router, rows, _ROWS_PER_PASS, title)
+        return found
+
+    def answers(self, tasks: Sequence[AnswerTask]) -> list[Answered]:
+        """To questions with checkable answers."""
+        return answer(*self._loaded(), tasks[: self._options.limit], _MAX_NEW_TOKENS, self._router) if tasks else []
+
+    def suites(self, works: Sequence[Work], cache: Path | None) -> tuple[dict[str, TaskScore], dict[str, list[Sample]]]:
+        """By the harness. Where packs are chosen nothing is cached: a question's choices are routed together."""
+        if not works:
+            return {}, {}
+        from blockexpand.evaluation.suite_results import run_suites
+
+        return run_suites(works, self._lm(), self._options, None if self._subject.rule else cache)
+
+    def _lm(self) -> LM:
+        from blockexpand.evaluation.lm import EndpointLM, LoadedLM, RoutedLM
+
+        if self._subject.endpoint is not None:
+            return EndpointLM(self._subject.endpoint)
+        model, tokenizer = self._loaded()
+        if self._options.chat and not tokenizer.chat_template:
+            raise EvaluationError(
+                f"{self._subject.name} has no chat template, and the suite asks through one; instruction-tune it "
+                "first, add chat_template.jinja, or leave out --chat"
+            )
+        lm = (
+            LoadedLM(model, tokenizer, self._options)
+            if self._router is None
+            else RoutedLM(self._router, tokenizer, self._options)
+        )
+        self._windows = lm.window_tokens, lm.stride_tokens
+        return lm
+
+    def results(self, scores: dict[str, TaskScore]) -> SuiteResults:
+        """The suites' part of the record."""
+        is_windowed = any(one.metric == "bits_per_byte" for one in scores.values())
+        window, stride = self._windows if self._windows and is_windowed else (None, None)
+        return SuiteResults(
+            tasks=scores,
+            chat=self._options.chat,
+            batch_size=self._options.batch_size,
+            samples=self._options.samples,
+            seeds={"examples": SEED},
+            window_tokens=window,
+            stride_tokens=stride,
+        )
+
+    def routing(self, answers: Sequence[Answered], samples: Mapping[str, Sequence[Sample]]) -> Routing | None:
+        """How packs were chosen, where they were."""
+        if self._router is None:
+            return None
+        return dataclasses.replace(
+            self._router.record(),
+            held_out=self._routed,
+            answers=count_of([one.route for one in answers]),
+            suites={name: count_of([one.route for one in some]) for name, some in samples.items()},
+        )
 
 
-def _routing(lm: LoadedLM | EndpointLM, found: HeldOutFound, routes: dict[str, dict[str, int]]) -> Routing | None:
-    from blockexpand.evaluation.lm import RoutedLM
+def _corpora(subject: Subject, data: Mapping[str, str | Path]) -> dict[str, Corpus]:
+    corpora = {name: open_corpus(path) for name, path in data.items()}
+    for name, corpus in corpora.items():
+        assert subject.tokenizer is not None, "losses need the model itself"
+        if corpus.record.tokenizer_digest != tokenizer_digest(subject.tokenizer):
+            raise EvaluationError(
+                f"the corpus {name!r} ({corpus.folder}) was prepared with another tokenizer than the one in "
+                f"{subject.tokenizer}; prepare it again with this model's"
+            )
+    return corpora
 
-    if not isinstance(lm, RoutedLM):
-        return None
-    return dataclasses.replace(found.routing or lm.router.record(), suites=routes)
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
-def _name(candidate: Candidate) -> str:
-    return " + ".join([candidate.model, *candidate.packs])
+def model_digest(folder: Path) -> str:
+    """One digest for all weights files of a checkpoint."""
+    checkpoint = open_checkpoint(folder)
+    return digest_json({name: digest_file(checkpoint.folder / name) for name in checkpoint.shards})
 
 
-def _identity(who: list[Any], suites: Sequence[Chosen], options: Options, dtype: str) -> str:
-    """What a journal's answers are of: the model, the questions and how they are asked; not how many of them."""
+def _asked(suites: Sequence[SuiteFile], options: Options) -> list[Any]:
+    """What answers in a cache are answers to; not how many of them."""
     asked = dataclasses.replace(options, limit=None, batch_size=1, unsafe=False)
     files = [
-        digest_file(chosen.folder / task.file)
-        for chosen in suites
-        for task in chosen.suite.tasks
-        if isinstance(task, FileTask) and (chosen.folder / task.file).is_file()
+        digest_file(one.folder / task.file)
+        for one in suites
+        for task in one.suite.tasks
+        if isinstance(task, FileTask) and (one.folder / task.file).is_file()
     ]
-    return digest_json([*who, [to_plain(one.suite) for one in suites], files, to_plain(asked), dtype, __version__])
+    return [[to_plain(one.suite) for one in suites], files, to_plain(asked), __version__]
 
 
-def _dtype(candidate: Candidate, suites: Sequence[Chosen]) -> str:
-    if candidate.loaded is not None:
-        return str(candidate.loaded[0].dtype).removeprefix("torch.")
-    if candidate.dtype is not None:
-        return candidate.dtype
-    wanted = {one.suite.dtype or "auto" for one in suites}
-    if len(wanted) > 1:
-        names = ", ".join(f"{one.suite.suite}: {one.suite.dtype or 'auto'}" for one in suites)
-        raise EvaluationError(f"the suites want different number formats ({names}); run them apart, or give --dtype")
-    return wanted.pop() if wanted else "auto"
+@contextlib.contextmanager
+def _partial(out: Path, identity: str, resume: bool, overwrite: bool) -> Generator[Path]:
+    """Where the harness keeps its answers beside `out`; it goes when the block ends without an error.
 
-
-def _lm(candidate: Candidate, options: Options, dtype: str) -> tuple[LoadedLM | EndpointLM, PreTrainedModel | None]:
-    from blockexpand.evaluation.lm import EndpointLM, LoadedLM, RoutedLM
-
-    if candidate.endpoint is not None:
-        return EndpointLM(candidate.endpoint), None
-    model, tokenizer = candidate.loaded or (_load(candidate, dtype), load_tokenizer(candidate.model))
-    if options.chat and not tokenizer.chat_template:
-        raise EvaluationError(
-            f"{candidate.model} has no chat template, and the suite asks through one; instruction-tune it first, add "
-            "chat_template.jinja, or leave out --chat"
-        )
-    if candidate.rule is not None:
-        return RoutedLM(Router(model, tokenizer, candidate.rule), tokenizer, options), model
-    return LoadedLM(model, tokenizer, options), model
-
-
-def _load(candidate: Candidate, dtype: str) -> PreTrainedModel:
-    from blockexpand.live.device import choose_device, dtype_named
-
-    kind, device = dtype_named(cast(Any, dtype)), str(choose_device())
-    if candidate.packs:
-        from blockexpand.packs import load_with_packs
-
-        return load_with_packs(candidate.model, candidate.packs, kind, device)
-    if candidate.rule is not None:
-        from blockexpand.packs import load_attached
-
-        return load_attached(candidate.model, kind, device)
-    return cast("PreTrainedModel", load_model(Path(candidate.model), dtype=kind, device=device))
-
-
-def _seed() -> None:
-    import torch
-
-    torch.manual_seed(_SEED)
-
-
-def _results(tasks: dict[str, TaskScore], lm: LoadedLM | EndpointLM, options: Options, dtype: str) -> SuiteResults:
-    from blockexpand.evaluation.lm import LoadedLM
-
-    windows = isinstance(lm, LoadedLM) and any(one.metric == "bits_per_byte" for one in tasks.values())
-    return SuiteResults(
-        tasks=tasks,
-        chat=options.chat,
-        batch_size=options.batch_size,
-        limit=options.limit,
-        samples=options.samples,
-        seeds={"torch": _SEED, "examples": 1234},
-        dtype="unknown" if not isinstance(lm, LoadedLM) else dtype,
-        window_tokens=lm.window_tokens if isinstance(lm, LoadedLM) and windows else None,
-        stride_tokens=lm.stride_tokens if isinstance(lm, LoadedLM) and windows else None,
-    )
+    Raises:
+        EvaluationError: what is there belongs to another evaluation, or to one that nobody said to go on with.
+    """
+    folder = out.with_name(out.name + ".partial")
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / _IDENTITY).is_file():
+            raise EvaluationError(f"{folder} is not an unfinished evaluation; move it away, or choose another --out")
+        if resume and read_json(folder / _IDENTITY).get("identity") != identity:
+            raise EvaluationError(
+                f"{folder} holds an unfinished evaluation of another model, other suites or settings; run with what it "
+                "was begun with, or begin anew with --overwrite"
+            )
+        if not resume and not overwrite:
+            raise EvaluationError(
+                f"{folder} holds an unfinished evaluation; go on with --resume, or begin anew with --overwrite"
+            )
+        if not resume:
+            shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / _IDENTITY, {"identity": identity})
+    yield folder / _CACHE
+    shutil.rmtree(folder)

@@ -72,6 +72,10 @@ class _ShortForm(_Task):
     """The data set on the hub, for want of a local file; it has splits named train and test."""
     hub_name: str | None = None
     """Its configuration."""
+    split: str = "test"
+    """What is asked."""
+    examples: str = "train"
+    """The split that solved examples come from."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,14 +85,14 @@ class ChoiceTask(_ShortForm):
     kind: Literal["choice"]
     question: str
     """A template over a row's columns, e.g. "{{clause}}\\nFair:"."""
-    choices: tuple[str, ...] | str
+    choices: str | tuple[str, ...]
     """The texts, or the column that holds them."""
     answer: str
     """The column with the right text or its number from 0, or a template that gives it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AnswerTask(_ShortForm):
+class ExactTask(_ShortForm):
     """What the model writes, up to a stop, is compared with the answer; case and the full stop at the end do not
     count."""
 
@@ -111,7 +115,7 @@ class TextTask(_ShortForm):
     metric: str = "bits_per_byte"
 
 
-Task = HarnessTask | FileTask | ChoiceTask | AnswerTask | TextTask
+SuiteTask = HarnessTask | FileTask | ChoiceTask | ExactTask | TextTask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +131,7 @@ class Suite:
     """Raised when what is asked or how it is scored changes: figures of two versions do not compare."""
     side: Side
     """Of the verdict: what must be kept (general), or what was to be gained (domain)."""
-    tasks: tuple[Task, ...]
+    tasks: tuple[SuiteTask, ...]
     about: str = ""
     chat: bool = False
     """Ask through the model's chat template."""
@@ -144,14 +148,14 @@ class Suite:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Chosen:
+class SuiteFile:
     """A suite as it is to be run."""
 
     suite: Suite
     folder: Path
     """Where its file is."""
 
-    def side_of(self, task: Task) -> Side:
+    def side_of(self, task: SuiteTask) -> Side:
         """Which side of the verdict a task of it is on."""
         return task.side or self.suite.side
 
@@ -161,7 +165,7 @@ def known_suites() -> dict[str, Path]:
     return {path.stem: path for path in sorted(OURS.glob("*.yaml"))}
 
 
-def load_suites(names: Sequence[str]) -> list[Chosen]:
+def load_suites(names: Sequence[str]) -> list[SuiteFile]:
     """The suites asked for.
 
     Args:
@@ -172,7 +176,7 @@ def load_suites(names: Sequence[str]) -> list[Chosen]:
     """
     known = known_suites()
     every = {name: read_suite(path) for name, path in known.items()}
-    found: list[Chosen] = []
+    found: list[SuiteFile] = []
     for name in names:
         if name in every:
             found.append(every[name])
@@ -192,7 +196,20 @@ def load_suites(names: Sequence[str]) -> list[Chosen]:
     return found
 
 
-def _single(name: str, every: dict[str, Chosen]) -> Chosen:
+def dtype_of(suites: Sequence[SuiteFile]) -> str:
+    """What the suites want weights to be loaded as; "auto" where they leave it to the checkpoint.
+
+    Raises:
+        EvaluationError: they want different types.
+    """
+    wanted = {one.suite.dtype or "auto" for one in suites}
+    if len(wanted) > 1:
+        names = ", ".join(f"{one.suite.suite}: {one.suite.dtype or 'auto'}" for one in suites)
+        raise EvaluationError(f"the suites want different number formats ({names}); run them apart, or give --dtype")
+    return wanted.pop() if wanted else "auto"
+
+
+def _single(name: str, every: dict[str, SuiteFile]) -> SuiteFile:
     """A suite of one task; where several suites have it, the first that is no collection of others' tasks."""
     for chosen in sorted(every.values(), key=lambda c: c.suite.suite == "paper"):
         for task in chosen.suite.tasks:
@@ -205,7 +222,7 @@ def _single(name: str, every: dict[str, Chosen]) -> Chosen:
     )
 
 
-def read_suite(path: Path) -> Chosen:
+def read_suite(path: Path) -> SuiteFile:
     """The suite in a YAML file.
 
     Raises:
@@ -217,6 +234,6 @@ def read_suite(path: Path) -> Chosen:
             raise RecordError(f"{path} is not a suite: expected a mapping with 'format: {Suite.FORMAT}'")
         if (version := data.pop("format_version", None)) != Suite.FORMAT_VERSION:
             raise RecordError(f"{path}: format_version {version!r}, this blockexpand reads {Suite.FORMAT_VERSION}")
-        return Chosen(suite=from_plain(Suite, data, str(path)), folder=Path(path).parent)
+        return SuiteFile(suite=from_plain(Suite, data, str(path)), folder=Path(path).parent)
     except RecordError as error:
         raise EvaluationError(str(error)) from None

@@ -1,9 +1,9 @@
 """Where the rows of a task come from: a local file of the same name, or the hub.
 
 In: a task's name and the splits that it needs. Out: rows, each a dictionary, and where they came from. A local file is
-`<data>/<task>/<split>` with one of the endings .jsonl, .jsonl.gz, .json (a list), .csv, .tsv, .parquet or .txt; it has
-the columns that the data set has on the hub. Refused: a split that is nowhere (the error names the file to bring), an
-empty one, rows without the columns that the task reads.
+`<data>/<task>/<split>`, `<data>/<task>_<split>` or `<data>/<task>` with one of the endings .jsonl, .jsonl.gz, .json (a
+list), .csv, .tsv, .parquet or .txt, with the columns that the data set has on the hub; of MMLU also its own archive of
+csv files, `<task>.zip`. Refused: an empty split, rows without the columns that the task reads.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import csv
 import functools
 import gzip
+import io
 import json
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from blockexpand.errors import EvaluationError
 Row = dict[str, Any]
 
 _ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".parquet", ".txt")
+ARCHIVE = ".zip"
 _PIECE_CHARACTERS = 8_000
 """A plain text is cut at line ends into documents of at least this many characters, so that there is something to
 compare in pairs; chosen here: some 2,000 tokens."""
@@ -28,30 +31,33 @@ compare in pairs; chosen here: some 2,000 tokens."""
 
 def local_file(folder: Path, task: str, split: str) -> Path | None:
     """The file with a task's split, if there is one."""
-    for ending in _ENDINGS:
-        path = folder / task / f"{split}{ending}"
-        if path.is_file():
-            return path
-    return None
+    for stem in (f"{task}/{split}", f"{task}_{split}", task):
+        for ending in _ENDINGS:
+            path = folder / f"{stem}{ending}"
+            if path.is_file():
+                return path
+    archives = [folder / f"{task}{ARCHIVE}", folder / task / f"{task}{ARCHIVE}"]
+    return next((path for path in archives if path.is_file()), None)
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, split: str = "") -> list[Row]:
     """The rows of a local file; not to be changed, since whoever asks again gets the same.
 
     Raises:
         EvaluationError: it cannot be read as what its ending says, or holds no row.
     """
     found = path.stat()
-    return _rows_of(path, found.st_mtime_ns, found.st_size)
+    return _rows_of(path, split, found.st_mtime_ns, found.st_size)
 
 
 @functools.lru_cache(maxsize=4)  # 57 parts of MMLU come from one file
-def _rows_of(path: Path, modified: int, size: int) -> list[Row]:
+def _rows_of(path: Path, split: str, modified: int, size: int) -> list[Row]:
     del modified, size
-    ending = next(ending for ending in sorted(_ENDINGS, key=len, reverse=True) if path.name.endswith(ending))
+    endings = sorted(_READERS, key=len, reverse=True)
+    ending = next((ending for ending in endings if path.name.endswith(ending)), ARCHIVE)
     try:
-        rows = _READERS[ending](path)
-    except (ValueError, OSError, EOFError, csv.Error) as error:
+        rows = _archived(path, split) if ending == ARCHIVE else _READERS[ending](path)
+    except (ValueError, OSError, EOFError, csv.Error, zipfile.BadZipFile) as error:
         why = " ".join(str(error).split())[:200]
         raise EvaluationError(f"{path} cannot be read: {why}; expected rows of data as its ending says") from None
     if not rows:
@@ -94,12 +100,29 @@ def hub_rows(path: str, name: str | None, split: str, bring: str) -> list[Row]:
     except (OSError, ValueError, RuntimeError, HTTPError, DatasetsError) as error:
         why = " ".join(str(error).split())[:160]
         raise EvaluationError(
-            f"the data of {path}{f' ({name})' if name else ''}, split {split}, cannot be had from the hub ({why}) and "
-            f"no local file was found; bring {bring} (also .json, .csv, .tsv or .parquet, with the hub's columns), or "
-            "leave the task out"
+            f"the data of {path}{f' ({name})' if name else ''}, split {split}, cannot be had from the hub ({why}); "
+            f"bring {bring} (also .json, .csv, .tsv or .parquet, with the hub's columns), or leave the task out"
         ) from None
     if not rows:
         raise EvaluationError(f"the split {split} of {path} is empty: a split needs at least one row; name another")
+    return rows
+
+
+_SHORT_SPLITS = {"validation": "val"}
+
+
+def _archived(path: Path, split: str) -> list[Row]:
+    """MMLU as its authors ship it: `<split>/<subject>_<split>.csv`, without a header, the answer a letter."""
+    part = _SHORT_SPLITS.get(split, split)
+    rows = []
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(archive.namelist()):
+            if Path(name).parent.name == part and name.endswith(f"_{part}.csv"):
+                subject = Path(name).name.removesuffix(f"_{part}.csv")
+                lines = csv.reader(io.TextIOWrapper(archive.open(name), "utf-8", newline=""))
+                for question, *choices, letter in lines:
+                    known = {"question": question, "choices": choices, "subject": subject}
+                    rows.append(known | {"answer": "ABCD".index(letter)})
     return rows
 
 

@@ -1,34 +1,94 @@
 """Two models on the same samples: paired differences, and a verdict by a forgetting budget.
 
-In: two folders of records. Out: for each task and each held-out loss the difference with its interval, and whether it
-is noise; with a budget, whether the domain became better and everything general stayed within it. Refused: records of
-other samples, metrics or suites, and a verdict over nothing general or nothing of the domain.
+In: two folders of records. Out: for each task and each held-out loss the difference with its interval, what was lost
+and gained sample by sample; with a budget, whether the domain became better and everything general stayed within it.
+Refused: records of other samples, metrics or suites, and a verdict over nothing general or nothing of the domain.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from blockexpand.errors import EvaluationError
-from blockexpand.evaluation.evaluating import differences
 from blockexpand.records import check
+from blockexpand.records.budget import BudgetStatement, say_budget
 from blockexpand.records.evaluation import (
     Difference,
     Evaluation,
+    Flips,
     Sample,
     Side,
     TaskScore,
+    Unit,
     Verdict,
     read_evaluation,
     read_samples,
 )
-from blockexpand.records.intervals import Interval, ratio_difference
+from blockexpand.records.intervals import LEAST_PAIRS, ratio_difference
 
-# M = samples that both models answered.
+# M = samples that both models answered, or documents.
+
+
+def side_of_corpus(name: str) -> Side:
+    """A corpus is of the domain, unless it is named general: `general`, `general-chats`."""
+    return "general" if name == "general" or name.startswith("general-") else "domain"
+
+
+def check_sides(sides: Iterable[Side]) -> None:
+    """Whether a verdict can come of what is to be measured; asked before anything is.
+
+    Raises:
+        EvaluationError: one of the two sides is missing.
+    """
+    given = set(sides)
+    wanted: tuple[Side, ...] = ("general", "domain")
+    for side in wanted:
+        if side not in given:
+            advice = "--data general=folder" if side == "general" else "--data NAME=folder"
+            raise EvaluationError(
+                f"no verdict: nothing {side} is measured; expected at least one corpus or suite of each side; add a "
+                f"{side} suite, or {advice}"
+            )
+
+
+def check_comparable(folder: Path, corpora: Mapping[str, str], tasks: Mapping[str, int], limit: int | None) -> None:
+    """Whether records can be compared with what is to be measured; asked before anything is.
+
+    Args:
+        folder: The records.
+        corpora: The digest of each corpus that is to be measured.
+        tasks: The version of the suite of each task that is to be run.
+        limit: How much of each.
+
+    Raises:
+        EvaluationError: they are of other documents, another version or limit, or have nothing in common with it.
+    """
+    record = read_evaluation(folder).record
+    theirs = record.suites.tasks if record.suites else {}
+    for name in corpora.keys() & record.corpora.keys():
+        if corpora[name] != record.corpora[name]:
+            raise EvaluationError(
+                f"the corpus {name!r} is another than the one of {folder} ({corpora[name][:19]}..., "
+                f"{record.corpora[name][:19]}...); expected the same documents; evaluate both on one corpus"
+            )
+    for name in tasks.keys() & theirs.keys():
+        if tasks[name] != theirs[name].suite_version:
+            raise EvaluationError(
+                f"{name}: the suite has version {tasks[name]}, {folder} was measured with "
+                f"{theirs[name].suite_version}; evaluate both with one version"
+            )
+    if limit != record.limit:
+        raise EvaluationError(f"--limit is {limit}, {folder} was measured with {record.limit}; evaluate both with one")
+    if (corpora or tasks) and not (corpora.keys() & record.corpora.keys() or tasks.keys() & theirs.keys()):
+        known = ", ".join([*record.corpora, *theirs]) or "nothing of the kind"
+        raise EvaluationError(
+            f"{folder} has nothing in common with {', '.join([*corpora, *tasks])}: it has {known}; measure the same"
+        )
 
 
 def compare_records(ours: str | Path, theirs: str | Path) -> dict[str, Difference]:
@@ -38,7 +98,21 @@ def compare_records(ours: str | Path, theirs: str | Path) -> dict[str, Differenc
         EvaluationError: they were not measured on the same samples in the same way, or share nothing.
     """
     a, b = read_evaluation(ours), read_evaluation(theirs)
-    found = {name: _held_out(name, one, a, b) for name, one in differences(ours, theirs).items()}
+    if a.record.limit != b.record.limit:
+        raise EvaluationError(
+            f"{ours} was measured with --limit {a.record.limit}, {theirs} with {b.record.limit}; measure both with one"
+        )
+    found: dict[str, Difference] = {}
+    for name in sorted(a.losses.keys() & b.losses.keys()):
+        if a.record.corpora[name] != b.record.corpora[name]:
+            raise EvaluationError(
+                f"{ours} and {theirs} were measured on different documents of {name!r} "
+                f"({a.record.corpora[name][:19]}..., {b.record.corpora[name][:19]}...); evaluate both on one corpus"
+            )
+        pairs = a.losses[name].nats_M, b.losses[name].nats_M, a.losses[name].tokens_M.astype(float)
+        found[name] = _difference(side_of_corpus(name), "nats/token", pairs)
+    if (answers := _answers(a, b)) is not None:
+        found["answers"] = answers
     if a.record.suites and b.record.suites:
         for name in sorted(a.record.suites.tasks.keys() & b.record.suites.tasks.keys()):
             scores = a.record.suites.tasks[name], b.record.suites.tasks[name]
@@ -48,31 +122,63 @@ def compare_records(ours: str | Path, theirs: str | Path) -> dict[str, Differenc
     return found
 
 
-def _held_out(name: str, interval: Interval, a: Evaluation, b: Evaluation) -> Difference:
-    if name == "answers" and a.record.answers and b.record.answers:
-        ours, theirs, pairs, better = a.record.answers.right, b.record.answers.right, len(a.answered), 1
-        better_by = ours - theirs
-    else:
-        ours, theirs = a.record.held_out[name].loss, b.record.held_out[name].loss
-        pairs, better, better_by = a.record.held_out[name].num_documents, -1, 1 - ours / theirs
-    sides: dict[str, Side] = {"general": "general", "domain": "domain"}
+def _difference(
+    side: Side | None,
+    unit: Unit,
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
+    *,
+    num_unanswered: int = 0,
+    flips: Flips | None = None,
+) -> Difference:
+    """Of both models' numerators and the common denominators [M]: the figure is sum over sum."""
+    ours_M, theirs_M, weights_M = pairs
+    total = float(weights_M.sum())
+    ours, theirs = float(ours_M.sum()) / total, float(theirs_M.sum()) / total
+    enough = len(ours_M) >= LEAST_PAIRS
     return Difference(
-        side=sides.get(name),
+        side=side,
+        unit=unit,
         ours=ours,
         theirs=theirs,
-        interval=interval,
-        is_noise=interval.is_noise,
-        num_pairs=pairs,
-        num_unanswered=0,
-        higher_is_better=better > 0,
-        better_by=better_by,
+        interval=ratio_difference(ours_M, theirs_M, weights_M) if enough else None,
+        num_pairs=len(ours_M),
+        num_unanswered=num_unanswered,
+        better_by=ours - theirs if unit == "share" else 1 - ours / theirs,
+        flips=flips,
+    )
+
+
+def _answers(a: Evaluation, b: Evaluation) -> Difference | None:
+    if not a.answered or [one.prompt for one in a.answered] != [one.prompt for one in b.answered]:
+        return None
+    rights = [np.array([float(one.right) for one in some.answered]) for some in (a, b)]
+    flips = flips_of(rights[0], rights[1], np.zeros(len(rights[0])))
+    return _difference(None, "share", (rights[0], rights[1], np.ones(len(rights[0]))), flips=flips)
+
+
+def flips_of(ours_M: np.ndarray, theirs_M: np.ndarray, chance_M: np.ndarray) -> Flips:
+    """What was right before and is wrong now, and the reverse, and how much of either guessing alone would give.
+
+    A share k of the samples is known, the others are guessed, right with the chance c: a share right of k + (1 - k) c.
+    At least 1 - max(k before, k now) of them were guessed both times; of these, guesses that have nothing to do with
+    each other go from right to wrong, and the reverse, in c (1 - c) of the cases. Models that guess alike lose fewer;
+    what is lost beyond `by_chance` is lost knowledge.
+    """
+    chance = float(chance_M.mean())
+    known = max((float(right_M.mean()) - chance) / (1 - chance) for right_M in (ours_M, theirs_M))
+    return Flips(
+        num_right_before=int(theirs_M.sum()),
+        num_lost=int(((theirs_M == 1) & (ours_M == 0)).sum()),
+        num_gained=int(((theirs_M == 0) & (ours_M == 1)).sum()),
+        by_chance=len(ours_M) * (1 - min(max(known, 0.0), 1.0)) * chance * (1 - chance),
     )
 
 
 def _task(name: str, scores: tuple[TaskScore, TaskScore], folders: tuple[Path, Path]) -> Difference:
-    ours, theirs = scores
-    for field in ("suite_version", "metric", "shots", "mean"):
-        if (one := vars(ours)[field]) != (other := vars(theirs)[field]):
+    ours = scores[0]
+    same = [(one.suite_version, one.metric, one.shots, one.mean) for one in scores]
+    for field, one, other in zip(("suite_version", "metric", "shots", "mean"), *same, strict=True):
+        if one != other:
             raise EvaluationError(
                 f"{name}: {folders[0]} has {field} {one!r}, {folders[1]} has {other!r}; evaluate both in the same way"
             )
@@ -80,21 +186,12 @@ def _task(name: str, scores: tuple[TaskScore, TaskScore], folders: tuple[Path, P
     if not pairs:
         raise EvaluationError(f"{name}: not one sample was answered by both models; resume or repeat the evaluation")
     a_M, b_M, weights_M = _values(ours, pairs)
-    total = float(weights_M.sum())
-    values = float(a_M.sum()) / total, float(b_M.sum()) / total
-    better_by = values[0] - values[1] if ours.higher_is_better else 1 - values[0] / values[1]
-    interval = ratio_difference(a_M, b_M, weights_M)
-    return Difference(
-        side=ours.side,
-        ours=values[0],
-        theirs=values[1],
-        interval=interval,
-        is_noise=interval.is_noise,
-        num_pairs=len(pairs),
-        num_unanswered=num_unanswered,
-        higher_is_better=ours.higher_is_better,
-        better_by=better_by,
-    )
+    unit: Unit = "bits/byte" if ours.metric == "bits_per_byte" else "share"
+    flips = None
+    if unit == "share" and {_number(ours.metric, one) for pair in pairs for one in pair} <= {0.0, 1.0}:
+        rights = np.array([[_number(ours.metric, one) for one in pair] for pair in pairs])
+        flips = flips_of(rights[:, 0], rights[:, 1], np.array([one.chance or 0.0 for one, _ in pairs]))
+    return _difference(ours.side, unit, (a_M, b_M, weights_M), num_unanswered=num_unanswered, flips=flips)
 
 
 def _pairs(name: str, folders: tuple[Path, Path]) -> tuple[list[tuple[Sample, Sample]], int]:
@@ -135,12 +232,30 @@ def _number(metric: str, sample: Sample) -> float:
     return float(value)
 
 
-def judge(found: dict[str, Difference], budget: float) -> Verdict:
+def state_budget(ours: str | Path, theirs: str | Path, budget: float) -> BudgetStatement | None:
+    """What can be promised of the general corpora's losses in two folders of records; none where there is none.
+
+    Raises:
+        TrainingError: there are fewer than two documents, or a loss is no number.
+    """
+    from blockexpand.training.budget import DocumentSums, state
+
+    a, b = read_evaluation(ours), read_evaluation(theirs)
+    names = [name for name in a.losses.keys() & b.losses.keys() if side_of_corpus(name) == "general"]
+    names = sorted(name for name in names if len(a.losses[name].nats_M) > 1)
+    if not names:
+        return None
+    base = {name: DocumentSums(losses_N=b.losses[name].nats_M, tokens_N=b.losses[name].tokens_M) for name in names}
+    return state(base, {name: a.losses[name].nats_M for name in names}, dict.fromkeys(names, budget))
+
+
+def judge(found: dict[str, Difference], budget: float, statement: BudgetStatement | None = None) -> Verdict:
     """Whether the domain is better and everything general is within `budget`.
 
     The domain is better when the mean of its differences is above 0, one of them at least is more than noise, and none
     is worse by more than noise. Something general is within the budget when it lost no more: of a share of right
-    answers in itself, of a loss as a share of theirs. A sample that a server did not answer spoils the verdict.
+    answers in itself, of a loss as a share of theirs; of losses of general text the statement's bound must be inside.
+    A sample that a server did not answer spoils the verdict.
 
     Raises:
         EvaluationError: nothing of one of the two sides was measured.
@@ -148,18 +263,15 @@ def judge(found: dict[str, Difference], budget: float) -> Verdict:
     check(0 <= budget < 1, "budget", budget, "0 or more and below 1, e.g. 0.01")
     general = {name: one for name, one in found.items() if one.side == "general"}
     domain = {name: one for name, one in found.items() if one.side == "domain"}
-    for side, some in (("general", general), ("domain", domain)):
-        if not some:
-            raise EvaluationError(
-                f"no verdict: nothing {side} was measured on both ({', '.join(found)}); expected at least one task or "
-                f"corpus of each side; add a {side} suite, or --data {side}=folder"
-            )
+    check_sides(one.side for one in found.values() if one.side is not None)
     gained = sum(one.better_by for one in domain.values()) / len(domain)
     reasons = [
-        f"{name} lost {-one.better_by:.4f}, more than the budget of {budget}"
+        f"{name} lost {-100 * one.better_by:.2f} {_measure(one)}, more than the budget of {100 * budget:g}"
         for name, one in general.items()
         if -one.better_by > budget
     ]
+    if statement is not None and not statement.holds:
+        reasons.append(say_budget(statement))
     reasons += _domain_reasons(domain, gained)
     reasons += [
         f"{name}: {one.num_unanswered} samples have no answer" for name, one in found.items() if one.num_unanswered
@@ -170,19 +282,22 @@ def judge(found: dict[str, Difference], budget: float) -> Verdict:
         gained=gained,
         most_lost=max(-one.better_by for one in general.values()),
         reasons=tuple(reasons),
+        statement=statement,
     )
+
+
+def _measure(one: Difference) -> str:
+    return "points" if one.unit == "share" else "%"
 
 
 def _domain_reasons(domain: dict[str, Difference], gained: float) -> list[str]:
     reasons = [
-        f"{name} is worse by {-one.better_by:.4f}, more than noise" for name, one in domain.items() if _is_worse(one)
+        f"{name} is worse by {-100 * one.better_by:.2f} {_measure(one)}, more than noise"
+        for name, one in domain.items()
+        if one.better_by < 0 and not one.is_noise
     ]
     if gained <= 0:
-        reasons.append(f"the domain is not better: {gained:+.4f} in the mean of {', '.join(domain)}")
+        reasons.append(f"the domain is not better: {100 * gained:+.2f} in the mean of {', '.join(domain)}")
     elif all(one.is_noise for one in domain.values()):
-        reasons.append(f"the domain's gain of {gained:+.4f} may be noise; measure more samples")
+        reasons.append(f"the domain's gain of {100 * gained:+.2f} may be noise; measure more samples")
     return reasons
-
-
-def _is_worse(one: Difference) -> bool:
-    return one.better_by < 0 and not one.is_noise

@@ -30,6 +30,7 @@ from blockexpand.checkpoint import (
     zeros,
 )
 from blockexpand.errors import ExpansionError
+from blockexpand.expansion.agreement import refuse_untied
 from blockexpand.expansion.planner import check_fit
 from blockexpand.expansion.proof import prove_checkpoints
 from blockexpand.families import Family, family_for, with_entries
@@ -88,6 +89,7 @@ def expand(
         kept, added = tensors_of(family, checkpoint, chosen)
         found = write_weights(checkpoint, lay_out(checkpoint, kept, added), staged, digest=digest)
         refuse_not_finite(checkpoint, found)
+        refuse_untied(family, checkpoint)
         proof = _prove(checkpoint, staged, chosen) if prove or family.discovered else None
         digests = {name: result.digest for name, result in sorted(found.items())} if digest else None
         record = _record(chosen, digests, files, skeleton_of(checkpoint), proof)

@@ -1,7 +1,7 @@
 """The parts of the proof that need the models in memory (torch, transformers).
 
 In: the base and the expanded checkpoint, and the plan. Out: checks with figures. One model is held at a time, or
-only a few of its blocks when there is not enough memory; then logits are compared, and no step is taken. No remote
+left on the disk when there is not enough memory; then logits are compared, and no step is taken. No remote
 code is run and nothing is fetched.
 
 Shapes: B = 1 sequence, T tokens, V vocabulary.
@@ -9,10 +9,13 @@ Shapes: B = 1 sequence, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import tempfile
+import traceback
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +23,18 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from blockexpand.checkpoint import Checkpoint
+from blockexpand.errors import ExpansionError
 from blockexpand.expansion.deeper_config import base_entries
-from blockexpand.expansion.lockstep import BlockByBlock, block_bytes, tensor_bytes
 from blockexpand.families import Family, family_for
-from blockexpand.families.modules import config_entries, load_model, parameters_of, put_stack, set_config, stack_of
+from blockexpand.families.modules import (
+    config_entries,
+    load_model,
+    load_offloaded,
+    parameters_of,
+    put_stack,
+    set_config,
+    stack_of,
+)
 from blockexpand.records.expansion import Check
 from blockexpand.records.plan import Plan
 from blockexpand.units import FLOATS, torch_dtype
@@ -34,6 +45,8 @@ SEQUENCE_TOKENS = (5, 16, 40)
 """Lengths of the sequences compared; tests' sliding windows are shorter than the longest."""
 CACHED_TOKENS = 8
 """How many of a sequence's last tokens go through the cache one by one."""
+PROMPT_TOKENS = 5
+"""How many of each sequence's last tokens its continuation begins with."""
 GENERATED_TOKENS = 24
 STEP_LEARNING_RATE = 1e-5
 """A small step of post-pretraining (the paper trains at 2e-4); see docs/proof.md for the drift it makes."""
@@ -43,8 +56,9 @@ _CACHE = next(f.name for f in fields(CausalLMOutputWithPast) if f.name in ("cach
 """What this version of transformers calls the KV cache, in a model's arguments and in its output."""
 
 
-NO_STEP = "gradients and the first step's drift: the models were run block by block, for want of memory"
-"""What a proof by block says that it does not."""
+NO_STEP = "gradients and the first step's drift: the models stayed on the disk, for want of memory"
+"""What such a proof says that it does not."""
+_OURS = __file__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +80,7 @@ class Answers:
     logits_BTV: tuple[Tensor, ...]
     """Without a cache, one for each sequence."""
     cached_BTV: tuple[Tensor, ...]
-    """The same, the last tokens one by one through the KV cache."""
+    """Through the KV cache: those of each greedily continued token, [B, V], and of a short and a long sequence."""
     generated_BT: tuple[Tensor, ...]
     """Greedy continuations."""
 
@@ -76,36 +90,84 @@ def measure(
 ) -> Measured:
     """Compare the models, then (for untrained blocks) take one step and look at gradients and drift.
 
-    With `memory`, the bytes that a model may take, models that are larger are run block by block, and then no step is
-    taken.
+    With `memory`, the bytes that a model may take, models that are larger stay on the disk, and then no step is taken.
 
     Raises:
-        ExpansionError: a single block does not fit.
+        ExpansionError: a single block does not fit, or transformers cannot run a model.
     """
     family = family_for(base.config, base.source, base.tensors)
     names = _dtypes_of(plan)
     checks: list[Check] = []
-    by_block = memory is not None and memory < whole_bytes(out, plan)
-    for name in names:
-        if by_block:
-            assert memory is not None, "by block only because of the memory"
-            blocks = BlockByBlock(base, family, dtype=torch_dtype(name), device=device, memory=memory)
-            expected = answers_by_block(blocks)
-            blocks = BlockByBlock(out, family, dtype=torch_dtype(name), device=device, memory=memory)
-            if trained:
-                blocks.keep(plan.old_to_new)
-                set_config(blocks.model, family, base_entries(family, plan, config_entries(blocks.model)))
-            checks += compare(expected, answers_by_block(blocks), name, bypassed=trained)
-            continue
-        expected = _answers_of(base, family, torch_dtype(name), device)
-        model = load_model(out.folder, dtype=torch_dtype(name), device=device, loader=family.loader)
-        if trained:
-            _bypass_for_good(model, family, plan)
-        checks += compare(expected, answers(model, sequences(model)), name, bypassed=trained)
-        if name == "F32" and not trained:
-            checks += _step(model, family, plan, expected.logits_BTV)
-    left_out = (NO_STEP,) if by_block and not trained else ()
+    offloaded = memory is not None and memory < whole_bytes(out, plan)
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory())) if offloaded else None
+        for name in names:
+            dtype = torch_dtype(name)
+            if memory is not None and offloaded:
+                _refuse_too_little(base, out, dtype, memory)
+            with _told(base):
+                expected = answers(_load(base, family, dtype, device, scratch))
+            with _told(out):
+                model = _load(out, family, dtype, device, scratch)
+                if trained:
+                    _bypass_for_good(model, family, plan)
+                checks += compare(expected, answers(model), name, bypassed=trained)
+                if name == "F32" and not trained and not offloaded:
+                    checks += _step(model, family, plan, expected.logits_BTV)
+            del model
+    left_out = (NO_STEP,) if offloaded and not trained else ()
     return Measured(dtypes=names, checks=tuple(checks), left_out=left_out)
+
+
+def _load(
+    checkpoint: Checkpoint, family: Family, dtype: torch.dtype, device: str, scratch: Path | None
+) -> PreTrainedModel:
+    if scratch is None:
+        model = load_model(checkpoint.folder, dtype=dtype, device=device, loader=family.loader)
+    else:
+        inside = Path(tempfile.mkdtemp(dir=scratch))
+        model = load_offloaded(checkpoint.folder, family, dtype=dtype, device=device, scratch=inside)
+    return cast(PreTrainedModel, model)
+
+
+@contextlib.contextmanager
+def _told(checkpoint: Checkpoint) -> Generator[None]:
+    """What a model's own code raises, and a lack of memory, each as what it is; a bug of ours stays one.
+
+    Raises:
+        ExpansionError: transformers could not run the model, or the memory was too little.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError, KeyError, IndexError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
+            raise ExpansionError(
+                f"the proof of {checkpoint.source} needs more memory than there is ({error!s:.120}); expected room for "
+                "the deeper model in float32; give --memory-gb with what is free, and the models stay on the disk"
+            ) from error
+        # The innermost frame that is ours or the model's decides whose fault it is.
+        frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        theirs = [path for path in frames if "transformers" in Path(path).parts or path == _OURS]
+        if not theirs or theirs[-1] == _OURS:
+            raise
+        raise ExpansionError(
+            f"the proof could not run the model of {checkpoint.source}: {type(error).__name__}: {error!s:.300}; "
+            "expected one that this version of transformers runs in its files' precision, with a cache and without; "
+            "try it with transformers alone"
+        ) from error
+
+
+def _refuse_too_little(base: Checkpoint, out: Checkpoint, dtype: torch.dtype, memory: int) -> None:
+    family = family_for(base.config, base.source, base.tensors)
+    blocks = block_bytes(out, family, dtype)
+    outside = tensor_bytes(out, dtype) - sum(blocks)
+    # While a block is read, the file's pages that it comes from count as ours, too.
+    needed = outside + 2 * max(blocks)
+    if memory < needed:
+        raise ExpansionError(
+            f"the proof of {base.source} in {dtype} may take {memory:,} bytes, and embeddings, head and one block take "
+            f"{needed:,}; expected at least that; allow more, or use a machine with more memory"
+        )
 
 
 def whole_bytes(out: Checkpoint, plan: Plan) -> int:
@@ -118,16 +180,27 @@ def whole_bytes(out: Checkpoint, plan: Plan) -> int:
     return tensor_bytes(out, torch.float32) + 3 * new
 
 
+def tensor_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+    """What all the checkpoint's tensors take in memory in this dtype."""
+    return sum(entry.num_elements for entry in checkpoint.tensors.values()) * dtype.itemsize
+
+
+def block_bytes(checkpoint: Checkpoint, family: Family, dtype: torch.dtype) -> list[int]:
+    """What each block takes in memory in this dtype."""
+    sizes = [0] * family.depth(checkpoint.config)
+    for name, entry in checkpoint.tensors.items():
+        block = family.locate(name).block
+        # Blocks after the last are for predicting further tokens: transformers does not load them.
+        if block is not None and block < len(sizes):
+            sizes[block] += entry.num_elements * dtype.itemsize
+    return sizes
+
+
 def _dtypes_of(plan: Plan) -> tuple[str, ...]:
     """The dtype the checkpoint is stored in (bfloat16 for FP8), and float32, last because the step is taken in it."""
     tensors = plan.tensors_of(plan.new_blocks[0].donor)
     stored = next(t.dtype for t in tensors if t.parameter and len(t.shape) > 1)
     return tuple(dict.fromkeys((stored if stored in FLOATS else "BF16", "F32")))
-
-
-def _answers_of(checkpoint: Checkpoint, family: Family, dtype: torch.dtype, device: str) -> Answers:
-    model = load_model(checkpoint.folder, dtype=dtype, device=device, loader=family.loader)
-    return answers(model, sequences(model))
 
 
 def _bypass_for_good(model: nn.Module, family: Family, plan: Plan) -> None:
@@ -136,9 +209,9 @@ def _bypass_for_good(model: nn.Module, family: Family, plan: Plan) -> None:
     set_config(model, family, base_entries(family, plan, config_entries(model)))
 
 
-def sequences(model: nn.Module) -> tuple[Tensor, ...]:
+def sequences(model: PreTrainedModel) -> tuple[Tensor, ...]:
     """The token sequences every proof uses, drawn with a fixed seed on the CPU."""
-    embedding = cast(nn.Embedding, cast(PreTrainedModel, model).get_input_embeddings())
+    embedding = cast(nn.Embedding, model.get_input_embeddings())
     generator = torch.Generator().manual_seed(SEED)
     size = embedding.weight.shape[0]
     drawn = [torch.randint(size, (1, length), generator=generator) for length in SEQUENCE_TOKENS]
@@ -146,40 +219,31 @@ def sequences(model: nn.Module) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def answers(model: nn.Module, tokens: Sequence[Tensor]) -> Answers:
-    """Run the model on the sequences, three ways."""
+def answers(model: PreTrainedModel) -> Answers:
+    """Run the model on the sequences, three ways.
+
+    One token at a time costs as much as a whole sequence, so continuations are made in one batch, and their logits are
+    kept: they are what the cache gives at each length from the prompts' on.
+    """
+    tokens = sequences(model)
+    prompts_BT = torch.cat([tokens_BT[:, -PROMPT_TOKENS:] for tokens_BT in tokens])
+    generated_BT, steps = _greedy(model, prompts_BT)
     return Answers(
         logits_BTV=tuple(model(tokens_BT, use_cache=False).logits for tokens_BT in tokens),
-        cached_BTV=tuple(_through_the_cache(model, tokens_BT) for tokens_BT in tokens),
-        generated_BT=tuple(_greedy(model, tokens_BT) for tokens_BT in tokens),
+        cached_BTV=(*steps, *(_through_the_cache(model, tokens_BT) for tokens_BT in (tokens[0], tokens[-1]))),
+        generated_BT=tuple(generated_BT.split(1)),
     )
 
 
-def answers_by_block(blocks: BlockByBlock) -> Answers:
-    """The same on a model of which only a few blocks are in memory, with shorter continuations.
-
-    Every token that goes through the cache alone needs the whole checkpoint to be read again, so there are no more
-    generated ones than cached ones and the prompt's.
-    """
-    model = blocks.model
-    tokens = sequences(model)
-
-    def plain(tokens_BT: Tensor) -> Tensor:
-        return model(tokens_BT, use_cache=False).logits
-
-    ways = (plain, partial(_through_the_cache, model), partial(_greedy, model, num_tokens=CACHED_TOKENS + 1))
-    found = blocks.run([partial(way, tokens_BT) for way in ways for tokens_BT in tokens])
-    count = len(tokens)
-    return Answers(
-        logits_BTV=tuple(found[:count]),
-        cached_BTV=tuple(found[count : 2 * count]),
-        generated_BT=tuple(found[2 * count :]),
-    )
-
-
-def _through_the_cache(model: nn.Module, tokens_BT: Tensor) -> Tensor:
+def _through_the_cache(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
+    """The logits with a sequence's last tokens given one by one: a short one from its first on, a long one's last."""
     first = max(1, tokens_BT.shape[1] - CACHED_TOKENS)
     output = model(tokens_BT[:, :first], use_cache=True)
+    if _CACHE not in output:
+        raise ExpansionError(
+            f"a {type(model).__name__} gives no {_CACHE!r}; expected one that this version of transformers runs with a "
+            "KV cache; choose another base"
+        )
     pieces = [output.logits]
     for i in range(first, tokens_BT.shape[1]):
         output = model(tokens_BT[:, i : i + 1], **{_CACHE: output[_CACHE]}, use_cache=True)
@@ -187,14 +251,21 @@ def _through_the_cache(model: nn.Module, tokens_BT: Tensor) -> Tensor:
     return torch.cat(pieces, dim=1)
 
 
-def _greedy(model: nn.Module, tokens_BT: Tensor, num_tokens: int = GENERATED_TOKENS) -> Tensor:
+def _greedy(model: PreTrainedModel, tokens_BT: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Greedy continuations, and the logits of each of their tokens."""
     # A config of our own: the model's may sample, stop early, or ask for another kind of cache.
     config = GenerationConfig(
-        do_sample=False, max_new_tokens=num_tokens, eos_token_id=None, pad_token_id=0, use_cache=True
+        do_sample=False,
+        max_new_tokens=GENERATED_TOKENS,
+        eos_token_id=None,
+        pad_token_id=0,
+        use_cache=True,
+        return_dict_in_generate=True,
+        output_logits=True,
     )
     mask_BT = torch.ones_like(tokens_BT)
-    generated = cast(GenerationMixin, model).generate(tokens_BT, attention_mask=mask_BT, generation_config=config)
-    return cast(Tensor, generated)
+    found: Any = cast(GenerationMixin, model).generate(tokens_BT, attention_mask=mask_BT, generation_config=config)
+    return found.sequences, found.logits
 
 
 def compare(expected: Answers, found: Answers, dtype: str, *, bypassed: bool = False) -> list[Check]:
@@ -236,7 +307,7 @@ def _bits(values: Tensor) -> Tensor:
     return values.contiguous().view(kinds[values.element_size()])
 
 
-def _step(model: nn.Module, family: Family, plan: Plan, base_logits_BTV: Sequence[Tensor]) -> list[Check]:
+def _step(model: PreTrainedModel, family: Family, plan: Plan, base_logits_BTV: Sequence[Tensor]) -> list[Check]:
     """Gradient at step 0, one optimiser step, drift, gradient at step 1."""
     model.requires_grad_(False)
     stack = stack_of(model, family)
@@ -265,7 +336,7 @@ def _step(model: nn.Module, family: Family, plan: Plan, base_logits_BTV: Sequenc
     return [*checks, _check_gradient("at step 1 every tensor of every new block gets gradient", new)]
 
 
-def _backward(model: nn.Module, tokens: Sequence[Tensor]) -> None:
+def _backward(model: PreTrainedModel, tokens: Sequence[Tensor]) -> None:
     for tokens_BT in tokens:
         logits_BTV = model(tokens_BT, use_cache=False).logits
         loss = nn.functional.cross_entropy(logits_BTV[0, :-1].float(), tokens_BT[0, 1:])
@@ -294,7 +365,7 @@ def _frozen(model: nn.Module, new: dict[str, dict[str, nn.Parameter]]) -> Check:
 
 
 @torch.no_grad()
-def _check_drift(model: nn.Module, tokens: Sequence[Tensor], base_logits_BTV: Sequence[Tensor]) -> Check:
+def _check_drift(model: PreTrainedModel, tokens: Sequence[Tensor], base_logits_BTV: Sequence[Tensor]) -> Check:
     total, count = 0.0, 0
     for tokens_BT, expected_BTV in zip(tokens, base_logits_BTV, strict=True):
         moved_BTV = model(tokens_BT, use_cache=False).logits

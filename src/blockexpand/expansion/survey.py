@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from blockexpand.checkpoint import Checkpoint, TensorEntry
 from blockexpand.digests import digest_json
 from blockexpand.errors import PlanError, nearest
+from blockexpand.expansion.agreement import check_numbers, check_shapes, place_of
 from blockexpand.families import Choice, Family, family_for, is_fp8, matches_any, missing_number, tail_matches
 from blockexpand.records.plan import BlockKind, BlockTensor, Init
 from blockexpand.units import FLOATS
@@ -85,6 +86,7 @@ def survey(checkpoint: Checkpoint) -> Survey:
     where = checkpoint.source
     family = family_for(checkpoint.config, where, checkpoint.tensors)
     depth = family.depth(checkpoint.config)
+    check_numbers(family, checkpoint.config, where)
     blocks, outer = _sort(family, checkpoint)
     _check_outer(family, checkpoint, outer)
     _check_depth(family, checkpoint, blocks)
@@ -93,16 +95,20 @@ def survey(checkpoint: Checkpoint) -> Survey:
         _check_tails(family, checkpoint, index, blocks[index])
     kinds = _kinds(family, depth, blocks)
     floats = (*FLOATS, _FP8) if is_fp8(checkpoint.config) else FLOATS
+    of_choices: dict[tuple[str, ...], int] = {}
     for kind in kinds:
+        made = tuple(choice.made(blocks[kind[0]])[0].name for choice in family.block.choices)
+        first = of_choices.setdefault(made, kind[0])
         for index in kind:
-            _check_alike(family, (kind[0], index), blocks, where)
+            _check_alike(family, (first, index), blocks, where)
             _check_floats(family, index, blocks[index], floats, where)
+    check_shapes(family, checkpoint)
     return Survey(
         family=family,
         depth=depth,
         kinds=tuple(BlockKind(blocks=k, tensors=tuple(_block_tensors(family, blocks[k[0]]))) for k in kinds),
         outer=outer,
-        tied=tuple(t.tensor for t in family.tied_under(checkpoint.config)),
+        tied=tuple(t.tensor for t in family.tied_under(checkpoint.config) if t.source in outer),
         layout_digest=layout_digest(checkpoint.tensors),
     )
 
@@ -124,19 +130,21 @@ def _sort(family: Family, checkpoint: Checkpoint) -> tuple[dict[int, dict[str, T
     return blocks, outer
 
 
-def _check_outer(family: Family, checkpoint: Checkpoint, outer: Iterable[str]) -> None:
+def _check_outer(family: Family, checkpoint: Checkpoint, outer: dict[str, TensorEntry]) -> None:
     for name in outer:
         if not family.may_be_outer(name):
             _refuse_quantised(checkpoint.source, name)
             raise PlanError(
-                f"{checkpoint.source}: the tensor {name!r} is not one of family {family.name!r}; "
+                f"{place_of(checkpoint, name)} is not one of family {family.name!r}; "
                 f"{nearest(name, family.outer_known())}; expand a checkpoint of the plain language model"
             )
+    # Of a tied pair one is enough, under either name.
+    instead = {tied.source: tied.tensor for tied in family.tied_under(checkpoint.config)}
     for name in family.outer_required(checkpoint.config):
-        if name not in outer:
+        if name not in outer and instead.get(name) not in outer:
             raise PlanError(
-                f"{checkpoint.source}: the tensor {name!r} is missing; expected it under this config.json; download "
-                "the checkpoint again, or mend its config.json"
+                f"{checkpoint.source}: the tensor {name!r} is missing from {', '.join(checkpoint.shards[:3])}; "
+                "expected it under this config.json; download the checkpoint again, or mend its config.json"
             )
 
 
@@ -158,8 +166,10 @@ def _check_depth(family: Family, checkpoint: Checkpoint, blocks: Iterable[int]) 
     # A config may claim any depth: look only as far as can be said in a line.
     missing = list(itertools.islice((i for i in range(depth) if i not in held), _SPELLED + 1))
     if missing or surplus:
-        parts = [f"blocks {_spell(missing)} are missing"] if missing else []
-        parts += [f"blocks {_spell(surplus)} are too many"] if surplus else []
+        first = family.name_of(missing[0], "*") if missing else ""
+        parts = [f"blocks {_spell(missing)} are missing ({first})"] if missing else []
+        files = {e.file for n, e in checkpoint.tensors.items() if surplus and family.locate(n).block == surplus[0]}
+        parts += [f"blocks {_spell(surplus)} are too many (in {', '.join(sorted(files))})"] if surplus else []
         raise PlanError(
             f"{checkpoint.source}: config.json says {family.depth_key} {depth}, and the weights hold {len(held)} "
             f"blocks: {' and '.join(parts)}; expected blocks 0 to {depth - 1}; use config and weights of the same model"
@@ -201,7 +211,7 @@ def _check_tails(family: Family, checkpoint: Checkpoint, index: int, tensors: di
             group = family.switch_of(tail)
             why = f"{group.switch} is off in config.json" if group else nearest(tail, allowed)
             raise PlanError(
-                f"{checkpoint.source}: the tensor {family.name_of(index, tail)!r} is not one of family {family.name!r} "
+                f"{place_of(checkpoint, family.name_of(index, tail))} is not one of family {family.name!r} "
                 f"under this config; {why}; expand a checkpoint as transformers saves it"
             )
     for pattern in family.required_tails(checkpoint.config, tensors):
@@ -222,8 +232,10 @@ def _kinds(family: Family, depth: int, blocks: dict[int, dict[str, TensorEntry]]
     """The blocks, those that are made alike together."""
     kinds: dict[tuple[str, ...], list[int]] = {}
     for index in range(depth):
-        made = tuple(choice.made(blocks[index])[0].name for choice in family.block.choices)
-        kinds.setdefault(made, []).append(index)
+        made = [choice.made(blocks[index])[0].name for choice in family.block.choices]
+        # A block may be stored in another dtype than the rest: transformers reads it, so it is a kind of its own.
+        dtypes = [f"{tail} {entry.dtype}" for tail, entry in sorted(blocks[index].items())]
+        kinds.setdefault((*made, *dtypes), []).append(index)
     return [tuple(indices) for indices in kinds.values()]
 
 
@@ -237,10 +249,10 @@ def _check_alike(family: Family, pair: tuple[int, int], blocks: dict[int, dict[s
             raise PlanError(
                 f"{where}: block {index} has {name!r} and block {model} has no such tensor; expected all alike"
             )
-        if (first.dtype, first.shape) != (entry.dtype, entry.shape):
+        if first.shape != entry.shape:
             raise PlanError(
-                f"{where}: {name!r} is {entry.dtype} {list(entry.shape)}, and {first.dtype} {list(first.shape)} in "
-                f"block {model}; expected all blocks alike; expand a checkpoint as transformers saves it"
+                f"{where}/{entry.file}: {name!r} has the shape {list(entry.shape)}, and {list(first.shape)} in block "
+                f"{model}; expected all blocks alike; expand a checkpoint as transformers saves it"
             )
     if len(blocks[index]) != len(blocks[model]):
         tail = next(t for t in blocks[model] if t not in blocks[index])

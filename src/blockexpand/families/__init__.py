@@ -13,7 +13,7 @@ from blockexpand.families.family import (
     missing_number,
     tail_matches,
 )
-from blockexpand.families.registry import family_for, known_families, refused_model_types
+from blockexpand.families.registry import Shape, family_for, known_families, known_shapes, refused_model_types
 from blockexpand.families.rules import (
     Between,
     CopyFromDonor,
@@ -47,7 +47,9 @@ __all__ = [
     "Between",
     "Repeats",
     "family_for",
+    "Shape",
     "known_families",
+    "known_shapes",
     "refused_model_types",
     "tail_matches",
     "matches_any",

@@ -124,14 +124,16 @@ def load_model(
     device: str = "cpu",
     loader: Loader = "text",
     places: dict[str, str] | None = None,
+    scratch: Path | None = None,
     quantization: Any = None,
 ) -> nn.Module:
     """The model in a folder, in eval mode: no remote code, no network, no pickle; FP8 weights become floats.
 
     Without a `dtype` weights are held in the checkpoint's own type, as transformers does.
     On the device "meta" no weights are read: parameters have no memory, to be sharded and filled by the caller.
-    `places` says which modules stay on the meta device (see parts.py). With `quantization`, one of transformers'
-    configs, weights are quantised as they are loaded.
+    `places` says where each module stays, and `scratch` takes what is left on the disk in another form than the files
+    have (see `load_offloaded`). With `quantization`, one of transformers' configs, weights are quantised as they are
+    loaded.
 
     Raises:
         LiveError: transformers cannot build it, or a tensor it needs is not in the files.
@@ -153,6 +155,7 @@ def load_model(
                 use_safetensors=True,
                 output_loading_info=True,
                 device_map=places if quantization is None else {"": device},
+                offload_folder=None if scratch is None else str(scratch),
                 **_numbers(folder, quantization),
             )
         except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError, SafetensorError) as error:
@@ -173,12 +176,41 @@ def load_model(
         # It describes the loading, not the checkpoint, which stays what it is.
         vars(model.config).pop("quantization_config", None)
         return model.eval()
-    return _in_memory_of_its_own(to_device(model.eval(), device))
+    if places is not None:
+        return _in_memory_of_its_own(model.eval())
+    return _in_memory_of_its_own(model.eval().to(device))
 
 
-def to_device(module: nn.Module, device: str) -> nn.Module:
-    """Move all that has numbers; what is only a shape stays one."""
-    return module._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
+def load_offloaded(
+    folder: Path, family: Family, *, dtype: torch.dtype, device: str = "cpu", scratch: Path
+) -> nn.Module:
+    """The same with its blocks left on the disk, for models larger than the memory: accelerate reads what it runs.
+
+    `scratch` is a folder for tensors that transformers holds in another form than the files; it must outlive the model.
+
+    Raises:
+        LiveError: transformers cannot build it, or a tensor it needs is not in the files.
+    """
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    class OwnMemory(ModelHook):
+        """Copies what was read out of the mapped file, as `load_model` does."""
+
+        def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+            _in_memory_of_its_own(module, recurse=False)
+            return args, kwargs
+
+    module = load_model(folder, dtype=dtype, device="meta", loader=family.loader)
+    places, prefix = {f"{family.stack.module}.{i}": "disk" for i in range(len(stack_of(module, family)))}, ""
+    for part in family.stack.module.split("."):
+        beside = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        places |= {prefix + name: device for name, _ in (*module.named_children(), *beside) if name != part}
+        module, prefix = module.get_submodule(part), f"{prefix}{part}."
+    model = load_model(folder, dtype=dtype, device=device, loader=family.loader, places=places, scratch=scratch)
+    for module in stack_of(model, family).modules():
+        if "_hf_hook" in vars(module):
+            add_hook_to_module(module, OwnMemory(), append=True)
+    return model
 
 
 def _numbers(folder: Path, quantization: Any) -> dict[str, Any]:
@@ -225,13 +257,13 @@ def _as_floats(config: dict[str, Any]) -> dict[str, Any]:
     return {"quantization_config": FineGrainedFP8Config(dequantize=True, modules_to_not_convert=kept)}
 
 
-def _in_memory_of_its_own(model: nn.Module) -> nn.Module:
+def _in_memory_of_its_own(model: nn.Module, recurse: bool = True) -> nn.Module:
     """Copy each tensor out of the mapped file.
 
     A mapped tensor lies at the offset the file gives it. Vector code may add in another order at another
     alignment, so two files with the same numbers could differ in the last bit.
     """
-    for parameter in model.parameters():
+    for parameter in model.parameters(recurse):
         if parameter.device.type == "cpu":
             parameter.data = parameter.data.clone()
     return model

@@ -34,6 +34,16 @@ _SECTIONS = ("text_config", "llm_config", "language_config")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Tensors whose sizes config entries give, in every family that has both."""
+
+    endings: tuple[str, ...]
+    """How their names end, in whole components."""
+    sizes: tuple[tuple[str, ...], ...]
+    """For each dimension the names that its entry goes by; none where no entry gives it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Common:
     """What holds for every config (data/common.toml)."""
 
@@ -41,6 +51,8 @@ class Common:
     """Lists that say nothing about single blocks, whatever their length."""
     multimodal: tuple[str, ...]
     """Entries that mean more than one text stack."""
+    shapes: tuple[Shape, ...]
+    """Tensors whose sizes config entries give."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +200,11 @@ def _refuse_quantised(config: dict[str, Any], where: str) -> None:
             f"{where}: the weights are quantised ({key}: {method!r:.80}), where zero bytes need not mean "
             "zero; expected float weights; expand the unquantised model and quantise the result"
         )
+
+
+def known_shapes() -> tuple[Shape, ...]:
+    """Tensors whose sizes config entries give."""
+    return _common().shapes
 
 
 def not_per_layer() -> tuple[str, ...]:

@@ -146,7 +146,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 @contextlib.contextmanager
-def memory_told(doing: str, advice: str) -> Generator[None]:
+def memory_told(doing: str, device: torch.device, advice: str) -> Generator[None]:
     """Inside, a lack of memory becomes one line: what was being done, on what, what is free, and what to do.
 
     Raises:
@@ -157,7 +157,6 @@ def memory_told(doing: str, advice: str) -> Generator[None]:
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_lack_of_memory(error):
             raise
-        device = choose_device()
         raise DeviceError(
             f"{doing} needs more memory than {device.type} has: {free_bytes(device) / 1e9:,.1f} GB of "
             f"{total_bytes(device) / 1e9:,.1f} GB are free; {advice}"

@@ -5,14 +5,15 @@ states that are, for each document, what it would give alone. Most families tell
 long as no attention mask is passed and the cache is off. Some do not in transformers 5.24: GPT-OSS, OPT, BLOOM, MPT
 and Qwen2.5-VL build their masks without positions; state-space and convolution blocks carry state over borders. Which
 it is, is found out by changing one document and looking at another; where it shows, every document runs as a row of
-its own. Refused: a model in which one document still changes another, and one whose logits are not what its head, as
-we know it, gives.
+its own. What counts, and where documents begin, are indices made on the host with the batch: no forward pass waits for
+the device. Refused: a model in which one document still changes another, and one whose logits are not what its head,
+as we know it, gives.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 from weakref import WeakKeyDictionary
 
@@ -26,47 +27,73 @@ from blockexpand.errors import TrainingError
 from blockexpand.live.loss import linear_losses
 from blockexpand.live.parts import decoder_of, head_of, served_family
 
-# B = rows of a batch, T = tokens of a row, R = positions that count, D = hidden size, V = vocabulary.
+# B = rows of a batch, T = tokens of a row, R = positions that count, D = hidden size, V = vocabulary, N = documents,
+# L = tokens of the longest of some documents.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowBatch:
-    """Rows of tokens on a device."""
+    """Rows of tokens on a device, and what of them counts: made on the host, copied once."""
 
     tokens_BT: Tensor
     positions_BT: Tensor
-    trained_BT: Tensor
-    """bool: whether a token's prediction counts."""
+    predicted_R: Tensor
+    """int64: the places, counted through all rows, whose next token counts."""
+    targets_R: Tensor
+    """int64: those next tokens."""
+    counts_B: tuple[int, ...]
+    """How many tokens count in each row; they follow each other in `predicted_R`."""
+    starts_N: tuple[int, ...]
+    """Where documents begin, counted through all rows; a row begins one in any case."""
 
     @classmethod
     def of(
         cls, tokens_NT: np.ndarray, positions_NT: np.ndarray, trained_NT: np.ndarray, device: torch.device
     ) -> RowBatch:
-        """The batch of some rows of a prepared split."""
+        """The batch of some rows, with which of their tokens count; copied without waiting for the device."""
+        predicted_BT = np.zeros(trained_NT.shape, dtype=bool)
+        predicted_BT[:, :-1] = trained_NT[:, 1:]
+        (predicted_R,) = np.nonzero(predicted_BT.reshape(-1))
+        starts_BT = positions_NT == 0
+        starts_BT[:, 0] = True
         return cls(
-            tokens_BT=torch.from_numpy(tokens_NT).to(device),
-            positions_BT=torch.from_numpy(positions_NT).to(device),
-            trained_BT=torch.from_numpy(np.ascontiguousarray(trained_NT)).to(device),
+            tokens_BT=_to(device, tokens_NT),
+            positions_BT=_to(device, positions_NT),
+            predicted_R=_to(device, predicted_R),
+            targets_R=_to(device, tokens_NT.reshape(-1)[predicted_R + 1]),
+            counts_B=tuple(predicted_BT.sum(1).tolist()),
+            starts_N=tuple(np.nonzero(starts_BT.reshape(-1))[0].tolist()),
         )
 
-    def rows(self, which: slice) -> RowBatch:
-        """Some of the rows."""
-        return RowBatch(**{name: value[which] for name, value in vars(self).items()})
+    def rows(self, first: int) -> RowBatch:
+        """The rows from `first` on."""
+        before, tokens = sum(self.counts_B[:first]), first * self.tokens_BT.shape[1]
+        return RowBatch(
+            tokens_BT=self.tokens_BT[first:],
+            positions_BT=self.positions_BT[first:],
+            predicted_R=self.predicted_R[before:] - tokens,
+            targets_R=self.targets_R[before:],
+            counts_B=self.counts_B[first:],
+            starts_N=tuple(start - tokens for start in self.starts_N if start >= tokens),
+        )
 
-    def predicted_BT(self) -> Tensor:
-        """bool [B, T]: whether the hidden state at a position predicts a token that counts."""
-        predicted = torch.zeros_like(self.trained_BT)
-        predicted[:, :-1] = self.trained_BT[:, 1:]
-        return predicted
+    def predicting(self, hidden_BTD: Tensor) -> Tensor:
+        """Of the hidden states [B, T, D] those that predict a token that counts, [R, D]."""
+        return hidden_BTD.flatten(0, 1).index_select(0, self.predicted_R)
 
-    def targets_R(self) -> Tensor:
-        """The tokens that count, in the order of `predicted_BT`'s true places."""
-        return self.tokens_BT[:, 1:][self.trained_BT[:, 1:]]
+
+def _to(device: torch.device, values: np.ndarray) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    if device.type == "cuda":  # only from pinned memory is a copy not waited for
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def hidden_states(model: PreTrainedModel, batch: RowBatch) -> Tensor:
-    """The final hidden states [B, T, D] of a transformers causal language model, after its last norm."""
-    return states(model, batch.tokens_BT, batch.positions_BT)
+    """The final hidden states [B, T, D] of a causal language model, after its last norm; no document sees another."""
+    if len(batch.starts_N) == len(batch.tokens_BT) or isolates(model):
+        return packed_states(model, batch.tokens_BT, batch.positions_BT)
+    return states_apart(model, batch.tokens_BT, batch.starts_N)
 
 
 _CHECKED_TOKENS = 64
@@ -87,8 +114,8 @@ def check_head(model: PreTrainedModel, batch: RowBatch) -> None:
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         ours_TV = head_of(model).logits_CV(packed_states(model, tokens_1T, positions_1T)[0])
         logits_TV = model(input_ids=tokens_1T, position_ids=positions_1T, use_cache=False).logits[0].float()
-        difference = (ours_TV - logits_TV).abs().max().item()
-    if not difference <= 1e-2 * max(1.0, logits_TV.abs().max().item()):
+        difference, largest = torch.stack([(ours_TV - logits_TV).abs().max(), logits_TV.abs().max()]).cpu().tolist()
+    if not difference <= 1e-2 * max(1.0, largest):
         raise TrainingError(
             f"the logits of {type(model).__name__} are not what its head gives: largest difference {difference:.3g}, "
             "expected about 0; this family does something to its logits that its family file does not say; add the "
@@ -99,12 +126,12 @@ def check_head(model: PreTrainedModel, batch: RowBatch) -> None:
 def cross_entropies(model: PreTrainedModel, batch: RowBatch) -> Tensor:
     """The cross-entropy in nats of every token that counts, float32 [R], without a gradient."""
     with torch.no_grad():
-        hidden_RD = hidden_states(model, batch)[batch.predicted_BT()]
+        hidden_RD = batch.predicting(hidden_states(model, batch))
         weight_R = torch.ones(len(hidden_RD), device=hidden_RD.device)
-        return linear_losses(hidden_RD, head_of(model), batch.targets_R(), weight_R)[1]
+        return linear_losses(hidden_RD, head_of(model), batch.targets_R, weight_R)[1]
 
 
-# B = rows, T = tokens of a row, N = documents, L = tokens of the longest of some documents, D = hidden size.
+# --- documents apart -------------------------------------------------------------------------------------
 
 _PROBE_LENGTHS = (17, 20, 11)
 """Documents of the probe: longer than the convolutions and chunks of the families' tiny models."""
@@ -126,28 +153,31 @@ def packed_states(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tenso
     return output.last_hidden_state.reshape(*shape, -1)
 
 
-def states_apart(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+def states_apart(model: PreTrainedModel, tokens_BT: Tensor, starts_N: Sequence[int]) -> Tensor:
     """The same with every document in a row of its own, filled up at its end, where nothing sees the filling.
 
     Documents of like length share a pass, which is never larger than the rows were (one process).
     """
-    tokens_A = tokens_BT.flatten()
-    starts = cast(list[int], (positions_BT.flatten() == 0).nonzero()[:, 0].tolist())
-    lengths = [end - start for start, end in zip(starts, [*starts[1:], len(tokens_A)], strict=True)]
-    order = sorted(range(len(starts)), key=lambda number: -lengths[number])
-    parts: dict[int, Tensor] = {}
+    tokens_A, device = tokens_BT.flatten(), tokens_BT.device
+    lengths = [end - start for start, end in zip(starts_N, [*starts_N[1:], len(tokens_A)], strict=True)]
+    order = sorted(range(len(starts_N)), key=lambda number: -lengths[number])
     # A model sharded over processes must run as often in each of them, whatever documents they have: in one pass.
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    found, places, offset = [], np.zeros(len(tokens_A), dtype=np.int64), 0
     for group in [order] if sharded else _groups(order, lengths, len(tokens_A)):
         longest = lengths[group[0]]
-        tokens_NL = tokens_A.new_zeros(len(group), longest)
+        taken_NL = np.zeros((len(group), longest), dtype=np.int64)
         for row, number in enumerate(group):
-            tokens_NL[row, : lengths[number]] = tokens_A[starts[number] : starts[number] + lengths[number]]
-        positions_NL = torch.arange(longest, device=tokens_A.device).repeat(len(group), 1)
+            start, length = starts_N[number], lengths[number]
+            taken_NL[row] = start  # the filling: any token does
+            taken_NL[row, :length] = np.arange(start, start + length)
+            places[start : start + length] = offset + row * longest + np.arange(length)
+        tokens_NL = tokens_A.index_select(0, _to(device, taken_NL.reshape(-1))).reshape(taken_NL.shape)
+        positions_NL = torch.arange(longest, device=device).expand(len(group), -1)
         output = decoder_of(model)(input_ids=tokens_NL, position_ids=positions_NL, use_cache=False)
-        for row, number in enumerate(group):
-            parts[number] = output.last_hidden_state[row, : lengths[number]]
-    return torch.cat([parts[number] for number in range(len(starts))]).reshape(*tokens_BT.shape, -1)
+        found.append(output.last_hidden_state.flatten(0, 1))
+        offset += taken_NL.size
+    return torch.cat(found).index_select(0, _to(device, places)).reshape(*tokens_BT.shape, -1)
 
 
 def _groups(order: list[int], lengths: list[int], most_tokens: int) -> Iterator[list[int]]:
@@ -175,13 +205,6 @@ def isolates(model: PreTrainedModel) -> bool:
     return found[attention]
 
 
-def states(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
-    """Hidden states [B, T, D] in which no document sees another."""
-    if isolates(model) or not bool((positions_BT[:, 1:] == 0).any()):
-        return packed_states(model, tokens_BT, positions_BT)
-    return states_apart(model, tokens_BT, positions_BT)
-
-
 def allowed(model: PreTrainedModel) -> float:
     """The leak that is none: nothing, but for rounding where experts take tokens of all documents in one product."""
     family = served_family(model)
@@ -195,24 +218,27 @@ def allowed(model: PreTrainedModel) -> float:
 def leak(model: PreTrainedModel, *, packed: bool = False) -> float:
     """How far hidden states move, over the largest, when another document in their row changes: 0.0 when apart.
 
-    With `packed`, of the model as it is; otherwise as `states` runs it.
+    With `packed`, of the model as it is; otherwise as `hidden_states` runs it.
     """
     embeddings = cast(nn.Embedding, model.get_input_embeddings())
     most, device = embeddings.num_embeddings, embeddings.weight.device
-    positions_BT = torch.cat([torch.arange(length) for length in _PROBE_LENGTHS]).repeat(2, 1).to(device)
-    generator = torch.Generator().manual_seed(0)
-    tokens_BT = torch.randint(most, positions_BT.shape, generator=generator).to(device)
+    positions_BT = np.tile(np.concatenate([np.arange(length) for length in _PROBE_LENGTHS]), (2, 1))
+    tokens_BT = np.random.default_rng(0).integers(0, most, positions_BT.shape)
     first, second = _PROBE_LENGTHS[0], _PROBE_LENGTHS[0] + _PROBE_LENGTHS[1]
-    moved = 0.0
+
+    def run(tokens_BT: np.ndarray) -> Tensor:
+        batch = RowBatch.of(tokens_BT, positions_BT, positions_BT > 0, device)
+        return packed_states(model, batch.tokens_BT, batch.positions_BT) if packed else hidden_states(model, batch)
+
+    moved: list[Tensor] = []
     with torch.compiler.set_stance("force_eager"):  # a shape of its own is not worth compiling for
-        run = packed_states if packed else states
-        before_BTD = run(model, tokens_BT, positions_BT)
+        before_BTD = run(tokens_BT)
         for changed, seen in ((slice(0, first), slice(first, None)), (slice(first, second), slice(0, first))):
-            others_BT = tokens_BT.clone()
+            others_BT = tokens_BT.copy()
             others_BT[0, changed] = (others_BT[0, changed] + 1) % most
-            difference_BTD = (run(model, others_BT, positions_BT) - before_BTD).abs()
-            moved = max(moved, difference_BTD[0, seen].max().item(), difference_BTD[1].max().item())
-    return moved / before_BTD.abs().max().item()
+            difference_BTD = (run(others_BT) - before_BTD).abs()
+            moved += [difference_BTD[0, seen].max(), difference_BTD[1].max()]
+    return (torch.stack(moved).max() / before_BTD.abs().max()).item()
 
 
 def check_isolation(model: PreTrainedModel) -> None:

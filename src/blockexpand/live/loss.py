@@ -17,13 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blockexpand.expansion.cost import CHUNK_POSITIONS
 from blockexpand.live.parts import Head
 
 # R = positions that count, G = the last of them, at which the base is asked too, C = positions of one chunk,
 # D = hidden size, V = vocabulary.
-
-CHUNK_POSITIONS = 512
-"""Positions of one chunk: 256 to 512 were fastest on CPU (../docs/log.md); [512, 128k] fp32 is 262 MB."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,16 +12,16 @@ above it (`Route.cost` has it as a share of one pass of the base). The rule was 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from blockexpand.errors import PackError
 from blockexpand.live.forward import RowBatch, cross_entropies, isolates
+from blockexpand.live.prefix import Prefix
 from blockexpand.live.state import expanded
 from blockexpand.packs.in_memory import attached, blocks_of, only
 from blockexpand.records.pack import Names, Rule, name_of
@@ -92,10 +92,8 @@ def route(
     scored = list(tokens)[-chosen.prompt_tokens :]
     if len(scored) < 2:
         return Route(names=(), nats={}, cost=0.0)
-    tokens_1T = torch.tensor([scored], device=next(model.parameters()).device)
-    trained_1T = torch.ones_like(tokens_1T, dtype=torch.bool)
-    positions_1T = torch.arange(len(scored), device=tokens_1T.device)[None]
-    batch = RowBatch(tokens_BT=tokens_1T, positions_BT=positions_1T, trained_BT=trained_1T)
+    tokens_1T, positions_1T = np.array([scored]), np.arange(len(scored))[None]
+    batch = RowBatch.of(tokens_1T, positions_1T, positions_1T > 0, next(model.parameters()).device)
     nats = {names: float(losses.mean()) for names, losses in losses_by_set(model, batch, sets).items()}
     return Route(names=choose(nats, chosen.evidence / (len(scored) - 1)), nats=nats, cost=cost_of(model, sets))
 
@@ -135,41 +133,12 @@ def losses_by_set(model: PreTrainedModel, batch: RowBatch, sets: Sequence[Names]
     in a row of its own.
     """
     known = expanded(model)
-    prefix = known.blocks[: min(known.plan.new_positions)]
+    prefix = Prefix(known.blocks[: min(known.plan.new_positions)])
     keeps_apart = isolates(model)  # found out before anything is handed on
-    shares = bool(prefix) and (keeps_apart or not bool((batch.positions_BT[:, 1:] == 0).any()))
+    shares = bool(prefix.blocks) and (keeps_apart or len(batch.starts_N) == len(batch.tokens_BT))
     found: dict[Names, Tensor] = {}
-    held: list[Any] = []
     for names in sets:
-        with only(model, *names), _given(prefix, held) if shares else contextlib.nullcontext():
+        handed = (prefix.given() if found else prefix.kept()) if shares else contextlib.nullcontext()
+        with only(model, *names), handed:
             found[names] = cross_entropies(model, batch)
     return found
-
-
-@contextlib.contextmanager
-def _given(prefix: Sequence[nn.Module], held: list[Any]) -> Generator[None]:
-    """Run the prefix and keep what it gives in `held`; or, when that is kept, hand it on and run nothing."""
-    if not held:
-        handle = prefix[-1].register_forward_hook(lambda _, __, output: held.append(output))
-        try:
-            yield
-        finally:
-            handle.remove()
-        return
-    kept = held[0]
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        del args, kwargs
-        return kept
-
-    before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
-    try:
-        for block in prefix:
-            before.append((block, vars(block).get("forward")))
-            vars(block)["forward"] = forward
-        yield
-    finally:
-        for block, own in before:
-            del vars(block)["forward"]
-            if own is not None:
-                vars(block)["forward"] = own

@@ -105,7 +105,7 @@ def _figures(records: Records, ours: EvaluationRecord) -> tuple[Figure, ...]:
         )
     for name, one in ours.suites.tasks.items() if ours.suites else ():
         if one.value is not None:
-            limit = f", the first {ours.suites.limit}" if ours.suites and ours.suites.limit else ""
+            limit = f", the first {ours.limit}" if ours.limit else ""
             of = f"{one.suite} v{one.suite_version}, {one.shots}-shot{limit}, {one.num_samples:,} samples"
             rows.append(_figure(name, compared, one.metric, of, one.value))
     return tuple(rows)
@@ -117,7 +117,7 @@ def _figure(
     one = compared.get(name)
     if one is None:
         return Figure(name=name, metric=metric, of=of, held_out=held_out, ours=value)
-    low, high = one.interval.low, one.interval.high
+    low, high = (one.interval.low, one.interval.high) if one.interval is not None else (None, None)
     return Figure(
         name=name, metric=metric, of=of, held_out=held_out, ours=one.ours, theirs=one.theirs, low=low, high=high
     )

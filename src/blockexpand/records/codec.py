@@ -162,13 +162,23 @@ def _convert_union(kind: Any, data: Any, where: str) -> Any:
             known = ", ".join(repr(name) for name in classes)
             raise RecordError(f"{_place(where)}: expected 'kind' to be one of {known}, got {chosen!r}")
         return _convert(classes[chosen], data, where)
-    for option in options:
-        if option is types.NoneType:
-            continue
-        takes_mapping = dataclasses.is_dataclass(option) or typing.get_origin(option) is dict
-        if takes_mapping == isinstance(data, dict):
-            return _convert(option, data, where)
+    shape = _shape(data)
+    known = [option for option in options if option is not types.NoneType]
+    for option in (*(one for one in known if _takes(one) == shape), *(known if len(known) == 1 else ())):
+        return _convert(option, data, where)
     raise _wrong(kind, data, where)
+
+
+def _shape(data: Any) -> str:
+    return "mapping" if isinstance(data, dict) else "list" if isinstance(data, list | tuple) else "one value"
+
+
+def _takes(option: Any) -> str:
+    """What shape of data an option of a union is for."""
+    origin = typing.get_origin(option)
+    if dataclasses.is_dataclass(option) or origin is dict:
+        return "mapping"
+    return "list" if origin in (tuple, list) else "one value"
 
 
 @functools.cache

@@ -63,7 +63,7 @@ class SplitCounts:
 class SourceCounts:
     """What became of one source's documents.
 
-    Read = kept + too short + cleaned + duplicates + near duplicates + contaminated + other splits + beyond the
+    Read = kept + too short + duplicates + near duplicates + contaminated + other splits + beyond the
     limit + bad.
     """
 
@@ -82,8 +82,6 @@ class SourceCounts:
     """Documents that quote an evaluation text."""
     num_bad: int = 0
     """Records that could not be read."""
-    cleaned: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Documents that broke a rule of `clean`, by rule."""
     bad: tuple[str, ...] = ()
     """The first few records that could not be read, each with its place and what is wrong."""
     examples: tuple[str, ...] = ()

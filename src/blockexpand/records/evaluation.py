@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from blockexpand.errors import EvaluationError, RecordError
+from blockexpand.records.budget import BudgetStatement
 from blockexpand.records.codec import WRITTEN_WHEN_SET, from_plain, read_json, read_record, to_plain
 from blockexpand.records.intervals import Interval
 from blockexpand.records.pack import Rule
@@ -35,7 +36,8 @@ class HeldOut:
     loss: float
     """Nats per token, over all tokens that count."""
     perplexity: float
-    bits_per_byte: float
+    bits_per_byte: float | None
+    """None where only the first documents were measured: their bytes are not known."""
     num_documents: int
     num_tokens: int
     """Tokens that count."""
@@ -50,14 +52,14 @@ class DocumentLosses:
     tokens_M: np.ndarray
     """Tokens of each document that count, int64."""
 
-    def summary(self, num_bytes: int) -> HeldOut:
+    def summary(self, num_bytes: int | None) -> HeldOut:
         """The figures over all documents, whose text has `num_bytes` bytes."""
         total, count = float(self.nats_M.sum()), int(self.tokens_M.sum())
         loss = total / count
         return HeldOut(
             loss=loss,
             perplexity=math.exp(min(loss, 700.0)),
-            bits_per_byte=total / math.log(2) / num_bytes,
+            bits_per_byte=total / math.log(2) / num_bytes if num_bytes else None,
             num_documents=len(self.nats_M),
             num_tokens=count,
         )
@@ -102,14 +104,18 @@ class Sample:
     """What it wrote, or the log-likelihood of each choice."""
     scores: dict[str, Any]
     """Each metric's value, or the pair that its mean is made of; empty where there was an error."""
-    seconds: float
-    """Its share of the passes it was in."""
     cut_tokens: int
     """Tokens of the prompt that did not fit the model's context and were left out at its beginning."""
     error: str | None = None
     """Why there is no answer: then the sample counts for nothing, least of all as wrong."""
     route: str | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
     """The packs that the question was given, where they were chosen; all its choices have the same."""
+
+    @property
+    def chance(self) -> float | None:
+        """Of guessing right among the choices, whose log-likelihoods the output is; none where the model wrote."""
+        choices = len(self.output)
+        return 1 / choices if choices > 1 and all(isinstance(one, float) for one in self.output) else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,8 +143,11 @@ class TaskScore:
     higher_is_better: bool
     mean: Literal["samples", "tasks"]
     """Over what the figure is a mean, where several tasks make it."""
-    standard_error: float | None
-    """Of a mean over samples; none where the figure is something else."""
+    low: float | None
+    """Of the 95 % interval over samples, as is `high`; none where there are too few, or the figure is no such mean."""
+    high: float | None
+    chance: float | None
+    """What guessing among the choices gives; none where there is nothing to guess among."""
     shots: int
     num_samples: int
     """Those that count."""
@@ -149,8 +158,6 @@ class TaskScore:
     others: dict[str, float]
     """The task's other metrics."""
     parts: dict[str, PartScore]
-    seconds: float
-    """Of this run, asking and scoring; what an earlier run had answered is not in it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,11 +167,9 @@ class SuiteResults:
     tasks: dict[str, TaskScore]
     chat: bool
     batch_size: int
-    limit: int | None
     samples: int
     """Outputs drawn for each question that counts pass@k."""
     seeds: dict[str, int]
-    dtype: str
     window_tokens: int | None
     """Of the text tasks; none where there is none."""
     stride_tokens: int | None
@@ -217,6 +222,10 @@ class EvaluationRecord:
     """The digest of each corpus' split: only equal ones can be paired."""
     answers: Scores | None
     versions: dict[str, str]
+    dtype: str
+    """What the weights were computed in."""
+    limit: int | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """Only the first documents of each corpus and samples of each task; none = all."""
     suites: SuiteResults | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
     """The figures of the suites that were run."""
     routing: Routing | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
@@ -233,7 +242,7 @@ class Evaluation:
 
 
 def has_records(folder: Path) -> bool:
-    """Whether `evaluate` or `evaluate_suites` wrote the folder."""
+    """Whether `evaluate` wrote the folder."""
     path = folder / RECORD_NAME
     if not path.is_file():
         return False
@@ -280,25 +289,45 @@ def read_samples(folder: Path, task: str) -> list[Sample]:
         raise EvaluationError(f"the samples of {task!r} cannot be read from {path}: {error}; evaluate again") from None
 
 
+Unit = Literal["nats/token", "bits/byte", "share"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flips:
+    """Samples that changed between right and wrong."""
+
+    num_right_before: int
+    num_lost: int
+    """Right in theirs, wrong in ours."""
+    num_gained: int
+    by_chance: float
+    """So many of either would change if what both do not know were guessed anew; see `verdict.flips_of`."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
     """One figure of two models."""
 
     side: Side | None
     """None: of no side, and so not in the verdict."""
+    unit: Unit
+    """Of `ours`, `theirs` and the interval; lower is better, except of a share of right answers."""
     ours: float
     theirs: float
-    interval: Interval
-    """Of ours minus theirs, over pairs."""
+    interval: Interval | None
+    """Of ours minus theirs, over pairs; none where there are too few to carry one."""
     num_pairs: int
     num_unanswered: int
     """Samples that one of them, or both, did not answer; they are in no pair."""
-    higher_is_better: bool
     better_by: float
     """Above 0 when ours is better: a share of right answers as it is, a loss as a share of theirs."""
+    flips: Flips | None = None
+    """Where each sample is right or wrong."""
 
-    is_noise: bool
-    """Whether the interval includes zero."""
+    @property
+    def is_noise(self) -> bool:
+        """Whether the interval includes zero, or there are too few pairs for one."""
+        return self.interval is None or self.interval.is_noise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -313,3 +342,5 @@ class Verdict:
     """The largest loss of something general; below 0 when all of it became better."""
     reasons: tuple[str, ...]
     """Why not, one line each; empty when it passed."""
+    statement: BudgetStatement | None = None
+    """What can be promised of the losses of general text."""

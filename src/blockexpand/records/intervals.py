@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+LEAST_PAIRS = 8
+"""Below that many documents or samples a bootstrap says nothing of others: no interval is given."""
 _RESAMPLES = 2000
 _LEVEL = 0.95
 

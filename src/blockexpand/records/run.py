@@ -14,9 +14,18 @@ from typing import Any, ClassVar, Literal
 
 from blockexpand.errors import RecordError
 from blockexpand.records.budget import BudgetStatement
-from blockexpand.records.codec import WRITTEN_WHEN_SET, apply_overrides, check, from_plain, read_yaml
+from blockexpand.records.codec import (
+    WRITTEN_WHEN_SET,
+    apply_overrides,
+    check,
+    from_plain,
+    read_record,
+    read_yaml,
+    to_plain,
+)
+from blockexpand.staging import RECORD_NAME
 
-Attention = Literal["auto", "sdpa", "flex", "flash", "eager", "blocked"]
+Attention = Literal["auto", "sdpa", "flex", "flash", "eager"]
 BasePrecision = Literal["same", "int8", "nf4"]
 Recompute = Literal["none", "new", "from-first-new"]
 """Which blocks run a second time in the backward pass, so that only their input is kept: none of them, those that
@@ -68,42 +77,16 @@ class LoraArm:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UpscaledArm:
-    """Depth up-scaling (SOLAR, Yi-9B): a deeper checkpoint of which every parameter trains; a reference, since its
-    copies are no identities."""
+class CustomArm:
+    """A method of the caller's own, given to `train` as an object; the record and the run's digest know it by these."""
 
-    kind: Literal["upscaled"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MoeArm:
-    """The paper's MoE arm (section 3.5, appendix H): a second down-projection in each block, weighed with the first by
-    a softmax of two scalars; all tokens through both."""
-
-    kind: Literal["moe"]
-    start: Literal["zero", "copy"] = "zero"
-    """The second projection: zero is the paper's, and with its scalars 1 and 0 the first one then counts 0.73, which is
-    no identity; a copy of the first one is (up to rounding), whatever the scalars."""
+    kind: Literal["custom"]
+    name: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Whatever tells two such arms apart."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ParallelArm:
-    """Control LLM's way: beside some of the base's blocks a copy that trains, the two outputs interpolated. No
-    checkpoint of a family can hold the result: it is measured, and not exported."""
-
-    kind: Literal["parallel"]
-    blocks: tuple[int, ...]
-    """Which of them have a copy, by their index from 0."""
-    share: float = 0.5
-    """Of the copy in the output; 1 - share is the old block's."""
-
-    def __post_init__(self) -> None:
-        """Check the bounds."""
-        check(0 < self.share <= 1, "share", self.share, "a share in (0, 1]")
-        check(len(set(self.blocks)) == len(self.blocks), "blocks", self.blocks, "each block once")
-
-
-ArmSettings = BlocksArm | OldBlocksArm | FullArm | LoraArm | UpscaledArm | MoeArm | ParallelArm
+ArmSettings = BlocksArm | OldBlocksArm | FullArm | LoraArm | CustomArm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +96,8 @@ class DataSettings:
     domain: str
     """A prepared folder: the text to learn."""
     general: str | None = None
-    """A prepared folder: text like what the base knew, for retention; `self` = sampled from the base."""
+    """A prepared folder: text like what the base knew, for retention; `self`, which is what a run without one takes:
+    text that the base writes itself."""
     general_kind: str = dataclasses.field(default="general", metadata=WRITTEN_WHEN_SET)
     """What kind of text it is, in the budget's statement."""
     more_general: dict[str, str] = dataclasses.field(default_factory=dict, metadata=WRITTEN_WHEN_SET)
@@ -190,14 +174,15 @@ class ScheduleSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RetentionSettings:
-    """How the general ability is kept while the domain is learnt."""
+    """How the general ability is kept while the domain is learnt: on unless `retention: none` is written."""
 
-    replay: float = 0.0
-    """Share of each step's rows that are general text."""
-    ce_weight: float = 1.0
+    replay: float = 0.25
+    """Share of each step's rows that are general text; at least one row where it is not 0."""
+    ce_weight: float = 0.0
     """Weight of the general rows' cross-entropy against the domain's."""
-    kl_weight: float = 0.0
-    """Weight of KL(base || model) on the general rows; the base is the bypassed model."""
+    kl_weight: float = 8.0
+    """Weight of KL(base || model) on the general rows; the base is the bypassed model. The KL keeps more than the rows'
+    own cross-entropy does (measured on the tiny base, docs/log.md; arXiv 2605.26097 has weight 10 on a fifth)."""
     forgetting_budget: float | None = None
     """How much the general loss may rise, as a share of the base's (0.01 = 1 %): steered for by adapting the general
     rows' weight and by choosing the checkpoint, and held, with 95 % confidence, by scaling what was learnt."""
@@ -216,6 +201,20 @@ class RetentionSettings:
             check(one > 0, f"budgets.{kind}", one, "more than 0, e.g. 0.01 for 1 %")
         some = self.ce_weight > 0 or self.kl_weight > 0
         check(self.replay == 0 or some, "replay", self.replay, "0 when ce_weight and kl_weight are both 0")
+
+    @property
+    def needs_general(self) -> bool:
+        """Whether general text is trained on or measured."""
+        return self.replay > 0 or self.forgetting_budget is not None
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the base is asked for its answers."""
+        return self.replay > 0 and self.kl_weight > 0
+
+
+NO_RETENTION = RetentionSettings(replay=0.0, kl_weight=0.0)
+"""What `retention: none` is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,9 +242,8 @@ class TrainSettings:
     """Of the old blocks' linear layers: as `precision`, or quantised (bitsandbytes) while the new blocks stay whole.
     What is kept, and compared with, is then the quantised base; what is exported is the unquantised one."""
     attention: Attention = "auto"
-    """How blocks attend: flash (varlen, CUDA), flex (block mask, CUDA), blocked (CPU: no work for what is masked),
-    sdpa, eager; auto takes the first that the device, the packages and the family have, blocked only where a probe
-    shows that it gives this model sdpa's numbers. Documents in one row never see each other: probed at the start."""
+    """How blocks attend: flash (varlen, CUDA), flex (block mask, CUDA), sdpa, eager; auto takes the first that the
+    device, the packages and the family have. Documents in one row never see each other: probed at the start."""
     compile_blocks: bool = False
     """Compile each block once (torch.compile): a slow start, then faster steps. Needs a C++ compiler."""
     recompute: Recompute = "none"
@@ -271,26 +269,24 @@ class TrainSettings:
         check(self.seed >= 0, "seed", self.seed, "0 or more")
         whole = self.base_precision == "same" or isinstance(self.arm, BlocksArm)
         check(whole, "base_precision", self.base_precision, f"same, for the arm {self.arm.kind}")
-        wants_general = self.retention.replay > 0 or self.retention.forgetting_budget is not None
-        check(
-            not wants_general or self.data.general is not None,
-            "data.general",
-            self.data.general,
-            "a prepared folder of general text (or `self`), since retention is on",
-        )
         steers = self.retention.forgetting_budget is None or self.data.validation_rows > 0
         check(steers, "data.validation_rows", self.data.validation_rows, "more than 0, to hold a forgetting_budget")
         check(
             self.rows_per_step > self.num_general_rows,
-            "retention.replay",
-            self.retention.replay,
-            f"a share that leaves at least one of {self.rows_per_step} rows for the domain",
+            "rows_per_step",
+            self.rows_per_step,
+            f"more than the {self.num_general_rows} general rows that retention puts into each (or `retention: none`)",
         )
+
+    @property
+    def general(self) -> str | None:
+        """Where general text comes from: a prepared folder, or `self`; None when none is needed."""
+        return self.data.general or (SELF if self.retention.needs_general else None)
 
     @property
     def num_general_rows(self) -> int:
         """General rows of each step."""
-        return round(self.retention.replay * self.rows_per_step)
+        return max(1, round(self.retention.replay * self.rows_per_step)) if self.retention.replay else 0
 
     @property
     def num_domain_rows(self) -> int:
@@ -316,6 +312,29 @@ class Measurement:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RunContents:
+    """Digests of what a run was given, so that it is told from another whose folders only have the same names."""
+
+    model: str
+    """Of the checkpoint's tensors and its config."""
+    domain: str
+    """Of the prepared folder's record, which has the digests of its files."""
+    general: dict[str, str]
+    """The same, of each kind of general text; empty where there is none, or the base writes it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunStart:
+    """What a run began with; saved as the run folder's `settings.json` before its first step."""
+
+    FORMAT: ClassVar[str] = "blockexpand.run-start"
+    FORMAT_VERSION: ClassVar[int] = 1
+
+    settings: TrainSettings
+    contents: RunContents
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """What a finished run was and gave; saved as the run folder's `blockexpand.json`."""
 
@@ -324,7 +343,9 @@ class RunRecord:
 
     blockexpand_version: str
     settings: TrainSettings
+    contents: RunContents
     settings_digest: str
+    """Of the settings that make a run the same run, and of the contents."""
     num_steps: int
     num_tokens: int
     """Positions trained on, domain and general, padding included."""
@@ -334,26 +355,39 @@ class RunRecord:
     """Held-out losses of the checkpoint in `model/`, on the steering sample."""
     base: Measurement | None
     """The same of the model as it was loaded."""
+    nothing_inside_budget: bool
+    """Whether no step but the first (the base itself) met the budget: nothing that was learnt is in `model/` then."""
     train_seconds: float
+    cpu_seconds: float
+    """Processor time of the steps, all threads of the first process together."""
     tokens_per_second: float
+    load: float | None
+    """Other processes' share of the machine while it trained: mean number of runnable ones (None: not known here)."""
     peak_memory_bytes: int
-    """Largest resident memory of the process (on CUDA: largest allocation on the device)."""
+    """Largest resident memory of the process (on an accelerator: largest allocation on the device)."""
     machine: str
     versions: dict[str, str]
-    num_trained_tensors: int | None = None
-    """Tensors of the checkpoint that trained (None: recorded by an earlier version)."""
-    num_unchanged_tensors: int | None = None
+    num_trained_tensors: int | None
+    """Tensors of the checkpoint that trained (None: nothing was exported)."""
+    num_unchanged_tensors: int | None
     """All its other tensors, each compared and found the same in `model/`, byte for byte."""
     num_skipped_steps: int = 0
     """Steps left out because their loss was not finite."""
     num_processes: int = 1
     """How many processes ended the run; the largest memory is the first one's."""
-    cpu_seconds: float | None = None
-    """Processor time of the steps, all threads of the first process together (None: recorded by an earlier version)."""
     exported: bool = True
     """Whether `model/` is a checkpoint; if not, no checkpoint of the family could hold it: see `load_shipped`."""
     kept: BudgetStatement | None = None
     """What is promised of the general loss of what was shipped; None: there was no budget."""
+
+
+def settings_in(path: Path) -> TrainSettings:
+    """The settings of a run folder's `settings.json`.
+
+    Raises:
+        RecordError: it is not there, or damaged.
+    """
+    return read_record(RunStart, path).settings
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -364,13 +398,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def load_settings(path: Path, overrides: Sequence[str] = (), default_arm: str | None = None) -> TrainSettings:
+def load_settings(path: Path, overrides: Sequence[str] = ()) -> TrainSettings:
     """The settings of a YAML recipe with `key=value` overrides applied.
+
+    A recipe that names no arm trains the new blocks of an expanded checkpoint, or every parameter of another one.
+    `retention: none` switches retention off; without a word it is on.
 
     Args:
         path: The recipe.
         overrides: Settings that replace the recipe's.
-        default_arm: The arm of a recipe that names none.
 
     Raises:
         RecordError: an unknown key, a wrong type, a value out of bounds.
@@ -378,6 +414,10 @@ def load_settings(path: Path, overrides: Sequence[str] = (), default_arm: str | 
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise RecordError(f"{path} holds {type(data).__name__}; expected a mapping of settings")
-    if default_arm is not None:
-        data = {"arm": {"kind": default_arm}, **data}
-    return from_plain(TrainSettings, apply_overrides(data, list(overrides)), str(path))
+    data = apply_overrides(data, list(overrides))
+    if data.get("retention") == "none":
+        data["retention"] = to_plain(NO_RETENTION)
+    if "arm" not in data and isinstance(data.get("model"), str):
+        expanded = (Path(data["model"]) / RECORD_NAME).is_file()
+        data["arm"] = {"kind": "blocks" if expanded else "full"}
+    return from_plain(TrainSettings, data, str(path))

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from blockexpand.comparison import ArmRecipe, CompareRecipe, PlanRecipe
-from blockexpand.records.run import BlocksArm, FullArm, LoraArm, MoeArm, OldBlocksArm, ParallelArm, UpscaledArm
+from blockexpand.records.run import BlocksArm, CustomArm, FullArm, LoraArm, OldBlocksArm
 from blockexpand.reporting import formats
 
 NUM_COLOURS = 7
@@ -70,11 +70,9 @@ def _name(arm: ArmRecipe) -> str:
         OldBlocksArm: "Training old blocks",
         FullArm: "Full fine-tuning",
         LoraArm: "LoRA",
-        UpscaledArm: "Depth up-scaling",
-        MoeArm: "Two down-projections",
-        ParallelArm: "Blocks side by side",
     }
-    return kinds[type(arm.arm)] + (", unrestricted" if arm.unrestricted else "")
+    kind = arm.arm.name if isinstance(arm.arm, CustomArm) else kinds[type(arm.arm)]
+    return kind + (", unrestricted" if arm.unrestricted else "")
 
 
 def trains_of(arm: ArmRecipe) -> str:
@@ -89,13 +87,10 @@ def trains_of(arm: ArmRecipe) -> str:
             return f"low-rank factors, rank {settings.rank}"
         size = formats.format_scaled(settings.trainable_parameters or 0)
         return f"low-rank factors, about {size} parameters"
-    if isinstance(settings, MoeArm):
-        return "a second down-projection in each block, and the weights of both"
-    if isinstance(settings, ParallelArm):
-        return f"a copy beside each of the blocks {', '.join(map(str, settings.blocks))}"
+    if isinstance(settings, CustomArm):
+        told = ", ".join(f"{key} {value}" for key, value in settings.options.items())
+        return f"what the arm {settings.name} trains{f' ({told})' if told else ''}"
     assert arm.plan is not None, f"the arm {arm.name} has no plan"
-    if isinstance(settings, UpscaledArm):
-        return f"every parameter, and {_grown(arm.plan)}"
     return _grown(arm.plan)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -36,16 +37,15 @@ class Scored(NamedTuple):
 @torch.inference_mode()
 def score(model: PreTrainedModel, tokens: Sequence[int], num_likeliest: int) -> list[Scored]:
     """Every token of a text of one or more."""
-    tokens_1T = torch.tensor([list(tokens)], device=model.device)
-    positions_1T = torch.arange(len(tokens), device=model.device)[None]
-    batch = RowBatch(tokens_BT=tokens_1T, positions_BT=positions_1T, trained_BT=torch.ones_like(tokens_1T).bool())
+    positions_1T = np.arange(len(tokens))[None]
+    batch = RowBatch.of(np.array([list(tokens)]), positions_1T, positions_1T > 0, model.device)
     check_head(model, batch)
     head, found = head_of(model), [Scored(tokens[0], None, ())]
     hidden_TD = hidden_states(model, batch)[0, :-1]
     for start in range(0, len(hidden_TD), _CHUNK_POSITIONS):
         logprobs_CV = head.logits_CV(hidden_TD[start : start + _CHUNK_POSITIONS]).log_softmax(-1)
         logprobs_CV.clamp_(min=_LEAST)
-        targets_C = tokens_1T[0, start + 1 : start + 1 + len(logprobs_CV)]
+        targets_C = batch.tokens_BT[0, start + 1 : start + 1 + len(logprobs_CV)]
         top_CK = logprobs_CV.topk(num_likeliest)
         own = logprobs_CV.gather(1, targets_C[:, None])[:, 0].tolist()
         for token, logprob, ids, values in zip(

@@ -2,22 +2,27 @@
 
 from blockexpand.errors import Interrupted, Preempted
 from blockexpand.records.run import RunRecord, TrainSettings, load_settings
+from blockexpand.training.arms import Arm, Trainee, check_blocks, load_model, make_trainable, refuse_many
 from blockexpand.training.callback import BlockExpansionCallback
-from blockexpand.training.forecast import Devices, Forecast, forecast
-from blockexpand.training.run import load_shipped, sft, shipped_folder, train
+from blockexpand.training.run import RunTakes, check_run, load_shipped, run_digest, shipped_folder, train
 
 __all__ = [
+    "Arm",
     "BlockExpansionCallback",
-    "Devices",
-    "Forecast",
     "Interrupted",
     "Preempted",
     "RunRecord",
+    "RunTakes",
     "TrainSettings",
-    "forecast",
+    "Trainee",
+    "check_blocks",
+    "check_run",
+    "load_model",
     "load_settings",
     "load_shipped",
-    "sft",
+    "make_trainable",
+    "refuse_many",
+    "run_digest",
     "shipped_folder",
     "train",
 ]

@@ -24,22 +24,23 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from blockexpand import live
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.errors import TrainingError
 from blockexpand.families import family_for, known_families, modules
 from blockexpand.families.modules import stack_of
+from blockexpand.live.parts import blocks_of
 from blockexpand.records.expansion import read_expansion
 from blockexpand.records.run import (
     ArmSettings,
     BasePrecision,
     BlocksArm,
+    CustomArm,
     FullArm,
     LoraArm,
-    MoeArm,
-    ParallelArm,
-    UpscaledArm,
+    OldBlocksArm,
 )
 from blockexpand.units import FLOATS
 
@@ -60,6 +61,9 @@ class Trainee:
     """What changed, by the names of the checkpoint on disk, given the values of `trainable` by their names."""
     others: tuple[PreTrainedModel, ...] = ()
     """Further models that the reference runs, of the same checkpoint: all frozen."""
+    num_shared_blocks: int = 0
+    """So many of the lowest blocks are the same modules, or the same numbers, in the model and in its reference, and
+    none of them trains."""
     starts_as_base: bool = True
     """Whether the model, before its first step, is the base; if not, forgetting is measured from the reference."""
     origins: Callable[[], Mapping[str, Tensor | float]] = dict
@@ -84,7 +88,7 @@ class Arm(Protocol):
         ...
 
 
-def load_model(folder: Path, dtype: torch.dtype, empty: bool = False) -> PreTrainedModel:
+def load_model(folder: Path, dtype: torch.dtype | None = None, empty: bool = False) -> PreTrainedModel:
     """The causal language model in `folder`, frozen, in eval mode, without remote code or network.
 
     `empty`: without its values, on the meta device.
@@ -151,8 +155,9 @@ class Blocks:
             trainable=trainable,
             writers=frozenset(live.writers(loaded)),
             origins=lambda: live.writers(model),
-            reference=lambda: _base_of(model),
+            reference=lambda: live.bypass(model),
             tensors=lambda values: live.tensors_on_disk(model, family, values),
+            num_shared_blocks=min(live.plan_of(model).new_positions),
         )
 
 
@@ -166,12 +171,6 @@ def _check_shippable(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> N
                 f"{checkpoint.source} has {found} for the new block's {name}, so training could not be kept; "
                 f"expected {list(tensor.shape)} in {', '.join(FLOATS)}; expand a base with float weights"
             )
-
-
-@contextlib.contextmanager
-def _base_of(model: PreTrainedModel) -> Generator[PreTrainedModel]:
-    with live.bypass(model):
-        yield model
 
 
 Quantised = Literal["int8", "nf4"]
@@ -248,11 +247,17 @@ class Lora:
         from peft import LoraConfig, PeftModel, get_peft_model
 
         base = load_model(folder, dtype)
-        layers = base.get_decoder().layers
-        linears = {name.rsplit(".", 1)[-1] for name, m in layers.named_modules() if isinstance(m, nn.Linear)}
-        rank = self._rank or nearest_rank(layers, cast(int, self._trainable_parameters))
+        blocks = nn.ModuleList(blocks_of(base))
+        linears = {name.rsplit(".", 1)[-1] for name, m in blocks.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+        rank = self._rank or nearest_rank(blocks, cast(int, self._trainable_parameters))
         # alpha = 2 r: the common choice; the learning rate is swept, which makes its value immaterial.
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=sorted(linears), task_type="CAUSAL_LM")
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=2 * rank,
+            target_modules=sorted(linears),
+            task_type="CAUSAL_LM",
+            fan_in_fan_out=any(isinstance(m, Conv1D) for m in blocks.modules()),
+        )
         with warnings.catch_warnings():
             # peft 0.21 asks transformers by a name that 5.24 has renamed; nobody here can do anything about it.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -277,9 +282,9 @@ class Lora:
         )
 
 
-def nearest_rank(layers: nn.Module, trainable_parameters: int) -> int:
+def nearest_rank(blocks: nn.Module, trainable_parameters: int) -> int:
     """The rank at which adapters on all linear layers have the nearest number of parameters."""
-    per_rank = sum(m.in_features + m.out_features for m in layers.modules() if isinstance(m, nn.Linear))
+    per_rank = sum(sum(m.weight.shape) for m in blocks.modules() if isinstance(m, nn.Linear | Conv1D))
     return max(1, round(trainable_parameters / per_rank))
 
 
@@ -315,11 +320,11 @@ class OldBlocks:
     def load(self, folder: Path, dtype: torch.dtype, needs_reference: bool, empty: bool = False) -> Trainee:
         """Load the checkpoint and switch the chosen blocks on."""
         model = load_model(folder, dtype, empty)
-        layers = model.get_decoder().layers
+        layers = blocks_of(model)
         check_blocks(self._blocks, len(layers), folder)
         chosen = {id(p) for index in self._blocks for p in layers[index].parameters()}
         parameters = {name: p for name, p in model.named_parameters() if id(p) in chosen}
-        return _trainee(model, parameters, needs_reference)
+        return dataclasses.replace(_trainee(model, parameters, needs_reference), num_shared_blocks=min(self._blocks))
 
 
 def check_blocks(blocks: tuple[int, ...], depth: int, folder: Path) -> None:
@@ -362,19 +367,22 @@ def _as_they_are(model: PreTrainedModel, names: frozenset[str]) -> dict[str, Ten
 
 
 def arm_of(settings: ArmSettings, base_precision: BasePrecision = "same") -> Arm:
-    """The arm that the settings describe; only `blocks` can have a quantised base (`TrainSettings` sees to it)."""
-    from blockexpand.training.further_arms import Moe, Parallel, Upscaled
+    """The arm that the settings describe; only `blocks` can have a quantised base (`TrainSettings` sees to it).
 
-    if isinstance(settings, BlocksArm):
-        return Blocks(base_precision)
-    if isinstance(settings, FullArm):
-        return Full()
-    if isinstance(settings, LoraArm):
-        return Lora(rank=settings.rank, trainable_parameters=settings.trainable_parameters)
-    if isinstance(settings, UpscaledArm):
-        return Upscaled()
-    if isinstance(settings, MoeArm):
-        return Moe(settings.start)
-    if isinstance(settings, ParallelArm):
-        return Parallel(settings.blocks, settings.share)
-    return OldBlocks(settings.blocks)
+    Raises:
+        TrainingError: it is one of the caller's own, and none was given.
+    """
+    match settings:
+        case BlocksArm():
+            return Blocks(base_precision)
+        case FullArm():
+            return Full()
+        case LoraArm(rank=rank, trainable_parameters=number):
+            return Lora(rank=rank, trainable_parameters=number)
+        case OldBlocksArm(blocks=blocks):
+            return OldBlocks(blocks)
+        case CustomArm(name=name):
+            raise TrainingError(
+                f"the arm {name!r} is not one of ours; expected the arm itself; call train(settings, arm=...) from "
+                "Python, or choose blocks, old-blocks, full or lora"
+            )

@@ -50,14 +50,14 @@ class Progress:
 
     step: int
     """Steps done."""
-    settings_digest: str
-    """A run resumes only under the settings it began with."""
     general_weight: float = 1.0
     """The controller's: what the general rows' losses are multiplied by."""
     base_general: tuple[float, ...] | None = None
     """The base's general validation loss, summed over each document of the steering rows."""
     best: Measurement | None = None
     """The measurement of the checkpoint to ship."""
+    last: Measurement | None = None
+    """The latest one."""
     num_skipped: int = 0
     """Steps in a row, up to this one, left out because their loss was not finite."""
     num_skipped_in_all: int = 0
@@ -66,6 +66,8 @@ class Progress:
     """Spent in steps, measuring and saving left out."""
     cpu_seconds: float = 0.0
     """Processor time of this process in steps, all its threads together."""
+    load_seconds: float = 0.0
+    """The machine's load average (of a minute), summed over these seconds."""
 
 
 def checkpoint_job(

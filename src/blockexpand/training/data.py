@@ -16,15 +16,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.corpus.rows import Corpus, TokenRows, open_corpus
 from blockexpand.corpus.tokenizer import tokenizer_digest
 from blockexpand.errors import TrainingError
 from blockexpand.live.forward import RowBatch
+from blockexpand.live.generation import CONTEXT_KEYS
 from blockexpand.records.run import REPLAY, SELF, TrainSettings
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training.budget import LEAST_DOCUMENTS
 from blockexpand.training.processes import World
 
+SELF_TEXT = "self-text"
+"""The folder, in a run's, of text that the base wrote."""
 _DOMAIN, _GENERAL, _VALIDATION = 0, 1, 2  # streams of random numbers, apart from each other
 
 
@@ -34,10 +38,15 @@ def shuffled(num_rows: int, start: int, count: int, seed: tuple[int, int]) -> np
     epochs = draws // num_rows
     result = np.empty(count, dtype=np.int64)
     for epoch in np.unique(epochs):
-        order = np.random.default_rng([*seed, int(epoch)]).permutation(num_rows)
         mine = epochs == epoch
-        result[mine] = order[draws[mine] % num_rows]
+        result[mine] = _epoch(num_rows, seed, int(epoch))[draws[mine] % num_rows]
     return result
+
+
+@functools.lru_cache(maxsize=8)  # of two splits, the epoch that ends and the one that begins; and of what is measured
+def _epoch(num_rows: int, seed: tuple[int, int], epoch: int) -> np.ndarray:
+    """The order of all rows in one epoch: made once, not at every step (0.06 s of 2 M rows)."""
+    return np.random.default_rng([*seed, epoch]).permutation(num_rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +56,8 @@ class Pass:
     batch: RowBatch
     num_domain_rows: int
     """The first rows are the domain's, the rest general."""
+    num_domain_places: int
+    """So many of the places that count are the domain's, the first ones."""
     has_general: bool
     """Whether this pass has general rows in any process of the run."""
 
@@ -60,8 +71,6 @@ class RunData:
     general: TokenRows | None
     validation: dict[str, HeldOut]
     """`domain`, and each kind of general text: what the run steers by."""
-    largest_token: int
-    """The largest token id in any of them."""
     world: World
     calibration: dict[str, HeldOut] = dataclasses.field(default_factory=dict)
     """Of each kind of general text, where there is a budget: what it is tested on, and nothing was steered by."""
@@ -101,7 +110,7 @@ class RunData:
     def _pass(self, rows: list[tuple[TokenRows, int]], has_general: bool) -> Pass:
         if not rows:
             idle = _idle(self.domain, self.world.device)
-            return Pass(batch=idle, num_domain_rows=1, has_general=has_general)
+            return Pass(batch=idle, num_domain_rows=1, num_domain_places=0, has_general=has_general)
         arrays = []
         num_domain_rows = 0
         for split in (self.domain, self.general):
@@ -112,7 +121,8 @@ class RunData:
                 arrays.append((split.tokens_NT(chosen), split.positions_NT(chosen), split.trained_NT(chosen)))
         tokens, positions, trained = (np.concatenate(part) for part in zip(*arrays, strict=True))
         batch = RowBatch.of(tokens, positions, trained, self.world.device)
-        return Pass(batch=batch, num_domain_rows=num_domain_rows, has_general=has_general)
+        places = sum(batch.counts_B[:num_domain_rows])
+        return Pass(batch=batch, num_domain_rows=num_domain_rows, num_domain_places=places, has_general=has_general)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,20 +148,15 @@ class HeldOut:
             if not len(part):
                 yield _idle(self.rows, world.device), np.empty(0, dtype=np.int64)
                 continue
-            batch, documents_BT = _batch(self.rows, self.chosen_K[part], world.device), self.documents_KT[part]
-            counted = torch.from_numpy(documents_BT >= 0).to(world.device)
-            yield dataclasses.replace(batch, trained_BT=batch.trained_BT & counted), _of_targets(batch, documents_BT)
+            chosen, documents_BT = self.chosen_K[part], self.documents_KT[part]
+            tokens_BT, positions_BT = self.rows.tokens_NT(chosen), self.rows.positions_NT(chosen)
+            batch = RowBatch.of(tokens_BT, positions_BT, documents_BT >= 0, world.device)
+            yield batch, documents_BT[documents_BT >= 0]
 
     @property
     def num_documents(self) -> int:
         """Documents of which a token counts."""
         return len(self.tokens_N)
-
-
-def _of_targets(batch: RowBatch, documents_BT: np.ndarray) -> np.ndarray:
-    """The documents of the tokens that count, in the order of the batch's targets."""
-    trained_BT = batch.trained_BT.cpu().numpy() & (documents_BT >= 0)
-    return documents_BT[:, 1:][trained_BT[:, 1:]]
 
 
 def held_out(rows: TokenRows, chosen_K: np.ndarray, without: Collection[int] = ()) -> HeldOut:
@@ -198,14 +203,11 @@ def _costs(rows: list[tuple[TokenRows, int]]) -> list[int]:
     return [attention_cost(lengths) for lengths in rows[0][0].lengths(indices)]
 
 
-def _batch(split: TokenRows, rows: np.ndarray, device: torch.device) -> RowBatch:
-    return RowBatch.of(split.tokens_NT(rows), split.positions_NT(rows), split.trained_NT(rows), device)
-
-
 def _idle(split: TokenRows, device: torch.device) -> RowBatch:
     """A row of which nothing counts."""
-    batch = _batch(split, np.array([0]), device)
-    return dataclasses.replace(batch, trained_BT=torch.zeros_like(batch.trained_BT))
+    row = np.array([0])
+    tokens_1T = split.tokens_NT(row)
+    return RowBatch.of(tokens_1T, split.positions_NT(row), np.zeros(tokens_1T.shape, dtype=bool), device)
 
 
 def open_data(settings: TrainSettings, world: World) -> RunData:
@@ -213,31 +215,29 @@ def open_data(settings: TrainSettings, world: World) -> RunData:
 
     Raises:
         CorpusError: a folder or split is missing or damaged.
-        TrainingError: a folder was made with another tokenizer, or rows of another length.
+        TrainingError: a folder was made with another tokenizer, or rows of another length, or does not fit the model.
     """
-    data = settings.data
-    domain = open_corpus(data.domain)
-    general = {kind: open_corpus(folder) for kind, folder in general_folders(settings).items()}
-    for corpus in (domain, *general.values()):
-        _check_fits(corpus, settings.model, domain.record.row_tokens)
-    rehearsed = [_general_rows(corpus, data.general_split) for corpus in general.values()]
+    data, corpora = settings.data, open_corpora(settings)
+    if settings.general == SELF:
+        corpora |= {kind: open_corpus(folder) for kind, folder in own_folders(settings).items()}
+    kinds = [kind for kind in corpora if kind != "domain"]
+    rehearsed = [_general_rows(corpora[kind], data.general_split) for kind in kinds]
     validation, calibration = {}, {}
     if data.validation_rows > 0:
-        splits = {kind: corpus.rows(data.validation_split) for kind, corpus in {"domain": domain, **general}.items()}
+        splits = {kind: corpus.rows(data.validation_split) for kind, corpus in corpora.items()}
         validation = {kind: held_out(rows, _steering(rows, data.validation_rows)) for kind, rows in splits.items()}
     if settings.retention.forgetting_budget is not None:
-        num_trained = settings.num_steps(domain.record.row_tokens) * settings.rows_per_step
-        for kind in general:
+        num_trained = settings.num_steps(corpora["domain"].record.row_tokens) * settings.rows_per_step
+        for kind in kinds:
             rows = validation[kind].rows
             calibration[kind] = _calibration(rows, data.validation_rows, data.calibration_rows, num_trained)
-            _check_documents(kind, general[kind], calibration[kind], data.validation_rows)
+            _check_documents(kind, corpora[kind], calibration[kind], data.validation_rows)
     return RunData(
         settings=settings,
-        domain=domain.rows(data.domain_split),
+        domain=corpora["domain"].rows(data.domain_split),
         general=functools.reduce(TokenRows.beside, rehearsed) if settings.num_general_rows else None,
         validation=validation,
         calibration=calibration,
-        largest_token=max(s.largest_token for c in (domain, *general.values()) for s in c.record.splits.values()),
         world=world,
     )
 
@@ -257,6 +257,41 @@ def _check_documents(kind: str, corpus: Corpus, found: HeldOut, steering: int) -
         )
 
 
+def open_corpora(settings: TrainSettings) -> dict[str, Corpus]:
+    """The prepared folders that a run is given, `domain` and kinds of general text, each held against its model.
+
+    Raises:
+        CorpusError: a folder is missing or damaged.
+        TrainingError: it was made with another tokenizer, or rows of another length, or does not fit the model.
+    """
+    corpora = {"domain": open_corpus(settings.data.domain)}
+    corpora |= {kind: open_corpus(folder) for kind, folder in general_folders(settings).items()}
+    checkpoint = open_checkpoint(settings.model)
+    for corpus in corpora.values():
+        _check_tokenizer(corpus, settings.model, corpora["domain"].record.row_tokens)
+        _check_sizes(corpus, checkpoint)
+    return corpora
+
+
+def _check_sizes(corpus: Corpus, checkpoint: Checkpoint) -> None:
+    """By the text settings of config.json, whatever the family: nothing is loaded."""
+    text = checkpoint.config.get("text_config")
+    config = text if isinstance(text, dict) else checkpoint.config
+    embeddings = config.get("vocab_size")
+    largest = max((split.largest_token for split in corpus.record.splits.values()), default=0)
+    if isinstance(embeddings, int) and largest >= embeddings:
+        raise TrainingError(
+            f"the tokenizer does not fit the model: {corpus.folder} holds token {largest}, and {checkpoint.source} has "
+            f"embeddings for {embeddings}; use the tokenizer the model was trained with"
+        )
+    positions = min((config[key] for key in CONTEXT_KEYS if isinstance(config.get(key), int)), default=None)
+    if positions is not None and corpus.record.row_tokens > positions:
+        raise TrainingError(
+            f"rows of {corpus.record.row_tokens} tokens are longer than the {positions} positions of "
+            f"{checkpoint.source}; prepare the data with fewer row_tokens"
+        )
+
+
 def _general_rows(corpus: Corpus, split: str) -> TokenRows:
     """What is rehearsed: folders that `prepare` makes without a recipe have no `replay`, but `train`."""
     return corpus.rows("train" if split == REPLAY and REPLAY not in corpus.record.splits else split)
@@ -268,22 +303,23 @@ PROSE, CHATS = "own prose", "own chats"
 
 def self_folder(settings: TrainSettings, kind: str) -> Path:
     """Where a kind of text is that the base writes for a run."""
-    return Path(settings.out) / "self-text" / kind.removeprefix("own ")
+    return Path(settings.out) / SELF_TEXT / kind.removeprefix("own ")
+
+
+def own_folders(settings: TrainSettings) -> dict[str, Path]:
+    """The kinds of text that the base has written for a run."""
+    own = {kind: self_folder(settings, kind) for kind in (PROSE, CHATS)}
+    return {kind: folder for kind, folder in own.items() if (folder / RECORD_NAME).is_file()}
 
 
 def general_folders(settings: TrainSettings) -> dict[str, Path]:
-    """All kinds of general text of a run, the first one first: folders named, or what the base has written."""
+    """The folders of general text that a run was given, by kind, the first one first."""
     data = settings.data
-    if data.general is None:
-        return {}
-    first = {data.general_kind: Path(data.general)}
-    if data.general == SELF:
-        own = {kind: self_folder(settings, kind) for kind in (PROSE, CHATS)}
-        first = {kind: folder for kind, folder in own.items() if (folder / RECORD_NAME).is_file()}
+    first = {} if settings.general in (None, SELF) else {data.general_kind: Path(str(settings.general))}
     return first | {kind: Path(folder) for kind, folder in data.more_general.items()}
 
 
-def _check_fits(corpus: Corpus, model_folder: str, row_tokens: int) -> None:
+def _check_tokenizer(corpus: Corpus, model_folder: str, row_tokens: int) -> None:
     if corpus.record.tokenizer_digest != tokenizer_digest(model_folder):
         raise TrainingError(
             f"{corpus.folder} was prepared with another tokenizer than the one in {model_folder} "

@@ -9,6 +9,7 @@ Refused: a tensor that did not train and changed, or one that is missing.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -47,9 +48,12 @@ def export_model(source: Path, out: Path, tensors: Mapping[str, Tensor], trainin
         if entry is None or tuple(entry.shape) != tuple(tensor.shape) or entry.dtype not in FLOATS:
             found = f"{entry.dtype}{list(entry.shape)}" if entry else "no such tensor"
             raise TrainingError(f"{source} has {found} for {name}; expected shape {list(tensor.shape)}")
-    if out.exists():  # a run that was killed while it wrote its record; the folder itself is whole, and ours
-        shutil.rmtree(out)
-    with staged_folder(out) as folder:
+    # Where the folder is there already (a run that was killed while it wrote its record), it stays until the new one
+    # stands beside it.
+    new, older = out.with_name(f"{out.name}.new"), out.with_name(f".{out.name}.older")
+    for left in (new, older):
+        shutil.rmtree(left, ignore_errors=True)
+    with staged_folder(new if out.exists() else out) as folder:
         index = (_INDEX,) if checkpoint.sharded else ()
         record = _expansion(checkpoint.folder)
         others = other_files(checkpoint).copied
@@ -59,6 +63,10 @@ def export_model(source: Path, out: Path, tensors: Mapping[str, Tensor], trainin
         if record is not None:
             history = {**training, "before": record.training} if record.training else dict(training)
             write_record(folder / RECORD_NAME, dataclasses.replace(record, proof=None, training=history))
+    if new.exists():
+        os.rename(out, older)
+        os.rename(new, out)
+        shutil.rmtree(older)
 
 
 def _overwrite(checkpoint: Checkpoint, folder: Path, name: str, tensor: Tensor) -> None:

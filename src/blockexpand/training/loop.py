@@ -14,9 +14,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,11 +28,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from blockexpand.errors import TrainingError
-from blockexpand.live.attention import prefer_blocked
 from blockexpand.live.device import own_dtype, training_dtype
-from blockexpand.live.forward import check_head, check_isolation, cross_entropies, hidden_states
+from blockexpand.live.forward import RowBatch, check_head, check_isolation, cross_entropies, hidden_states, isolates
 from blockexpand.live.loss import Reference, linear_losses
-from blockexpand.live.parts import head_of
+from blockexpand.live.parts import blocks_of, head_of
+from blockexpand.live.prefix import Prefix, shares_prefix
 from blockexpand.progress import Bar
 from blockexpand.records.budget import BudgetStatement
 from blockexpand.records.run import LoraArm, Measurement, TrainSettings
@@ -52,10 +54,10 @@ from blockexpand.training.checkpoints import (
     restore_trainable,
 )
 from blockexpand.training.data import HeldOut, Pass, RunData
-from blockexpand.training.memory import keeps_gradients
 from blockexpand.training.metrics import Tracker
 from blockexpand.training.optimizers import build_optimizers, rate_at, set_rate
-from blockexpand.training.processes import Root, World, as_number, gathered, sync_gradients
+from blockexpand.training.preview import keeps_gradients
+from blockexpand.training.processes import Root, gathered, sync_gradients, whole
 from blockexpand.training.retention import adapted_weight, budget_used, is_better, put_scale
 
 _FAR_OUTSIDE = 1e9
@@ -64,31 +66,37 @@ _MOST_SKIPPED = 3
 """Steps in a row whose loss is not finite; more and the run stops."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Sums:
-    """Sums over the passes of one step."""
+    """Sums over the passes of one step, over all processes."""
 
-    domain_ce: float = 0.0
-    domain_tokens: int = 0
-    general_ce: float = 0.0
-    general_tokens: int = 0
-    kl: float = 0.0
-    num_positions: int = 0
+    domain_ce: float
+    domain_places: int
+    general_ce: float
+    kl: float
+    general_places: int
+    num_positions: int
     """Positions of all rows, padding included."""
 
-    @classmethod
-    def over(cls, world: World, mine: _Sums) -> _Sums:
-        """The sums over all processes."""
-        domain_ce, domain_tokens, general_ce, general_tokens, kl, positions = world.total(list(vars(mine).values()))
-        return cls(domain_ce, int(domain_tokens), general_ce, int(general_tokens), kl, int(positions))
-
     def means(self) -> dict[str, float | None]:
-        general = self.general_tokens
+        general = self.general_places
         return {
-            "domain_loss": self.domain_ce / max(1, self.domain_tokens),
+            "domain_loss": self.domain_ce / max(1, self.domain_places),
             "general_loss": self.general_ce / general if general else None,
             "kl": self.kl / general if general else None,
         }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shipped:
+    """What a run ships, and what is known of it."""
+
+    tensors: dict[str, Tensor]
+    """By the names of the checkpoint on disk, in the first process."""
+    kept: BudgetStatement | None
+    """What is promised of its general loss; None without a budget."""
+    best: Measurement | None
+    """What it gives on the steering rows."""
 
 
 class Loop:
@@ -111,6 +119,11 @@ class Loop:
         self._origins = {} if budget is None else trainee.origins()
         self._keeps_gradients = keeps_gradients(sum(p.numel() for p in trainee.trainable.values()), self.world)
         self._names: dict[Tensor, str] = {p: n for n, p in trainee.trainable.items()}
+        self._prefix = Prefix(blocks_of(trainee.model)[: trainee.num_shared_blocks])
+        self._shares_prefix = False
+        # The rows of the next step are made while this one runs.
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="rows")
+        self._next: tuple[int, Future[list[Pass]]] | None = None
         dtype = training_dtype(settings.precision, Path(settings.model), self.world.device)
         self._autocast = torch.autocast(self.world.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
@@ -154,11 +167,12 @@ class Loop:
         return progress
 
     def close(self) -> None:
-        """Wait for what is being written, and let the thread that writes end."""
+        """Wait for what is being written, and let the threads end."""
+        self._ahead.shutdown(cancel_futures=True)
         self._saver.close()
 
-    def shipped(self, progress: Progress) -> tuple[dict[str, Tensor], BudgetStatement | None, Measurement | None]:
-        """The tensors to ship, what is promised of them, and what they give on the steering rows.
+    def shipped(self, progress: Progress) -> Shipped:
+        """What a run ships.
 
         Without a budget they are those of the last step. With one, of the best checkpoint inside it (of the last step
         where none was), with what it learnt scaled so that the bound of the rise is inside, too. The tensors are in the
@@ -172,7 +186,7 @@ class Loop:
         else:
             kept, best = self._kept(progress, progress.best)
         values = gathered(self.trainee.trainable, self.world)
-        return self.trainee.tensors(values) if self.world.leads else {}, kept, best
+        return Shipped(tensors=self.trainee.tensors(values) if self.world.leads else {}, kept=kept, best=best)
 
     def _kept(self, progress: Progress, best: Measurement) -> tuple[BudgetStatement, Measurement]:
         """Put as much of what was learnt on the model as the budget allows; what that promises, and what it gives."""
@@ -237,32 +251,62 @@ class Loop:
         )
 
     def _check_model(self) -> None:
+        batch = self.data.passes(0)[0].batch
         with self._autocast:
-            for model in (self.trainee.model, *self.trainee.others):
-                prefer_blocked(model, self.settings.attention)
             check_isolation(self.trainee.model)
-            check_head(self.trainee.model, self.data.passes(0)[0].batch)
+            check_head(self.trainee.model, batch)
+            if self._asks_base and self.world.size == 1 and isolates(self.trainee.model):
+                self._shares_prefix = shares_prefix(
+                    self._prefix, lambda: hidden_states(self.trainee.model, batch), lambda: self._as_base(batch)
+                )
+
+    @property
+    def _asks_base(self) -> bool:
+        return self.settings.retention.needs_reference
+
+    def _as_base(self, batch: RowBatch) -> Tensor:
+        with self.trainee.reference() as base:
+            return hidden_states(base, batch)
 
     # --- one step ------------------------------------------------------------------------------------
 
     def _stepped(self, step: int, progress: Progress, tracker: Tracker, ends: tuple[Bar, list[int]]) -> Progress | None:
-        """Do one step; None when a signal came before its last pass, and nothing has changed."""
+        """Do one step; None when a signal came before its last pass, and nothing has changed.
+
+        The host waits for the device once: for the losses and the gradient's norm, on which it depends whether the
+        step is taken.
+        """
         bar, stopping = ends
         start, start_cpu = time.monotonic(), time.process_time()
-        passes = self.data.passes(step)
+        passes = self._passes(step)
         # So that whatever draws in a step draws the same after a resume; nothing of ours does.
         torch.manual_seed(int(np.random.SeedSequence([self.settings.seed, step, self.world.rank]).generate_state(1)[0]))
         set_rate(self.optimizers, rate_at(step, self.num_steps, self.settings.schedule))
-        mine = _Sums(num_positions=sum(p.batch.tokens_BT.numel() for p in passes))
-        total = int(self.world.total([float(sum(int(p.batch.trained_BT.sum()) for p in passes))])[0])
+        counted = [sum(one.batch.counts_B) for one in passes]
+        domain_places = sum(one.num_domain_places for one in passes)
+        positions = sum(one.batch.tokens_BT.numel() for one in passes)
+        total, domain_places, positions = (
+            int(number) for number in self.world.total([float(sum(counted)), float(domain_places), float(positions)])
+        )
+        on_device = []
         for number, one in enumerate(passes):
             if number and self._stops(stopping):
                 self._forget_gradients()
                 return None
             sync_gradients(self._root, number == len(passes) - 1 or not self._keeps_gradients)
-            self._backward(one, total, progress.general_weight, mine)
-        norm = as_number(nn.utils.clip_grad_norm_(self.trainee.trainable.values(), self.settings.optimizer.clip_norm))
-        sums = _Sums.over(self.world, mine)
+            on_device.append(self._backward(one, total, progress.general_weight))
+        norm = whole(nn.utils.clip_grad_norm_(self.trainee.trainable.values(), self.settings.optimizer.clip_norm))
+        figures = torch.cat([torch.stack(on_device).flatten(), norm.reshape(1).float()]).cpu().tolist()  # the one wait
+        norm = figures.pop()
+        domain_ce, general_ce, kl = self.world.total([math.fsum(figures[kind::3]) for kind in range(3)])
+        sums = _Sums(
+            domain_ce=domain_ce,
+            domain_places=domain_places,
+            general_ce=general_ce,
+            kl=kl,
+            general_places=total - domain_places,
+            num_positions=positions,
+        )
         finite = math.isfinite(norm) and math.isfinite(sums.domain_ce)
         if finite:
             for optimizer in self.optimizers:
@@ -287,7 +331,17 @@ class Loop:
             num_skipped_in_all=progress.num_skipped_in_all + (not finite),
             train_seconds=progress.train_seconds + seconds,
             cpu_seconds=progress.cpu_seconds + time.process_time() - start_cpu,
+            load_seconds=progress.load_seconds + seconds * os.getloadavg()[0],
         )
+
+    def _passes(self, step: int) -> list[Pass]:
+        """The rows of this step, made ahead as a rule; those of the next one are begun."""
+        step_made, made = self._next or (-1, None)
+        passes = made.result() if made is not None and step_made == step else self.data.passes(step)
+        following = step + 1
+        if following < self.num_steps:
+            self._next = following, self._ahead.submit(self.data.passes, following)
+        return passes
 
     def _forget_gradients(self) -> None:
         for optimizer in self.optimizers:
@@ -308,44 +362,45 @@ class Loop:
         )
 
     def _note(self, progress: Progress) -> str:
-        best = progress.best
-        if best is None:
+        last = progress.last
+        if last is None:
             return ""
-        rise = f", general {100 * best.rise:+.1f} %" if best.rise is not None else ""
-        return f"  best held-out {best.domain:.3f}{rise}"
+        rise = f", general {100 * last.rise:+.2f} %" if last.rise is not None else ""
+        return f"  held-out {last.domain:.3f}{rise} (step {last.step})"
 
-    def _backward(self, one: Pass, total: int, general_weight: float, sums: _Sums) -> None:
-        """Add one pass's gradients; `total` is the number of trained tokens of the whole step."""
-        loss, ce_R, kl_R, is_domain_R = self._root(self._losses, one, total, general_weight)
+    def _backward(self, one: Pass, total: int, general_weight: float) -> Tensor:
+        """Add one pass's gradients; `total` is the number of trained tokens of the whole step.
+
+        Gives the sums of domain cross-entropies, general cross-entropies and KLs, float32 [3], on the device.
+        """
+        loss, ce_R, kl_R = self._root(self._losses, one, total, general_weight)
         loss.backward()
-        sums.domain_ce += ce_R[is_domain_R].sum().item()
-        sums.domain_tokens += int(is_domain_R.sum())
-        sums.general_ce += ce_R[~is_domain_R].sum().item()
-        sums.general_tokens += int((~is_domain_R).sum())
-        sums.kl += kl_R[~is_domain_R].sum().item()
+        places = one.num_domain_places
+        return torch.stack([ce_R[:places].sum(), ce_R[places:].sum(), kl_R[places:].sum()]).float()
 
-    def _losses(self, one: Pass, total: int, general_weight: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The pass's share of the step's loss, each position's cross-entropy and KL, and which are the domain's."""
+    def _losses(self, one: Pass, total: int, general_weight: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The pass's share of the step's loss, and each place's cross-entropy and KL; the domain's come first."""
         batch, model, retention = one.batch, self.trainee.model, self.settings.retention
-        with self._autocast:
-            hidden_BTD = hidden_states(model, batch)
-        is_domain_BT = torch.zeros_like(batch.trained_BT)
-        is_domain_BT[: one.num_domain_rows] = True
-        predicted_BT = batch.predicted_BT()
-        targets_R, is_domain_R = batch.targets_R(), is_domain_BT[predicted_BT]
-        share = torch.where(is_domain_R, 1.0, general_weight * retention.ce_weight)
-        reference = None
-        if retention.kl_weight > 0 and one.has_general:
-            reference = self._reference(one, predicted_BT, general_weight / total)
-        loss, ce_R, kl_R = linear_losses(hidden_BTD[predicted_BT], head_of(model), targets_R, share / total, reference)
-        return loss, ce_R, kl_R, is_domain_R
+        asks = self._asks_base and one.has_general
+        with self._autocast, self._prefix.kept() if asks and self._shares_prefix else contextlib.nullcontext():
+            hidden_RD = batch.predicting(hidden_states(model, batch))
+        share_R = torch.full((len(hidden_RD),), 1.0 / total, device=hidden_RD.device)
+        share_R[one.num_domain_places :] *= general_weight * retention.ce_weight
+        reference = self._reference(one, general_weight / total) if asks else None
+        return linear_losses(hidden_RD, head_of(model), batch.targets_R, share_R, reference)
 
-    def _reference(self, one: Pass, predicted_BT: Tensor, weight: float) -> Reference:
-        """The base's hidden states on the general rows, which are the last."""
+    def _reference(self, one: Pass, weight: float) -> Reference:
+        """The base's hidden states on the general rows, which are the last.
+
+        What the blocks below the first new one give there is what they gave in the pass before, where this holds.
+        """
         # A process whose general rows are all in other passes takes part with a row of its own, and drops the answer.
-        first = min(one.num_domain_rows, len(one.batch.tokens_BT) - 1)
-        with torch.no_grad(), self._autocast, self.trainee.reference() as base:
-            hidden_GD = hidden_states(base, one.batch.rows(slice(first, None)))[predicted_BT[first:]]
+        num_rows = len(one.batch.tokens_BT)
+        first = min(one.num_domain_rows, num_rows - 1)
+        given = self._prefix.given(first, num_rows) if self._shares_prefix else contextlib.nullcontext()
+        rows = one.batch.rows(first)
+        with torch.no_grad(), self._autocast, self.trainee.reference() as base, given:
+            hidden_GD = rows.predicting(hidden_states(base, rows))
             head = head_of(base)
         if first < one.num_domain_rows:
             hidden_GD = hidden_GD[:0]
@@ -379,6 +434,7 @@ class Loop:
             base_general=base,
             general_weight=weight,
             best=new if better else progress.best,
+            last=new,
         )
 
     def _measurement(self, step: int, base: tuple[float, ...]) -> Measurement:
@@ -413,9 +469,11 @@ class Loop:
 
     def _sums(self, held: HeldOut, model: PreTrainedModel | None = None) -> DocumentSums:
         """The loss of each document of some held-out rows, over all processes."""
-        losses_N = np.zeros(held.num_documents)
+        losses, documents = [], []
         with self._autocast:
             for batch, documents_R in held.batches(self.settings.rows_per_pass, self.world):
-                losses_R = self._root(cross_entropies, model or self.trainee.model, batch).double().cpu().numpy()
-                losses_N += np.bincount(documents_R, weights=losses_R, minlength=held.num_documents)
+                losses.append(self._root(cross_entropies, model or self.trainee.model, batch))
+                documents.append(documents_R)
+        losses_R = torch.cat(losses).cpu().double().numpy()  # the one wait
+        losses_N = np.bincount(np.concatenate(documents), weights=losses_R, minlength=held.num_documents)
         return DocumentSums(losses_N=np.array(self.world.total(losses_N.tolist())), tokens_N=held.tokens_N)

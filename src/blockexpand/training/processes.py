@@ -33,6 +33,7 @@ from blockexpand.errors import BlockexpandError, TrainingError
 from blockexpand.families import Family, family_for
 from blockexpand.families.family import NUMBER
 from blockexpand.live.device import choose_device
+from blockexpand.live.parts import blocks_of
 from blockexpand.training.arms import Trainee
 from blockexpand.units import FLOATS
 
@@ -171,11 +172,6 @@ def shard(trainee: Trainee, mesh: DeviceMesh, device: torch.device, dtype: torch
     return dataclasses.replace(trainee, trainable=trainable), root
 
 
-def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
-    """The model's blocks."""
-    return list(cast(nn.ModuleList, model.get_decoder().layers))
-
-
 def _check_sharded(root: nn.Module, mesh: DeviceMesh) -> None:
     """Sharding is asserted, never assumed: every parameter is cut along its rows over the whole mesh."""
     for name, parameter in root.named_parameters():
@@ -233,17 +229,17 @@ def like(rows: Tensor, tensor: Tensor) -> Tensor:
 
 def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     """The whole tensors, on the host of the first process; nothing elsewhere. Every process must call it."""
-    whole = {}
+    gathered_here = {}
     for name, tensor in tensors.items():
-        full = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+        full = whole(tensor).detach()
         if world.leads:
-            whole[name] = full.cpu()
-    return whole
+            gathered_here[name] = full.cpu()
+    return gathered_here
 
 
-def as_number(tensor: Tensor) -> float:
-    """The value of a scalar that may be cut over a mesh. Every process must call it."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).item()
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor, put together where it is cut over a mesh. Every process must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def names_to_fill(model: nn.Module) -> list[str]:

@@ -56,7 +56,7 @@ def write_self_text(settings: TrainSettings, device: torch.device) -> None:
     Raises:
         TrainingError: there is no token from which a text could begin.
     """
-    if settings.data.general != SELF:
+    if settings.general != SELF:
         return
     row_tokens = open_corpus(settings.data.domain).record.row_tokens
     tokenizer = load_tokenizer(settings.model)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from blockexpand.evaluation.journal import Likelihood
+    from blockexpand.evaluation.lm import Likelihood
 
 _AMOUNT = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _TOLERANCE = 0.1  # LegalBench, sara_numeric: within 10 % of the true amount
@@ -37,7 +37,7 @@ def first_label(doc: dict[str, Any]) -> str:
 
 def unfair_tos(doc: dict[str, Any], results: Sequence[Likelihood]) -> dict[str, float]:
     """Right if the option of the highest likelihood per token is one of the labels."""
-    per_token = [one.nats / one.num_tokens for one in results]
+    per_token = [one[0] / one.num_tokens for one in results]
     return {"acc": float(per_token.index(max(per_token)) in doc["labels"])}
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from blockexpand.cli.main import run
 from blockexpand.errors import StagingError, TrainingError
-from blockexpand.training import saving as saving_module
+from blockexpand.training import checkpoints as saving_module
 from blockexpand.training import train
 from blockexpand.training.arms import Blocks
 from blockexpand.training.checkpoints import (
@@ -37,7 +37,7 @@ from lm_helpers import make_expanded
 from training_ground import Ground
 
 ALONE = World(device=torch.device("cpu"))
-PROGRESS = Progress(step=3, settings_digest="x")
+PROGRESS = Progress(step=3)
 
 
 def stepped(parameters: dict[str, torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,11 @@ from blockexpand.corpus import open_corpus
 from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.errors import CorpusError, EvaluationError
 from blockexpand.evaluation.answers import AnswerTask, answer, load_tasks, score
-from blockexpand.evaluation.evaluating import differences, evaluate
+from blockexpand.evaluation.harness import Options
 from blockexpand.evaluation.held_out import document_losses
+from blockexpand.evaluation.measurement import evaluate, model_digest, subject_of
+from blockexpand.evaluation.verdict import compare_records
+from blockexpand.live.device import own_dtype
 from blockexpand.records.evaluation import read_evaluation
 from blockexpand.records.intervals import mean_difference, ratio_difference
 from helpers import load
@@ -110,10 +114,12 @@ def test_the_same_model_differs_from_itself_by_nothing(model: Path, corpus: Path
     other = make_lm(tmp_path / "other", seed=1)
     for name, folder in (("a", model), ("b", model), ("c", other)):
         evaluate(folder, {"general": corpus}, tmp_path / name, tasks=TASKS)
-    same = differences(tmp_path / "a", tmp_path / "b")
+    same = compare_records(tmp_path / "a", tmp_path / "b")
     assert set(same) == {"answers", "general"}
-    assert all((i.difference, i.low, i.high) == (0, 0, 0) and i.is_noise for i in same.values())
-    apart = differences(tmp_path / "a", tmp_path / "c")["general"]
+    assert all(one.ours == one.theirs and one.is_noise for one in same.values())
+    assert same["answers"].interval is None, "three pairs carry no interval"
+    apart = compare_records(tmp_path / "a", tmp_path / "c")["general"].interval
+    assert apart is not None
     assert apart.difference != 0
     assert apart.low <= apart.difference <= apart.high
 
@@ -133,10 +139,10 @@ def test_what_cannot_be_paired_or_measured_is_refused(model: Path, corpus: Path,
     evaluate(model, {"general": corpus}, tmp_path / "a")
     evaluate(model, {"general": make_corpus(tmp_path / "c2", model, seed=8)}, tmp_path / "b")
     with pytest.raises(EvaluationError, match="measured on different documents of 'general'"):
-        differences(tmp_path / "a", tmp_path / "b")
+        compare_records(tmp_path / "a", tmp_path / "b")
     evaluate(model, {"domain": corpus}, tmp_path / "d")
-    with pytest.raises(EvaluationError, match="have no corpus and no tasks in common"):
-        differences(tmp_path / "a", tmp_path / "d")
+    with pytest.raises(EvaluationError, match="have no task and no corpus in common"):
+        compare_records(tmp_path / "a", tmp_path / "d")
 
 
 def test_tasks_are_read_strictly(tmp_path: Path) -> None:
@@ -187,3 +193,29 @@ def test_intervals_of_shares() -> None:
     assert 0.15 < interval.low < 0.3 < interval.high < 0.45
     assert not interval.is_noise
     assert mean_difference(right, right).is_noise
+
+
+def test_a_limit_is_of_documents_too(model: Path, corpus: Path, tmp_path: Path) -> None:
+    whole = evaluate(model, {"code": corpus}, tmp_path / "whole")
+    few = evaluate(model, {"code": corpus}, tmp_path / "few", options=Options(limit=3))
+    losses = [read_evaluation(tmp_path / name).losses["code"] for name in ("few", "whole")]
+    assert losses[0].nats_M == pytest.approx(losses[1].nats_M[:3], rel=1e-2)
+    assert losses[0].tokens_M.tolist() == losses[1].tokens_M[:3].tolist()
+    assert (few.limit, few.held_out["code"].num_documents, few.held_out["code"].bits_per_byte) == (3, 3, None)
+    assert whole.held_out["code"].bits_per_byte
+    with pytest.raises(EvaluationError, match="--limit 3"):
+        compare_records(tmp_path / "few", tmp_path / "whole")
+
+
+def test_weights_are_computed_in_the_checkpoint_s_own_type(model: Path, corpus: Path, tmp_path: Path) -> None:
+    stored = str(own_dtype(model)).removeprefix("torch.")
+    assert evaluate(model, {"code": corpus}, tmp_path / "own").dtype == stored
+    wide = evaluate(subject_of(model, dtype="float32"), {"code": corpus}, tmp_path / "wide")
+    assert wide.dtype == "float32"
+
+
+def test_a_run_s_folder_is_the_model_in_it(model: Path, corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(model, run / "model")
+    (run / "blockexpand.json").write_text('{"format": "blockexpand.run"}')
+    assert evaluate(run, {"code": corpus}, tmp_path / "o").model_digest == model_digest(model)

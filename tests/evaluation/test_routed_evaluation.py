@@ -15,15 +15,12 @@ import torch
 from blockexpand.cli.main import run
 from blockexpand.corpus import open_corpus
 from blockexpand.corpus.tokenizer import load_tokenizer
-from blockexpand.errors import EvaluationError
-from blockexpand.evaluation import lm as models_module
+from blockexpand.evaluation import lm as lm_module
 from blockexpand.evaluation import routes as routes_module
 from blockexpand.evaluation.answers import AnswerTask, answer
-from blockexpand.evaluation.endpoint import Endpoint
-from blockexpand.evaluation.evaluating import HeldOutWork, evaluate
 from blockexpand.evaluation.harness import Options
 from blockexpand.evaluation.held_out import document_losses
-from blockexpand.evaluation.measurement import Candidate, Start, evaluate_suites
+from blockexpand.evaluation.measurement import Subject, evaluate, subject_of
 from blockexpand.evaluation.routes import Router, count_of, routed_losses
 from blockexpand.evaluation.suites import load_suites
 from blockexpand.live.forward import RowBatch, cross_entropies
@@ -46,8 +43,8 @@ class Ground:
     packs: tuple[str, str]
     corpus: Path
 
-    def candidate(self, rule: Rule | None = RULE) -> Candidate:
-        return Candidate(model=str(self.base), packs=self.packs, rule=rule)
+    def subject(self, rule: Rule | None = RULE) -> Subject:
+        return subject_of(self.base, self.packs, "float32", rule)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +60,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
 
 @pytest.fixture
 def model(ground: Ground) -> Any:
-    return load_with_packs(ground.base, ground.packs)
+    return load_with_packs(ground.base, ground.packs, torch.float32)
 
 
 def router_of(model: Any, ground: Ground, rule: Rule = RULE) -> Router:
@@ -121,19 +118,6 @@ def test_what_each_candidate_gave_after_the_prompts_stands_beside_it(model: Any,
         assert losses.nats_M == pytest.approx(document_losses(model, rows, 4, "").nats_M, rel=1e-12)
 
 
-def test_blocks_below_run_once_for_all_candidates(model: Any, ground: Ground) -> None:
-    rows = open_corpus(ground.corpus).rows("test")
-    router = router_of(model, ground)
-    routed_losses(router, rows, 16, "")  # which finds out how the model treats documents in one row
-    ran: list[int] = []
-    handles = [model.model.layers[n].self_attn.register_forward_hook(lambda *_, n=n: ran.append(n)) for n in (0, 1)]
-    routed_losses(router, rows, 16, "")
-    for handle in handles:
-        handle.remove()
-    passes = -(-rows.num_rows // 16)
-    assert ran == [0, 1] * passes
-
-
 def test_of_a_chat_the_question_is_the_prompt(model: Any, ground: Ground, tmp_path: Path) -> None:
     """What is trained is the answer: all of it counts under the packs that the question asks for."""
     rows = open_corpus(make_chats(tmp_path / "chats", ground.base)).rows("validation")
@@ -152,24 +136,6 @@ def test_of_a_chat_the_question_is_the_prompt(model: Any, ground: Ground, tmp_pa
             chosen.append(name_of(route(model, tokens[start : start + first].tolist(), rule).names))
             start += length
     assert figures.chosen == {name: chosen.count(name) for name in sorted(set(chosen))}
-
-
-def test_evidence_is_counted_over_each_pieces_prompt(model: Any, ground: Ground) -> None:
-    rows = open_corpus(ground.corpus).rows("test")
-    every = np.arange(rows.num_rows)
-    pieces, start = [], 0
-    for tokens, lengths in zip(rows.tokens_NT(every), rows.lengths(every), strict=True):
-        start = 0
-        for length in lengths:
-            pieces += [tokens[start : start + 9].tolist()] if length > 9 else []
-            start += length
-    nats = [route(model, piece, RULE).nats for piece in pieces]
-    leads = sorted(8 * (one[()] - min(one.values())) for one in nats)
-    rule = dataclasses.replace(RULE, evidence=leads[len(leads) // 2])
-    chosen = [name_of(route(model, piece, rule).names) for piece in pieces]
-    counts = routed_losses(router_of(model, ground, rule), rows, 16, "")[1].chosen
-    assert counts == {name: chosen.count(name) for name in sorted(set(chosen))}
-    assert 0 < counts["base"] < len(pieces)
 
 
 def test_a_document_of_which_nothing_is_trained_counts_for_nothing(
@@ -250,7 +216,7 @@ OPTIONS = Options(batch_size=1, shots=0)
 @pytest.fixture(scope="module")
 def whole(ground: Ground, own: Path) -> Path:
     """The records of a routed run."""
-    evaluate_suites(ground.candidate(), load_suites([str(own)]), own.parent / "whole", OPTIONS)
+    evaluate(ground.subject(), {}, own.parent / "whole", suites=load_suites([str(own)]), options=OPTIONS)
     return own.parent / "whole"
 
 
@@ -261,8 +227,8 @@ def test_suites_score_what_the_chosen_packs_score(
     suites, record = load_suites([str(own.parent / "asked.yaml")]), read_evaluation(whole).record
     for names in SETS:
         with only(model, *names):
-            pair = Candidate(model="m", loaded=(model, load_tokenizer(ground.base)))
-            evaluate_suites(pair, suites, tmp_path / name_of(names), OPTIONS)
+            one = Subject(name="m", tokenizer=ground.base, digest=lambda: "m", load=lambda: model)
+            evaluate(one, {}, tmp_path / name_of(names), suites=suites, options=OPTIONS)
     for task in ("deeds", "words"):
         by_name = {name_of(names): read_samples(tmp_path / name_of(names), task) for names in SETS}
         routed = read_samples(whole, task)
@@ -280,7 +246,7 @@ def test_suites_score_what_the_chosen_packs_score(
 
 def test_a_text_counts_under_the_base_first(model: Any, ground: Ground, own: Path, whole: Path) -> None:
     tokenizer = load_tokenizer(ground.base)
-    lm = models_module.LoadedLM(model, tokenizer, OPTIONS)
+    lm = lm_module.LoadedLM(model, tokenizer, OPTIONS)
     texts = [json.loads(line)["text"] for line in (own.parent / "rows/tales/test.jsonl").read_text().splitlines()]
     seen = set()
     for text, one in zip(texts, read_samples(whole, "tales"), strict=True):
@@ -296,12 +262,18 @@ def test_a_text_counts_under_the_base_first(model: Any, ground: Ground, own: Pat
     assert len(seen) > 1
 
 
-def test_a_text_is_routed_within_its_first_window(model: Any, ground: Ground) -> None:
+def text_of(number: int) -> Any:
+    from lm_eval.api.instance import Instance
+
+    return Instance("loglikelihood_rolling", {}, ("",), 0, ("t", number, 1))
+
+
+def test_a_text_is_routed_within_its_first_window(model: Any, ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes after the prompt is a difference of two sums, which have to end at the same window."""
     tokenizer = load_tokenizer(ground.base)
     narrow = Options(batch_size=1, window_tokens=6, stride_tokens=3)
-    plain = models_module.LoadedLM(model, tokenizer, narrow)
-    lm = models_module.RoutedLM(router_of(model, ground), tokenizer, narrow)
+    plain = lm_module.LoadedLM(model, tokenizer, narrow)
+    lm = lm_module.RoutedLM(router_of(model, ground), tokenizer, narrow)
     seen = set()
     for number in range(12):
         tokens = [(7 * number + 3 * k) % 300 + 5 for k in range(20)]
@@ -311,27 +283,20 @@ def test_a_text_is_routed_within_its_first_window(model: Any, ground: Ground) ->
             first = plain._nats_of(tokens[:6])
         with only(model, *names):
             rest = plain._nats_of(tokens) - plain._nats_of(tokens[:6])
-        assert lm._nats_of(tokens) == pytest.approx(first + rest, rel=1e-6)
+        monkeypatch.setattr(lm, "tok_encode", lambda *_, tokens=tokens, **__: tokens)
+        assert lm._rolling(text_of(number)) == pytest.approx(first + rest, rel=1e-6)
     assert len(seen) > 1
 
 
 def test_suites_and_corpora_of_one_run_stand_in_one_routing(ground: Ground, own: Path, tmp_path: Path) -> None:
-    work = HeldOutWork.of(ground.base, {"general": ground.corpus}, [], "test")
     few = dataclasses.replace(OPTIONS, limit=2)
-    suites = load_suites([str(own)])
-    routing = evaluate_suites(ground.candidate(), suites, tmp_path / "o", few, work).routing
+    suites, data = load_suites([str(own)]), {"general": ground.corpus}
+    routing = evaluate(ground.subject(), data, tmp_path / "o", suites=suites, options=few).routing
     assert routing is not None
     assert set(routing.held_out) == {"general"}
     assert {name: sum(counts.values()) for name, counts in routing.suites.items()} == {
         "deeds": 2, "words": 2, "tales": 2,
     }  # fmt: skip
-
-
-def test_where_there_is_something_to_choose_among(model: Any, ground: Ground) -> None:
-    Candidate(model="m", loaded=(model, load_tokenizer(ground.base)), rule=RULE).check_route()
-    ground.candidate().check_route()
-    with pytest.raises(EvaluationError, match="a has no packs to choose among"):  # new blocks that are no pack
-        Candidate(model=str(ground.base.parent / "a"), rule=RULE).check_route()
 
 
 def question(number: int, context: str, choice: str) -> Any:
@@ -341,51 +306,18 @@ def question(number: int, context: str, choice: str) -> Any:
 
 
 def test_all_choices_of_a_question_have_one_route(model: Any, ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where each has a context of its own, and where a resumed run asks only some of them."""
+    """Also where each has a context of its own."""
     router = router_of(model, ground)
-    lm = models_module.RoutedLM(router, load_tokenizer(ground.base), Options(batch_size=4))
+    lm = lm_module.RoutedLM(router, load_tokenizer(ground.base), Options(batch_size=4))
     texts: list[str] = []
     of_text = router.of_text
     monkeypatch.setattr(router, "of_text", lambda text: (texts.append(text), of_text(text))[1])
-    told: list[tuple[str, str]] = []
-    lm.heard = lambda _, arguments, __, **more: told.append((arguments[0], more["route"]))
     first = [question(0, "the cat sees the ", " dog"), question(0, "the cat sees the ", " old bird")]
     second = [question(1, "the fish hears a", " tree"), question(1, "the fish hears the", " tree")]
     bare = [question(1, "", " tree")]  # as tasks ask that compare with a choice alone
-    lm.meet([*first, *second, *bare])
     lm.loglikelihood([*first, *second, *bare])
     assert texts == ["the cat sees the "] * 2 + ["the fish hears "] * 3
-    for context in ("the cat", "the fish"):
-        assert len({name for asked, name in told if asked.startswith(context)}) == 1
-    texts.clear()
-    lm.loglikelihood(second[:1])
-    assert texts == ["the fish hears "]
-
-
-def test_a_killed_run_goes_on_with_the_same_routes(
-    ground: Ground, own: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    suites = load_suites([str(own)])
-    tell, heard = models_module.LoadedLM._tell, []
-
-    def killed_after_nine(self: Any, method: str, arguments: tuple, value: Any) -> None:
-        tell(self, method, arguments, value)
-        heard.append(method)
-        if len(heard) == 9:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(models_module.LoadedLM, "_tell", killed_after_nine)
-        with pytest.raises(KeyboardInterrupt):
-            evaluate_suites(ground.candidate(), suites, tmp_path / "out", OPTIONS)
-    with pytest.raises(EvaluationError, match="holds an unfinished evaluation of another model"):
-        evaluate_suites(ground.candidate(None), suites, tmp_path / "out", OPTIONS, None, Start(resume=True))
-    evaluate_suites(ground.candidate(), suites, tmp_path / "out", OPTIONS, None, Start(resume=True))
-    for task in ("deeds", "words", "tales"):
-        first, resumed = (
-            [(one.route, one.output) for one in read_samples(folder, task)] for folder in (whole, tmp_path / "out")
-        )
-        assert resumed == first
+    assert set(lm.routes) == {("t", 0), ("t", 1)}
 
 
 def told_by(record: Path) -> EvaluationRecord:
@@ -421,9 +353,6 @@ def test_the_verb_with_packs_and_without_suites(
     for file in ("tokenizer.json", "tokenizer_config.json"):
         if not (tmp_path / "attached" / file).exists():
             shutil.copy(ground.base / file, tmp_path / "attached" / file)
-    behind = Candidate(model=str(tmp_path / "attached"), endpoint=Endpoint("http://localhost:1", "m"), rule=RULE)
-    with pytest.raises(EvaluationError, match="has no packs to choose among"):
-        behind.check_route()
     again = ["eval", str(tmp_path / "attached"), "--route", "auto", *common, "--out", str(tmp_path / "again")]
     assert run(again) == 0
     assert told_by(tmp_path / "again").routing == record.routing
@@ -441,7 +370,7 @@ def test_the_verb_with_packs_and_without_suites(
         (["--route", "on", "--suite", "gsm8k"], '"on"'),
         (
             ["--endpoint", "http://localhost:1", "--suite", "gsm8k", "--route", "auto"],
-            "--pack and --route auto need the model itself, and http://localhost:1 is an address",
+            "http://localhost:1 is an address",
         ),
     ],
 )
