@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.checkpoint.passes import digest_tensors
 from blockexpand.corpus import open_corpus
-from blockexpand.corpus.chats import render, render_prompt, tokens_of, turn_end
+from blockexpand.corpus.chats import render, render_prompt, tokens_of
 from blockexpand.corpus.rows import Shape, write_documents
 from blockexpand.corpus.tokenizer import Encoded, ends_of, load_tokenizer, tokenizer_digest
 from blockexpand.digests import digest_json
@@ -86,7 +86,8 @@ def _kinds(tokenizer: PreTrainedTokenizerBase, row_tokens: int, folder: str) -> 
     begin, kinds = ends_of(tokenizer).bos, cast(dict[str, int | None], {})
     if tokenizer.chat_template:
         prompt = render_prompt(tokenizer, [{"role": "user", "content": _MARK}])
-        borders = {*prompt, turn_end(tokenizer)}
+        turns = [{"role": role, "content": _MARK} for role in ("user", "assistant")]
+        borders = {*prompt, *tokens_of(tokenizer, render(tokenizer, turns, prompt=False))}
         if len(prompt) <= row_tokens // 2:  # or the template alone leaves no room in a row
             kinds[CHATS] = None
         if begin in borders:
@@ -188,7 +189,7 @@ class Writer:
         """Chats of a question and its answer, of which the answer counts; those without either are left out."""
         before, _, _ = render(self.tokenizer, [{"role": "user", "content": _MARK}], prompt=False).partition(_MARK)
         opening = tokens_of(self.tokenizer, before)
-        ends = {*ends_of_model(self.model, self.tokenizer), turn_end(self.tokenizer) or ends_of(self.tokenizer).eos}
+        ends = ends_of_model(self.model, self.tokenizer)
         room = max(1, self.row_tokens // 2 - len(opening))
         asked = generate(self.model, [opening] * number, num_new=room, ends=ends, seed=seed)
         questions = [str(text).strip() for text in self.tokenizer.batch_decode(asked, skip_special_tokens=True)]
