@@ -79,6 +79,7 @@ def learnt(untrained: Path, general: Path, out: Path) -> Path:
         rows_per_step=8,
         rows_per_pass=8,
         optimizer=OptimizerSettings(lr=1e-2),
+        retention=NO_RETENTION,
     )
     train(settings)
     return out / "model"

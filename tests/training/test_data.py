@@ -98,7 +98,7 @@ def test_documents_that_test_the_budget_steered_nothing(ground: Ground, tmp_path
     assert len(texts(testing)) == testing.num_documents >= LEAST_DOCUMENTS
     (batch, documents_R), *_ = testing.batches(10**6, CPU)
     assert np.array_equal(np.bincount(documents_R), testing.tokens_N)
-    assert len(batch.targets_R()) == testing.tokens_N.sum()
+    assert len(batch.targets_R) == testing.tokens_N.sum()
 
 
 def test_a_budget_on_too_few_documents_is_refused_before_training(ground: Ground, tmp_path: Path) -> None:
