@@ -5,7 +5,7 @@
 Two scripted agents have known results. *worker* runs a puzzle's program in its first turn and proposes what it
 printed: 0 % in one turn, 100 % from two on. *guesser* proposes a wrong answer first, then works like the other: 0 % in
 one and two turns, 100 % from three on. With --mint, a folder of MINT's files, each task's own reference is proposed at
-once: what is not 100 % is a fault of a scorer. All code runs in the sandbox; all runs are replayed from their records.
+once: what is not 100 % is a fault of a scorer. All code runs in the sandbox.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from blockexpand.agents import (
     load_speaker,
     load_tasks,
     make_puzzles,
-    replay,
     run_agent,
 )
 from blockexpand.evaluation.endpoint import Answer, Message, Request
@@ -76,13 +75,12 @@ def measure(name: str, speaker: Speaker, tasks: list[Task], settings: AgentSetti
         out = Path(folder) / "run"
         record = run_agent(Cast(speaker=speaker, tools=SandboxTools()), tasks, settings, out)
         seconds = time.monotonic() - start
-        found = replay(out, SandboxTools())
         episodes = read_agent(out).episodes
     tools = [turn.tool_seconds for episode in episodes for turn in episode.turns if turn.action == "execute"]
     print(
         f"| {name} | {len(tasks)} | "
         + " | ".join(f"{r.num_solved} = {r.rate:.1%} ({r.low:.1%} to {r.high:.1%})" for r in record.rates if not r.set)
-        + f" | {seconds:.1f} | {1000 * sum(tools) / max(1, len(tools)):.0f} | {len(found.differences)} |",
+        + f" | {seconds:.1f} | {1000 * sum(tools) / max(1, len(tools)):.0f} |",
         flush=True,
     )
     print(f"  ends: {record.ends}", file=sys.stderr)
@@ -120,8 +118,8 @@ def main() -> None:
     options = parser.parse_args()
     puzzles = make_puzzles(options.puzzles)
     print(f"date {datetime.now(UTC):%Y-%m-%dT%H:%M}Z; {SandboxTools().describe().splitlines()[0]}\n")
-    print("| agent | tasks | k=1 | k=2 | k=3 | k=4 | k=5 | seconds | ms a call | replay differs |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| agent | tasks | k=1 | k=2 | k=3 | k=4 | k=5 | seconds | ms a call |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     scripted = AgentSettings(speaker=Opposite(model="scripted"))
     measure("scripted worker", Scripted(puzzles, worker), puzzles, scripted)
     measure("scripted guesser", Scripted(puzzles, guesser), puzzles, scripted)

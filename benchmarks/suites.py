@@ -1,12 +1,9 @@
-"""The suites on excerpts of their data: the scorers against the data's own answers, each suite once, speed as a ratio.
+"""The suites on excerpts of their data: the scorers against the data's own answers, and each suite once.
 
     .venv/bin/python benchmarks/suites.py scorers EXCERPTS
     .venv/bin/python benchmarks/suites.py run EXCERPTS [--model FOLDER] [--chat] [--limit 8] [--shots 2]
-    .venv/bin/python benchmarks/suites.py speed EXCERPTS [--model FOLDER] [--limit 40] [--tasks winogrande,gsm8k]
 
-EXCERPTS as for `excerpts.py`. `speed` alternates ours and lm-evaluation-harness alone (its own evaluator and model
-class, the same tasks, batch and thread) and reads the ratio of samples a second, from the first question to the last
-score, and that of CPU seconds, which also count how each reads the task, and ours its records.
+EXCERPTS as for `excerpts.py`.
 """
 
 from __future__ import annotations
@@ -86,7 +83,7 @@ def check_scorers(data: Path, limit: int | None) -> None:
         with tempfile.TemporaryDirectory() as out:
             start = time.monotonic()
             reference: Any = Reference(answer)
-            options = Options(data=str(data), limit=limited)
+            options = Options(data_dir=data, limit=limited)
             subject = served_subject(reference)
             record = evaluate(subject, {}, Path(out) / "o", suites=load_suites([task]), options=options)
         assert record.suites is not None
@@ -104,7 +101,7 @@ def run_suites(data: Path, given: argparse.Namespace) -> None:
         names = [task.task for task in chosen.suite.tasks if task.task not in MISSING]
         kept = tuple(task for task in chosen.suite.tasks if task.task in names)
         chosen = dataclasses.replace(chosen, suite=dataclasses.replace(chosen.suite, tasks=kept))
-        options = Options(data=str(data), limit=given.limit, shots=given.shots, chat=given.chat)
+        options = Options(data_dir=data, limit=given.limit, shots=given.shots, chat=given.chat)
         with tempfile.TemporaryDirectory() as out:
             start = time.monotonic()
             subject = subject_of(given.model, dtype=given.dtype)

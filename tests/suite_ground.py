@@ -106,6 +106,7 @@ class Scripted:
 
 def measure(model: Path | str | Subject, suites: Sequence[str], out: Path, **more: Any) -> EvaluationRecord:
     """Suites on a model; options by their names."""
+    more |= {"data_dir": Path(more.pop("data"))} if "data" in more else {}
     start = {name: more.pop(name) for name in ("resume", "overwrite") if name in more}
     subject = model if isinstance(model, Subject) else subject_of(model, dtype="float32")
     return evaluate(subject, {}, out, suites=load_suites(suites), options=Options(**more), **start)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from blockexpand.agents import wording
+from blockexpand.agents import prompts
 from blockexpand.agents.episodes import action_of, messages_of, proposals_of
 from blockexpand.agents.runs import Cast, run_agent
 from blockexpand.agents.tools import CALL_SECONDS, Ran
@@ -91,10 +91,10 @@ def test_the_model_sees_what_came_of_its_turns_and_what_is_left(tmp_path: Path) 
     assert "at most 5 turns and may propose 2 solutions" in messages[0]["content"]
     assert messages[1]["content"] == CODE
     assert messages[2]["content"] == "Observation:\n42\n(Turns left: 4. Proposals left: 2.)"
-    assert messages[4]["content"] == f"Observation:\n{wording.NOT_UNDERSTOOD}\n(Turns left: 3. Proposals left: 2.)"
-    assert messages[6]["content"] == f"Observation:\n{wording.WRONG}\n(Turns left: 2. Proposals left: 1.)"
+    assert messages[4]["content"] == f"Observation:\n{prompts.NOT_UNDERSTOOD}\n(Turns left: 3. Proposals left: 2.)"
+    assert messages[6]["content"] == f"Observation:\n{prompts.WRONG}\n(Turns left: 2. Proposals left: 1.)"
     assert [turn.right for turn in episode.turns] == [None, None, False, True]
-    assert speaker.asked[0][0].stop == wording.STOPS
+    assert speaker.asked[0][0].stop == prompts.STOPS
     assert speaker.asked[0][0].temperature == 0.0
 
 
@@ -138,7 +138,7 @@ def test_an_example_is_shown_unless_it_is_not_wanted() -> None:
     ],
 )
 def test_what_is_shown_of_a_call(ran: Ran, said: str) -> None:
-    assert wording.printed(ran) == said
+    assert prompts.printed(ran) == said
 
 
 def test_an_error_in_the_code_is_shown_and_the_session_lives(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from blockexpand.agents import Cast, SandboxTools, make_puzzles, replay, run_agent
+from blockexpand.agents import Cast, SandboxTools, make_puzzles, run_agent
 from blockexpand.errors import SandboxError
 from blockexpand.records.agents import AgentSettings, Opposite, Task, read_agent
 from blockexpand.sandbox import describe
@@ -17,14 +17,13 @@ pytestmark = pytest.mark.skipif(describe().startswith("sandbox: none"), reason=d
 SETTINGS = AgentSettings(speaker=Opposite(model="scripted"), budgets=(2,))
 
 
-def test_programs_solve_their_puzzles_and_the_run_replays(tmp_path: Path) -> None:
+def test_programs_solve_their_puzzles(tmp_path: Path) -> None:
     puzzles = make_puzzles(8, seed=1)
     cast = Cast(speaker=Scripted(solver({p.prompt: p for p in puzzles})), tools=SandboxTools())
     record = run_agent(cast, puzzles, SETTINGS, tmp_path / "run")
     assert (record.rates[0].num_solved, record.rates[0].num_tasks) == (8, 8)
     assert record.sandbox.startswith("sandbox: ")
     assert [turn.status for e in read_agent(tmp_path / "run").episodes for turn in e.turns] == ["ok", ""] * 8
-    assert replay(tmp_path / "run", SandboxTools()).differences == ()
 
 
 def test_what_a_call_shows(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_an_endpoint_is_asked_for_all_and_its_errors_stand_in_the_answers() -> N
         speaker = EndpointSpeaker(endpoint=Endpoint(server.url, "m"))
         answers: Sequence[Answer] = speaker.ask([request(t) for t in "abc"])
     assert [one.text for one in answers] == ["A", "", "C"]
-    assert [one.error for one in answers] == [None, "HTTP 400: no (1 try)", None]
+    assert [one.error for one in answers] == [None, "HTTP 400: no", None]
 
 
 def test_a_base_with_a_pack_says_what_the_trained_folder_says(tmp_path: Path) -> None:

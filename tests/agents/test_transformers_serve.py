@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from blockexpand.agents import Cast, EndpointSpeaker, LoadedSpeaker, load_speaker, make_puzzles, replay, run_agent
+from blockexpand.agents import Cast, EndpointSpeaker, LoadedSpeaker, load_speaker, make_puzzles, run_agent
 from blockexpand.errors import EndpointError
 from blockexpand.evaluation.endpoint import Endpoint, Request
 from blockexpand.records.agents import AgentSettings, Manner, Opposite, read_agent
@@ -87,7 +87,6 @@ def test_a_served_model_says_what_the_loaded_one_says(served: Endpoint, model: P
         for name, speaker in (("served", EndpointSpeaker(endpoint=served)), ("loaded", loaded))
     ]
     assert runs[0] == runs[1]
-    assert replay(tmp_path / "served", PlainTools()).differences == ()
 
 
 def _run(speaker: EndpointSpeaker | LoadedSpeaker, out: Path) -> list[tuple[str, int, list[str]]]:

@@ -1,4 +1,4 @@
-"""`agent` from the command line: a loaded model, one behind an address, replaying, and what it refuses."""
+"""`agent` from the command line: a loaded model, one behind an address, and what it refuses."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def test_a_loaded_model_is_counted_by_budget(tmp_path: Path, capsys: pytest.Capt
     assert run(["agent", *arguments, "--turns", "1", "--turns", "2"]) == 0
     shown = capsys.readouterr().out
     assert "      1  all                 0  4        0.0%  0.0% to 49.0%" in shown
+    assert "out of turns 4" in shown
+    assert str(tmp_path / "run" / "episodes.jsonl") in shown
     record = json.loads((tmp_path / "run" / "blockexpand.json").read_text())
     assert record["format"] == "blockexpand.agent"
     assert record["settings"]["speaker"]["digest"].startswith("sha256:")
     assert record["settings"]["speaker"]["packs"] == {}
     assert record["ends"] == {"1": {"turns": 4}, "2": {"turns": 4}}
-    assert run(["agent", "--replay", str(tmp_path / "run")]) == 0
-    assert "8 episodes, 12 turns played again from their records\n  everything is the same" in capsys.readouterr().out
 
 
 @walls
@@ -68,19 +68,6 @@ def test_a_server_is_asked_with_the_key_of_a_variable(
     written = b"".join(p.read_bytes() for p in (tmp_path / "run").iterdir())
     assert b"sk-hidden" not in written
     assert b"add them" in written
-
-
-@walls
-def test_a_replay_that_differs_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tasks = tmp_path / "gsm8k.jsonl"
-    tasks.write_text(json.dumps({"id": 1, "prompt": "2 + 3?", "reference": "5"}) + "\n")
-    with serving(lambda _: completion("<solution>9</solution>")) as server:
-        arguments = ["--endpoint", server.url, "--model", "m", "--tasks", str(tasks), "--turns", "1"]
-        assert run(["agent", *arguments, "--out", str(tmp_path / "run")]) == 0
-    path = tmp_path / "run" / "episodes.jsonl"
-    path.write_text(path.read_text().replace('"right": false', '"right": true').replace('"proposals"', '"solved"'))
-    assert run(["agent", "--replay", str(tmp_path / "run")]) == 1
-    assert "gsm8k 1 in 1 turns, turn 1: right was True, replayed False" in capsys.readouterr().out
 
 
 def test_what_agent_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,3 +120,17 @@ def test_a_file_cannot_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     theirs = str(tmp_path / "theirs.jsonl")
     assert run(["judge", theirs, theirs, "--judge", theirs, "--out", str(tmp_path / "run")]) == 2
     assert f"--judge {theirs} is a file; expected a model" in capsys.readouterr().err
+
+
+def test_judgements_that_are_missing_are_said_and_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions = tmp_path / "q.jsonl"
+    questions.write_text(json.dumps({"question_id": 1, "category": "c", "turns": ["2 + 3?"]}) + "\n")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question_id": 1, "turns": ["5"]}) + "\n")
+    sides = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    with serving(lambda _: completion("hard to say")) as server:
+        words = ["judge", *sides, "--judge", f"big@{server.url}", "--questions", str(questions)]
+        assert run([*words, "--out", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().out
+    assert "2 x no line with a verdict" in said
+    assert "--resume" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from cyclopts import ArgumentCollection
@@ -45,3 +46,19 @@ def test_help_says_what_every_option_does(verb: str, capsys: pytest.CaptureFixtu
         if "*" not in argument.names:
             assert argument.parameter.help, f"{verb} {argument.names} has no help"
             assert argument.names[0] in shown
+
+
+def whole_numbers(verb: str) -> list[str]:
+    return [
+        argument.name
+        for argument in arguments_of(verb)
+        if int in (kinds := {argument.hint, *get_args(argument.hint)}) and float not in kinds
+    ]
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if whole_numbers(verb)])
+def test_a_fraction_is_no_whole_number(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--blocks 2.5` was taken for 2; no option of any verb is rounded."""
+    for option in whole_numbers(verb):
+        assert run([*verb.split(), option, "2.5"]) == 2
+        assert f"{option} is 2.5" in capsys.readouterr().err

@@ -187,7 +187,7 @@ def test_files_are_listed_before_anything_is_fetched(
     assert "own: 4 of 4 files are there" in said
     assert "humaneval/test.jsonl" in said
     with pytest.raises(EvaluationError, match=r"humaneval/test\.jsonl.*mbpp/prompt\.jsonl|mbpp/test"):
-        build_work(load_suites(["code"]), Options(data=str(tmp_path)))
+        build_work(load_suites(["code"]), Options(data_dir=tmp_path))
     with pytest.raises(EvaluationError, match="no network"):
         build_work(load_suites(["humaneval"]), Options(hub=True))
 
@@ -384,7 +384,7 @@ def test_parts_of_one_file_are_told_apart(tmp_path: Path) -> None:
     assert one.value == pytest.approx(6 / 7)
     write_rows(tmp_path / "hendrycks_math/test.jsonl", rows[:-1])
     with pytest.raises(EvaluationError, match="has no row whose type is 'precalculus'; expected all parts of hendryc"):
-        build_work(load_suites(["hendrycks_math"]), Options(data=str(tmp_path)))
+        build_work(load_suites(["hendrycks_math"]), Options(data_dir=tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ def test_a_plan_changed_by_hand_is_refused(tiny_base: MakeBase, tmp_path: Path, 
 def test_the_same_shapes_in_another_layout_are_another_base(tiny_base: MakeBase, tmp_path: Path):
     base = tiny_base("llama")
     made = plan(base, 2)
-    wider = shutil.copytree(tiny_base("llama", vocab_size=97), tmp_path / "wider")
+    wider = shutil.copytree(tiny_base("llama", dtype=torch.float16), tmp_path / "wider")
     (wider / "config.json").write_text((base / "config.json").read_text())
     with pytest.raises(ExpansionError, match="digest of tensor names, shapes and dtypes"):
         expand(wider, tmp_path / "out", made)

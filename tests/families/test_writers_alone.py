@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import ZOO, Case, write
+from zoo import ZOO, Case, rows, write
 
 from blockexpand.expansion import plan
 from blockexpand.families import known_families
@@ -37,7 +37,7 @@ def writers_of(model: nn.Module) -> list[tuple[nn.Module, dict[str, tuple[nn.Par
     return found
 
 
-@pytest.mark.parametrize("row", ZOO, ids=[f"{i}-{row.id}" for i, row in enumerate(ZOO)])
+@pytest.mark.parametrize("row", rows(ZOO))
 @torch.no_grad()
 def test_each_writer_alone_writes_in_proportion(row: Case, tmp_path: Path):
     """No way to the residual stream has two writers in a row (alone, one would write nothing), and none is read twice.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from zoo import ZOO, Case, write
+from zoo import ZOO, Case, rows, write
 
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import LiveError
@@ -26,7 +26,7 @@ ON_DISK_ONLY = ("llama4",)
 TOKENS = torch.tensor([[5, 17, 3, 60, 41, 8, 22, 90, 11, 2, 33]])
 
 
-@pytest.mark.parametrize("row", ZOO, ids=[f"{i}-{row.id}" for i, row in enumerate(ZOO)])
+@pytest.mark.parametrize("row", rows(ZOO))
 def test_every_family_is_proved_on_disk_and_in_memory(row: Case, tmp_path: Path):
     base = write(row, tmp_path / "base", torch.float32)
     made = plan(base, **row.request)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -361,3 +362,16 @@ def write(row: Case, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
     """The row's checkpoint, by the names that files of the hub have."""
     build(row, dtype).save_pretrained(folder)
     return folder
+
+
+QUICK = ("llama", "qwen2", "gemma3", "mixtral", "deepseek_v3", "mistral", "jamba", "gpt2")
+"""Dense, biases, a norm behind each branch, experts, MLA, a window, Mamba, Conv1D; the rest is for `make test-all`."""
+
+
+def rows(zoo: tuple[Case, ...]) -> list[Any]:
+    """The zoo, all but the first of each quick family marked slow."""
+    first = {family: next(i for i, row in enumerate(zoo) if row.family == family) for family in QUICK}
+    return [
+        pytest.param(row, id=f"{i}-{row.id}", marks=() if first.get(row.family) == i else pytest.mark.slow)
+        for i, row in enumerate(zoo)
+    ]

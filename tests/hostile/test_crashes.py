@@ -29,6 +29,7 @@ def swept(scenario: str) -> dict[str, Any]:
     return json.loads(done.stdout)[scenario]
 
 
+@pytest.mark.slow
 def test_a_new_output_is_whole_or_not_there_wherever_the_run_is_killed_or_the_disk_is_full():
     found = swept("expand")
     num_calls = len(found["calls"])
@@ -43,6 +44,7 @@ def test_a_new_output_is_whole_or_not_there_wherever_the_run_is_killed_or_the_di
     assert found["short writes"] > 10
 
 
+@pytest.mark.slow
 def test_an_older_output_stays_until_the_newer_one_takes_its_place_in_one_step():
     found = swept("overwrite")
     assert "exchange" in found["calls"]
@@ -52,12 +54,14 @@ def test_an_older_output_stays_until_the_newer_one_takes_its_place_in_one_step()
     assert found["failed calls"] > 10
 
 
+@pytest.mark.slow
 def test_several_threads_that_write_make_no_difference():
     found = swept("overwrite in threads")
     assert found["older or nothing"] + found["newer"] == found["kills"] == found["tidied"] == len(found["calls"])
     assert found["older or nothing"] > 50
 
 
+@pytest.mark.slow
 def test_without_an_exchanging_rename_an_older_output_set_aside_is_put_back_by_the_next_run():
     found = swept("overwrite without exchange")
     assert "exchange" not in found["calls"]
@@ -65,6 +69,7 @@ def test_without_an_exchanging_rename_an_older_output_set_aside_is_put_back_by_t
     assert found["older or nothing"] + found["newer"] + 1 == found["kills"] == found["tidied"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["plan", "plan over"])
 def test_a_plan_is_whole_or_what_it_was(scenario: str):
     found = swept(scenario)
@@ -109,6 +114,7 @@ scenario.work()
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="no strace here")
+@pytest.mark.slow
 def test_strace_sees_the_same_calls(tmp_path: Path):
     """The tracer against one that is not ours."""
     ours = crash_points.Sweep(dict(crash_points.scenarios(tmp_path / "ours"))["overwrite"]).calls

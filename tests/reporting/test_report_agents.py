@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,32 +94,6 @@ def test_the_page_shows_some_and_leads_to_all(out: Path) -> None:
     assert "solved puzzles arithmetic-0-0, 2 turns at most" in page.words
     assert "arithmetic-0-0, 1 turn at most" not in page.words
     assert "bad solved 0 % of 0 tasks within 2 turns" in " ".join(page.by_id["verdict"].split())
-
-
-def test_packs_chosen_by_the_task_are_counted(folders: list[Path], out: Path, tmp_path: Path) -> None:
-    """And not spoken of where nothing chose."""
-    puzzles = make_puzzles(4)
-    tasks = [dataclasses.replace(one, set=("odd", "even")[n % 2]) for n, one in enumerate(puzzles)]
-    cast = Cast(speaker=Scripted(solver({p.prompt: p for p in puzzles})), tools=PlainTools())
-    run_agent(cast, tasks, AgentSettings(speaker=Opposite(model="good"), budgets=(1, 2)), tmp_path / "run")
-    path = tmp_path / "run" / "episodes.jsonl"
-    episodes = [json.loads(line) for line in path.read_text().splitlines()]
-    for number, episode in enumerate(episodes):
-        episode["route"] = ("base", "code")[number % 4 == 0]
-    path.write_text("".join(json.dumps(episode) + "\n" for episode in episodes))
-    chosen = {"even": {"base": 4}, "odd": {"base": 2, "code": 2}}
-    routes = {"candidates": ["base", "code"], "passes": 2.5, "chosen": chosen}
-    edit_json(tmp_path / "run" / "blockexpand.json", lambda record: record.update(routes=routes))
-    made = report([tmp_path / "run"], tmp_path / "out").parent
-    page = PageReader((made / "index.html").read_text())
-    rows = [[" ".join(cell.split()) for cell in row] for row in page.tables["packs"][1:]]
-    assert rows == [
-        ["run", "even", "base", "4", "2"], ["run", "odd", "base", "2", "1"], ["run", "odd", "code", "2", "1"],
-    ]  # fmt: skip
-    words = PageReader((made / "transcripts-1.html").read_text()).words
-    assert "arithmetic-0-0, 1 turn at most, packs: code" in words
-    assert "packs" not in PageReader((out / "index.html").read_text()).tables
-    assert "packs:" not in (out / "transcripts-1.html").read_text()
 
 
 def test_the_same_records_give_the_same_bytes(folders: list[Path], out: Path, tmp_path: Path) -> None:

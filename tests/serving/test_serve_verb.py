@@ -16,7 +16,7 @@ import pytest
 
 from blockexpand import serving
 from blockexpand.cli.main import run
-from blockexpand.evaluation.endpoint import Endpoint
+from blockexpand.evaluation.endpoint import Endpoint, Request
 from blockexpand.serving import Service, Speaker, names_of
 from helpers import edit_config
 from lm_helpers import make_lm
@@ -49,7 +49,7 @@ def test_a_process_serves_until_it_is_told_to_end(long: list[str], by: signal.Si
         endpoint = Endpoint(told["url"], "long", key="sk-ours", retries=0)
         endpoint.check()
         asked = {"model": "base", "messages": [{"role": "user", "content": "the cat"}], "temperature": 0}
-        assert endpoint.chat(asked["messages"], 4).completion_tokens == 4
+        assert endpoint.ask(Request(messages=asked["messages"], max_tokens=4)).completion_tokens == 4
         endpoint.close()
         connection = http.client.HTTPConnection("127.0.0.1", int(told["url"].split(":")[2].split("/")[0]), timeout=120)
         headers = {"Content-Type": "application/json", "Authorization": "Bearer sk-ours"}

@@ -3,7 +3,6 @@
 from blockexpand.agents.conversations import load_questions
 from blockexpand.agents.judge import Sides, judge_pair
 from blockexpand.agents.puzzles import make_puzzles
-from blockexpand.agents.replay import Replay, replay
 from blockexpand.agents.runs import Cast, run_agent
 from blockexpand.agents.speakers import EndpointSpeaker, LoadedSpeaker, Speaker, load_speaker
 from blockexpand.agents.tasks import load_tasks
@@ -17,7 +16,6 @@ from blockexpand.records.agents import (
     Manner,
     Opposite,
     Rate,
-    Routes,
     Task,
     Turn,
     read_agent,
@@ -40,8 +38,6 @@ __all__ = [
     "Opposite",
     "Question",
     "Rate",
-    "Replay",
-    "Routes",
     "SandboxTools",
     "Sides",
     "Speaker",
@@ -54,6 +50,5 @@ __all__ = [
     "make_puzzles",
     "read_agent",
     "read_judge",
-    "replay",
     "run_agent",
 ]

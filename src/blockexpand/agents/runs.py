@@ -1,14 +1,9 @@
 """`run_agent`: all tasks, each budget from nothing, many episodes side by side.
 
-In: a speaker, tasks, settings, the sandbox, perhaps an adviser, perhaps a router. Out: a folder (see `records`). All
-live episodes of a turn (of the same packs) go to the model in one call; their code runs side by side, each in a Python
-of its own. A run that was stopped or killed goes on where it was: ended episodes are kept, those under way begin again,
-those that ended in a server's error are tried again. Refused: a folder with another run in it, other settings or tasks
-when going on.
-
-A router chooses an episode's packs once, before its first turn, by the task's own text. The rules and the example
-around a task are the same for all. What comes later is not scored: programs print what the model wrote, and tracebacks
-quote it, which the pack that wrote it finds likelier. And an episode of one choice is one agent, whose successes count.
+In: a speaker, tasks, settings, the sandbox, perhaps an adviser. Out: a folder (see `records/agents.py`). All live
+episodes of a turn go to the model in one call; their code runs side by side, each in a Python of its own. A run
+that was stopped or killed goes on where it was: ended episodes are kept, those under way begin again, those that ended
+in a server's error are tried again. Refused: a folder with another run in it, other settings or tasks when going on.
 """
 
 from __future__ import annotations
@@ -22,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from blockexpand import __version__
 from blockexpand.agents import prompts
@@ -48,21 +42,15 @@ from blockexpand.records.agents import (
     AgentRecord,
     AgentSettings,
     Episode,
-    Routes,
     Task,
     Turn,
     ends_of,
     rates_of,
     read_agent,
-    routes_of,
     tasks_digest,
 )
 from blockexpand.records.lines import Journal, read_lines, write_lines
-from blockexpand.records.pack import Names, name_of
 from blockexpand.staging import RECORD_NAME, check_output
-
-if TYPE_CHECKING:
-    from blockexpand.evaluation.routes import Router
 
 _AT_ONCE = 16
 """Episodes side by side: a Python process each, once they run code."""
@@ -78,8 +66,6 @@ class Cast:
     adviser: Speaker | None = None
     at_once: int = _AT_ONCE
     """Episodes side by side."""
-    router: Router | None = None
-    """Chooses the speaker's packs for each episode, by its task; of the same model as the speaker."""
 
 
 @dataclass
@@ -90,8 +76,6 @@ class _Live:
     episode: Episode
     shell: Shell
     stack: ExitStack
-    packs: Names | None
-    """Those that answer, where they are chosen."""
 
 
 def run_agent(
@@ -102,7 +86,7 @@ def run_agent(
     Args:
         cast: Who speaks, what runs the code, who advises.
         tasks: What is to be solved.
-        settings: Budgets, manner, limits, and which model it is; the rule is the router's.
+        settings: Budgets, manner, limits, and which model it is.
         out: The folder to write.
         resume: Go on with the run in `out`; begin it when there is none.
 
@@ -114,8 +98,7 @@ def run_agent(
     """
     if not tasks:
         raise AgentError("there is no task; expected at least one; give --tasks, or --puzzles above 0")
-    rule = cast.router.rule if cast.router else None
-    settings = dataclasses.replace(settings, tasks_digest=tasks_digest(tasks), rule=rule)
+    settings = dataclasses.replace(settings, tasks_digest=tasks_digest(tasks))
     sandbox = cast.tools.describe()
     folder = Path(out)
     done = _claim(folder, settings, tasks, resume)
@@ -136,7 +119,7 @@ def run_agent(
     finally:
         journal.close()
     episodes = [kept[budget, task.set, task.id] for budget, task in pairs]
-    return _finish(folder, settings, tasks, episodes, sandbox, cast.router)
+    return _finish(folder, settings, tasks, episodes, sandbox)
 
 
 def _finish(
@@ -145,7 +128,6 @@ def _finish(
     tasks: Sequence[Task],
     episodes: Sequence[Episode],
     sandbox: str,
-    router: Router | None,
 ) -> AgentRecord:
     write_lines(folder / EPISODES_NAME, episodes)
     record = AgentRecord(
@@ -155,15 +137,9 @@ def _finish(
         ends=ends_of(episodes),
         sandbox=sandbox,
         versions=_versions(),
-        routes=_routes(router, episodes) if router else None,
     )
     write_record(folder / RECORD_NAME, record)
     return record
-
-
-def _routes(router: Router, episodes: Sequence[Episode]) -> Routes:
-    known = router.record()
-    return Routes(candidates=known.candidates, passes=known.passes, chosen=routes_of(episodes))
 
 
 def _claim(folder: Path, settings: AgentSettings, tasks: Sequence[Task], resume: bool) -> list[Episode]:
@@ -228,38 +204,20 @@ class _Stage:
     def _begin(self, budget: int, task: Task) -> None:
         stack = ExitStack()
         shell = stack.enter_context(self._cast.tools.shell())
-        router = self._cast.router
-        packs = router.of_text(task.prompt) if router else None
-        route = None if packs is None else name_of(packs)
-        episode = Episode(set=task.set, id=task.id, budget=budget, route=route)
-        self._live.append(_Live(task=task, episode=episode, shell=shell, stack=stack, packs=packs))
+        episode = Episode(set=task.set, id=task.id, budget=budget)
+        self._live.append(_Live(task=task, episode=episode, shell=shell, stack=stack))
 
     def _turn(self, pool: ThreadPoolExecutor) -> None:
         manner = self._settings.manner
         messages = [messages_of(one.task, one.episode, manner) for one in self._live]
         most = self._settings.max_tokens
         requests = [Request(messages=said, max_tokens=most, stop=prompts.STOPS) for said in messages]
-        answers = self._answers(requests)
+        answers = self._cast.speaker.ask(requests)
         digests = [digest_of(said) for said in messages]
         grown = pool.map(lambda x: self._answered(*x), zip(self._live, answers, digests, strict=True))
         for one, episode in zip(list(self._live), grown, strict=True):
             one.episode = episode
         self._advise()
-
-    def _answers(self, requests: list[Request]) -> list[Answer]:
-        """One for each live episode; where packs are chosen, those of the same packs in one call, these alone on."""
-        if (router := self._cast.router) is None:
-            return self._cast.speaker.ask(requests)
-        from blockexpand.packs.in_memory import only
-
-        alike: dict[Names, list[int]] = {}
-        for number, one in enumerate(self._live):
-            alike.setdefault(one.packs or (), []).append(number)
-        found: dict[int, Answer] = {}
-        for names, numbers in alike.items():
-            with only(router.model, *names):
-                found |= dict(zip(numbers, self._cast.speaker.ask([requests[n] for n in numbers]), strict=True))
-        return [found[number] for number in range(len(requests))]
 
     def _answered(self, one: _Live, answer: Answer, digest: str) -> Episode:
         if answer.error is not None:

@@ -169,10 +169,8 @@ def _passes(order: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
         yield part
 
 
-def load_speaker(folder: str | Path, packs: Sequence[str | Path] = (), *, switched: bool = False) -> LoadedSpeaker:
-    """The model of a folder, with packs of new blocks on it, on the accelerator where there is one.
-
-    With `switched`, and no packs beside it, those of a folder that `pack attach` wrote can be switched by name.
+def load_speaker(model: str | Path, packs: Sequence[str | Path] = ()) -> LoadedSpeaker:
+    """A model (a folder, a run, a hub id, a GGUF file), with packs of new blocks on it, in the checkpoint's own type.
 
     Raises:
         LiveError: it cannot be loaded.
@@ -180,23 +178,10 @@ def load_speaker(folder: str | Path, packs: Sequence[str | Path] = (), *, switch
         CorpusError: it has no tokenizer.
         AgentError: it has no chat template.
     """
-    from typing import cast
-
     from blockexpand.checkpoint import locate_model
     from blockexpand.corpus.tokenizer import load_tokenizer
-    from blockexpand.families.modules import load_model
-    from blockexpand.live.device import choose_device
+    from blockexpand.evaluation.measurement import subject_of
 
-    folder = locate_model(folder)
+    folder = locate_model(model)
     tokenizer = load_tokenizer(folder)
-    device = str(choose_device())
-    if packs:
-        from blockexpand.packs import load_with_packs
-
-        return LoadedSpeaker(model=load_with_packs(folder, packs, device=device), tokenizer=tokenizer)
-    if switched:
-        from blockexpand.packs import load_attached
-
-        return LoadedSpeaker(model=load_attached(folder, device=device), tokenizer=tokenizer)
-    model = cast("PreTrainedModel", load_model(folder, device=device))
-    return LoadedSpeaker(model=model, tokenizer=tokenizer)
+    return LoadedSpeaker(model=subject_of(folder, packs).load(), tokenizer=tokenizer)

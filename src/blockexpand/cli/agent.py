@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, key_without_server, show
+from blockexpand.cli.output import DEFAULTS, DONE, Shared, key_without_server, show
 from blockexpand.digests import digest_file
 from blockexpand.errors import UsageError
+from blockexpand.records.agents import EPISODES_NAME
 from blockexpand.staging import PACK_NAME
 
 if TYPE_CHECKING:
     from blockexpand.agents import Speaker
-    from blockexpand.evaluation.routes import Router
     from blockexpand.records.agents import AgentRecord, Opposite, Task
 
 _DEFAULT_PUZZLES = 40
@@ -28,8 +28,6 @@ class Server:
 
     pack: list[Path] | None = None
     """A pack of new blocks to put onto the model in the folder; may be given several times."""
-    route: Literal["auto", "always"] = "always"
-    """always: all packs are on; auto: each task gets the base, or the pack that finds its text likelier."""
     endpoint: str | None = None
     """The address of an OpenAI-compatible server, e.g. http://localhost:8000/v1; MODEL is then its name there."""
     key_variable: str | None = None
@@ -98,7 +96,6 @@ def agent(
     advice: Annotated[Advice, Parameter(name="*")] = _ADVICE,
     way: Annotated[Way, Parameter(name="*")] = _WAY,
     resume: Annotated[bool, Parameter(negative="")] = False,
-    replay: Path | None = None,
     common: Shared = DEFAULTS,
 ) -> int:
     """Let a model solve tasks in several turns, with Python as its tool, and count by budget of turns.
@@ -111,16 +108,12 @@ def agent(
         The folder of records to write.
     resume
         Go on with the run in --out, or start when there is none.
-    replay
-        Instead of running: play the run in this folder again from its records, and see whether it comes to the same.
     """
     from blockexpand import agents
 
-    if replay is not None:
-        return _replay(replay, way.unsafe, common)
     if model is None or out is None:
         missing = "MODEL" if model is None else "--out"
-        raise UsageError(f"agent needs {missing}; expected e.g. agent MODEL --out D, or agent --replay D")
+        raise UsageError(f"agent needs {missing}; expected e.g. agent MODEL --out D")
     tasks = _tasks(chosen)
     adviser = _adviser(advice, server.timeout)
     speaker, who = speaker_of(model, server)
@@ -137,10 +130,9 @@ def agent(
         tools=tools,
         adviser=adviser[0] if adviser else None,
         at_once=way.at_once,
-        router=_router(speaker, server),
     )
     record = agents.run_agent(cast, tasks, settings, out, resume)
-    show(common, record, _rates(record))
+    show(common, record, _rates(record, out))
     return DONE
 
 
@@ -172,25 +164,18 @@ def speaker_of(model: str, server: Server) -> tuple[Speaker, Opposite]:
     if server.endpoint is None:
         if server.key_variable is not None:
             raise key_without_server(server.key_variable)
+        from blockexpand.checkpoint import locate_model
         from blockexpand.evaluation.measurement import model_digest
-        from blockexpand.records.pack import Rule
 
-        auto = server.route == "auto"
-        if auto:
-            from blockexpand.evaluation.measurement import subject_of
-
-            subject_of(model, server.pack or (), rule=Rule())
-        speaker = agents.load_speaker(model, server.pack or (), switched=auto)
+        speaker = agents.load_speaker(model, server.pack or ())
         packs = {str(pack): digest_file(pack / PACK_NAME) for pack in server.pack or ()}
-        return speaker, agents.Opposite(model=model, digest=model_digest(Path(model)), packs=packs)
+        return speaker, agents.Opposite(model=model, digest=model_digest(locate_model(model)), packs=packs)
     if server.pack:
         raise UsageError(f"--pack {server.pack[0]} is for a model in a folder; expected no --endpoint with it")
-    if server.route == "auto":
-        raise UsageError(
-            f"--route auto needs the model itself, and {server.endpoint} is an address; expected a folder; leave it out"
-        )
     from blockexpand.cli.main import secret
-    from blockexpand.evaluation.endpoint import Endpoint
+    from blockexpand.evaluation.endpoint import Endpoint, require_client
+
+    require_client()
 
     key = secret(server.key_variable) if server.key_variable is not None else None
     behind = Endpoint(server.endpoint, model, key=key, timeout_seconds=server.timeout)
@@ -198,30 +183,16 @@ def speaker_of(model: str, server: Server) -> tuple[Speaker, Opposite]:
     return agents.EndpointSpeaker(endpoint=behind), agents.Opposite(model=model, endpoint=server.endpoint)
 
 
-def _router(speaker: Speaker, server: Server) -> Router | None:
-    """What chooses the speaker's packs, where they are chosen."""
-    from blockexpand import agents
-
-    if server.route == "always" or not isinstance(speaker, agents.LoadedSpeaker):
-        return None
-    from blockexpand.evaluation.routes import Router
-    from blockexpand.records.pack import Rule
-
-    return Router(speaker.model, speaker.tokenizer, Rule())
+_ENDS = {
+    "solved": "solved",
+    "proposals": "all proposals were wrong",
+    "turns": "out of turns",
+    "context": "the conversation no longer fitted the model's context",
+    "error": "a server's error",
+}
 
 
-def _replay(folder: Path, unsafe: bool, common: Shared) -> int:
-    from blockexpand import agents
-
-    found = agents.replay(folder, agents.SandboxTools(unsafe=unsafe))
-    same = not found.differences
-    lines = [f"{folder}: {found.num_episodes:,} episodes, {found.num_turns:,} turns played again from their records"]
-    lines += ["  everything is the same"] if same else [f"  {line}" for line in found.differences]
-    show(common, found, "\n".join(lines))
-    return DONE if same else FAILED
-
-
-def _rates(record: AgentRecord) -> str:
+def _rates(record: AgentRecord, out: Path) -> str:
     lines = [record.settings.speaker.model, "  turns  set            solved  of      rate  95 % interval (Wilson)"]
     for one in record.rates:
         errors = f"  ({one.num_errors} ended in a server's error; go on with --resume)" if one.num_errors else ""
@@ -229,9 +200,9 @@ def _rates(record: AgentRecord) -> str:
             f"  {one.budget:>5}  {one.set or 'all':<12}  {one.num_solved:>7,}  {one.num_tasks:<5,}  {one.rate:>6.1%}  "
             f"{one.low:.1%} to {one.high:.1%}{errors}"
         )
-    if (routes := record.routes) is not None:
-        lines.append(f"  packs chosen by the task, at {routes.passes:.2f} passes of the base's blocks a scored token:")
-        for name, chosen in routes.chosen.items():
-            counts = ", ".join(f"{packs} {count:,}" for packs, count in chosen.items())
-            lines.append(f"         {name:<12}  {counts} episodes")
+    lines.append("  how the episodes ended:")
+    for budget, counts in record.ends.items():
+        ends = ", ".join(f"{_ENDS[end]} {count:,}" for end, count in sorted(counts.items(), key=lambda one: -one[1]))
+        lines.append(f"  {budget:>5}  {ends}")
+    lines.append(f"  every word is in {out / EPISODES_NAME}; as a page: blockexpand report {out}")
     return "\n".join(lines)

@@ -10,29 +10,26 @@ from cyclopts import Group, Parameter
 
 from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, key_without_server, named_folders, show
 from blockexpand.errors import UsageError
+from blockexpand.evaluation.harness import Options
 
 if TYPE_CHECKING:
-    from blockexpand.evaluation.harness import Options
     from blockexpand.evaluation.measurement import Subject
     from blockexpand.evaluation.suites import SuiteFile
     from blockexpand.records.evaluation import Difference, EvaluationRecord, TaskScore, Verdict
 
 Several = Annotated[list[str] | None, Parameter(negative="")]
 Flag = Annotated[bool, Parameter(negative="")]
+_SUITES = Group("Suites", sort_key=50)
 
 
-@Parameter(name="*", group=Group("Suites", sort_key=50), negative="")
+@Parameter(name="*", negative="")
 @dataclass(frozen=True, kw_only=True)
-class SuiteOptions:
-    """How suites are run."""
+class Asked:
+    """Which model it is, and what is asked of it."""
 
     suite: Several = None
     """Suites (general, math, code, law, choice, perplexity, paper), single tasks of them, or the .yaml of one of your
     own; several with commas, or given several times."""
-    data_dir: Path | None = None
-    """The tasks' data on this machine, as TASK/SPLIT.jsonl; --list says which files."""
-    hub: Flag = False
-    """Take data that are not there from the hub."""
     pack: Several = None
     """A pack of new blocks to attach to the model; may be given several times."""
     route: Literal["auto", "always"] = "always"
@@ -41,29 +38,13 @@ class SuiteOptions:
     """The address of an OpenAI-compatible server, e.g. http://localhost:8000/v1; MODEL is the model's name there."""
     key_variable: str | None = None
     """The environment variable that holds the server's key."""
-    limit: int | None = None
-    """Only the first samples of each task and documents of each corpus."""
-    shots: int | None = None
-    """At most this many examples before a question."""
-    samples: int = 1
-    """Outputs drawn for each question of the code tasks, for pass@k; 1 is one greedy output."""
-    chat: Flag = False
-    """Ask through the chat template."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """What the weights are loaded as; the checkpoint's own type, unless the suite says otherwise."""
-    batch_size: int = 16
-    """Sequences of a pass."""
-    window_tokens: int | None = None
-    """Of the perplexity suite; the model's longest unless given."""
-    stride_tokens: int | None = None
-    """New tokens that each of its windows predicts; half a window unless given."""
-    unsafe: Flag = False
-    """Run programs that models write without isolation, where there is no sandbox."""
+    """What weights are loaded as; auto: the checkpoint's own type (float32 where bfloat16 is slow) or the suite's."""
     resume: Flag = False
     """Go on with an evaluation by suites that was interrupted."""
 
 
-NO_SUITES = SuiteOptions()
+DEFAULT_OPTIONS, NOTHING = Options(), Asked()
 
 
 @Parameter(name="*")
@@ -90,7 +71,8 @@ def evaluate(
     split: str = "test",
     list_: Annotated[bool, Parameter(name="--list", negative="")] = False,
     compared: Annotated[Against, Parameter(name="*")] = ALONE,
-    suites: Annotated[SuiteOptions, Parameter(name="*")] = NO_SUITES,
+    asked: Annotated[Asked, Parameter(name="*")] = NOTHING,
+    options: Annotated[Options, Parameter(name="*", group=_SUITES, negative="")] = DEFAULT_OPTIONS,
     overwrite: bool = False,
     common: Shared = DEFAULTS,
 ) -> int:
@@ -115,7 +97,7 @@ def evaluate(
     overwrite
         Replace the folder, if blockexpand made it.
     """
-    measured = _Measured(data=named_folders(data or []), tasks=tasks, split=split, given=suites)
+    measured = _Measured(data=named_folders(data or []), tasks=tasks, split=split, given=asked, options=options)
     if list_:
         return measured.list(common)
     if model is None:
@@ -147,22 +129,13 @@ class _Measured:
     data: dict[str, str]
     tasks: Path | None
     split: str
-    given: SuiteOptions
+    given: Asked
+    options: Options
 
     def suites(self) -> list[SuiteFile]:
         from blockexpand.evaluation.suites import load_suites
 
         return load_suites([name for one in self.given.suite or [] for name in one.split(",") if name])
-
-    def options(self) -> Options:
-        from blockexpand.evaluation.harness import Options
-
-        given = self.given
-        return Options(
-            data=str(given.data_dir) if given.data_dir else None, hub=given.hub, limit=given.limit, shots=given.shots,
-            samples=given.samples, chat=given.chat, batch_size=given.batch_size, window_tokens=given.window_tokens,
-            stride_tokens=given.stride_tokens, unsafe=given.unsafe,
-        )  # fmt: skip
 
     def list(self, common: Shared) -> int:
         """What the suites (all of ours, unless some are named) read, and whether it is there."""
@@ -171,7 +144,7 @@ class _Measured:
 
         require_harness()
         files = self.suites() or [read_suite(path) for path in known_suites().values()]
-        found = {file.suite.suite: data_wanted([file], self.options()) for file in files}
+        found = {file.suite.suite: data_wanted([file], self.options) for file in files}
         lines = []
         for name, some in found.items():
             lines.append(f"{name}: {sum(one.path is not None for one in some)} of {len(some)} files are there")
@@ -201,7 +174,7 @@ class _Measured:
         if out is None:
             raise UsageError("eval needs --out: the folder of records to write; expected e.g. --out records")
         self._ignored()
-        suites, options = self.suites(), self.options()
+        suites = self.suites()
         questions = load_tasks(self.tasks) if self.tasks is not None else []
         check_output(out, overwrite)
         self._check(suites, compared, other if known else None)
@@ -212,7 +185,7 @@ class _Measured:
 
         def measure(which: Subject, folder: Path, replaced: bool) -> None:
             record = evaluate(
-                which, self.data, folder, tasks=questions, suites=suites, options=options, split=self.split,
+                which, self.data, folder, tasks=questions, suites=suites, options=self.options, split=self.split,
                 resume=self.given.resume, overwrite=replaced,
             )  # fmt: skip
             if not common.json or compared.against is None:
@@ -237,22 +210,21 @@ class _Measured:
             splits = {name: open_corpus(folder).record.splits.get(self.split) for name, folder in self.data.items()}
             digests = {name: one.digest for name, one in splits.items() if one is not None}
             versions = {name: file.suite.version for name, file in tasks.items()}
-            check_comparable(records, digests, versions, self.given.limit)
+            check_comparable(records, digests, versions, self.options.limit)
 
     def _ignored(self) -> None:
         """Options that would do nothing."""
         if self.given.suite:
             return
-        plain = SuiteOptions()
-        for name in ("data_dir", "hub", "shots", "samples", "chat", "batch_size", "window_tokens", "stride_tokens"):
-            if vars(self.given)[name] != vars(plain)[name]:
+        for name, value in vars(self.options).items():
+            if name != "limit" and value != vars(DEFAULT_OPTIONS)[name]:
                 raise UsageError(
-                    f"--{name.replace('_', '-')} {vars(self.given)[name]} is for suites, and none is given; expected "
-                    "--suite with it; add one, or leave it out"
+                    f"--{name.replace('_', '-')} {value} is for suites, and none is given; expected --suite with it; "
+                    "add one, or leave it out"
                 )
 
     def _nothing_else(self, model: str) -> None:
-        if self.data or self.tasks or self.given != SuiteOptions():
+        if self.data or self.tasks or self.given != NOTHING or self.options != DEFAULT_OPTIONS:
             raise UsageError(
                 f"{model} holds records, so nothing is measured; expected only --against and --budget with it; leave "
                 "out what is to be measured"

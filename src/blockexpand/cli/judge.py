@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from blockexpand.cli.agent import Server, speaker_of
-from blockexpand.cli.output import DEFAULTS, DONE, Shared, show
+from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
 from blockexpand.digests import digest_file
 from blockexpand.errors import UsageError
 
 if TYPE_CHECKING:
     from blockexpand.agents import Speaker
     from blockexpand.records.agents import Opposite
-    from blockexpand.records.judge import JudgeRecord
+    from blockexpand.records.judge import JudgeRecord, JudgeRun
 
 
 def judge(
@@ -33,6 +34,8 @@ def judge(
     common: Shared = DEFAULTS,
 ) -> int:
     """Let a judge compare two models' answers to questions of several turns, in both orders.
+
+    The exit code is 1 where a judgement is missing.
 
     Parameters
     ----------
@@ -59,6 +62,7 @@ def judge(
         Go on with the run in --out, or start when there is none.
     """
     from blockexpand import agents
+    from blockexpand.records.judge import read_judge
 
     asked = agents.load_questions(questions)
     sides = [_side(name, key_variable, timeout) for name in (first, second)]
@@ -68,8 +72,9 @@ def judge(
     settings = agents.JudgeSettings(first=sides[0][1], second=sides[1][1], judge=judging[1], max_tokens=max_tokens)
     cast = agents.Sides(first=sides[0][0], second=sides[1][0], judge=judging[0])
     record = agents.judge_pair(cast, asked, settings, out, resume)
-    show(common, record, _tallies(record))
-    return DONE
+    run = read_judge(out)
+    show(common, record, _tallies(record, run, out))
+    return FAILED if record.tallies[0].num_errors else DONE
 
 
 def _side(name: str, key_variable: str | None, timeout: float) -> tuple[Speaker | Path, Opposite]:
@@ -84,7 +89,7 @@ def _side(name: str, key_variable: str | None, timeout: float) -> tuple[Speaker 
     return speaker_of(name, Server())
 
 
-def _tallies(record: JudgeRecord) -> str:
+def _tallies(record: JudgeRecord, run: JudgeRun, out: Path) -> str:
     chosen = record.settings
     lines = [f"{chosen.first.model} against {chosen.second.model}, judged by {chosen.judge.model}"]
     lines.append("  category      wins  ties  losses  errors  win rate  95 % interval (Wilson; a tie is half a win)")
@@ -94,4 +99,9 @@ def _tallies(record: JudgeRecord) -> str:
             f"  {one.category or 'all':<12}  {one.num_wins:>4}  {one.num_ties:>4}  {one.num_losses:>6}  "
             f"{one.num_errors:>6}  {rate:>8}  {one.low:.1%} to {one.high:.1%}"
         )
+    reasons = Counter(one.error for one in run.judgements if one.error)
+    if reasons:
+        lines.append(f"  {sum(reasons.values()):,} judgements are missing, so not all questions are counted:")
+        lines += [f"    {count:,} x {reason[:160]}" for reason, count in reasons.most_common(5)]
+        lines.append(f"  ask for them again with --resume; every word is in {out}")
     return "\n".join(lines)

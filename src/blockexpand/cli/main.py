@@ -11,9 +11,9 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, get_args
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, ArgumentCollection, CycloptsError
 
 from blockexpand import __version__
 from blockexpand.errors import BlockexpandError, Interrupted, UsageError
@@ -76,6 +76,7 @@ def build_app() -> App:
         exit_on_error=False,
         suppress_keyboard_interrupt=False,
         result_action="return_value",
+        config=_whole_numbers,
     )
     groups: dict[str, App] = {}
     for order, (verb, (target, summary)) in enumerate(VERBS.items()):
@@ -86,6 +87,20 @@ def build_app() -> App:
         (groups[group] if group else app).command(target, name=name, help=summary, sort_key=order)
     app.register_install_completion_command(help="Let bash, zsh or fish complete verbs, options and their choices.")
     return app
+
+
+def _whole_numbers(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuse `--blocks 2.5` for every option that is a whole number: cyclopts would round it.
+
+    Raises:
+        UsageError: which option, and what was given.
+    """
+    del app, commands
+    for argument in arguments:
+        kinds = {argument.hint, *get_args(argument.hint)}
+        for token in argument.tokens if int in kinds and float not in kinds else ():
+            if "." in token.value:
+                raise UsageError(f"{argument.name} is {token.value}; expected a whole number, e.g. {argument.name} 4")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

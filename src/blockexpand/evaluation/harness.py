@@ -33,10 +33,10 @@ _SAMPLING_TEMPERATURE = 0.8  # Chen et al. 2021, section 3.3: best for pass@100
 class Options:
     """How suites are run, whatever the model."""
 
-    data: str | None = None
-    """A folder with the data of tasks: `<data>/<task>/<split>.jsonl`."""
+    data_dir: Path | None = None
+    """A folder with the tasks' data, as TASK/SPLIT.jsonl; --list says which files."""
     hub: bool = False
-    """Take what is not there from the hub, or from its cache."""
+    """Take data that are not there from the hub, or from its cache."""
     limit: int | None = None
     """Only the first samples of each task and documents of each corpus; none = all."""
     shots: int | None = None
@@ -159,7 +159,7 @@ def build_work(suites: Sequence[SuiteFile], options: Options) -> list[Work]:
     """
     missing = [str(one) for one in data_wanted(suites, options) if one.path is None and not (options.hub and one.hub)]
     if missing:
-        where = "" if options.data else "; say where the data are with --data-dir"
+        where = "" if options.data_dir else "; say where the data are with --data-dir"
         raise EvaluationError(
             f"{len(missing)} files of data are missing{where}; bring them, leave the tasks out, or allow the hub with "
             f"--hub: {'; '.join(missing)}"
@@ -176,7 +176,7 @@ def build_work(suites: Sequence[SuiteFile], options: Options) -> list[Work]:
 def _folder(file: SuiteFile, options: Options) -> Path | None:
     """Where a suite's data are: the person's folder first."""
     own = file.folder / file.suite.data if file.suite.data else None
-    return Path(options.data) if options.data else own
+    return options.data_dir or own
 
 
 def _splits(entry: SuiteTask, config: dict[str, Any], options: Options) -> tuple[str, str | None, int]:

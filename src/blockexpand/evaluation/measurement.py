@@ -31,7 +31,7 @@ from blockexpand.evaluation.held_out import document_losses
 from blockexpand.evaluation.routes import Router, count_of, routed_losses
 from blockexpand.evaluation.suites import FileTask, SuiteFile
 from blockexpand.families.modules import load_model
-from blockexpand.live.device import choose_device, dtype_named
+from blockexpand.live.device import choose_device, inference_dtype
 from blockexpand.records import read_json, to_plain, write_json, write_record
 from blockexpand.records.evaluation import (
     Answered,
@@ -85,7 +85,7 @@ def subject_of(
     Args:
         model: Which.
         packs: Packs of new blocks to attach.
-        dtype: What the weights are loaded as; "auto" is the checkpoint's own.
+        dtype: What the weights are loaded as; "auto" is the checkpoint's own (see `inference_dtype`).
         rule: How packs are chosen; none = all are on.
 
     Raises:
@@ -104,7 +104,8 @@ def subject_of(
         return digest_json([base, *({f.name: digest_file(f) for f in some} for some in files)]) if packs else base
 
     def load() -> PreTrainedModel:
-        kind, device = dtype_named(cast(Any, dtype)), str(choose_device())
+        where = choose_device()
+        kind, device = inference_dtype(cast(Any, dtype), folder, where), str(where)
         if packs:
             from blockexpand.packs import load_with_packs
 

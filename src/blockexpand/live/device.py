@@ -101,6 +101,17 @@ def training_dtype(precision: Literal["auto"] | Precision, folder: Path, device:
     return torch.float32 if wide or not computes_in_bfloat16(device) else torch.bfloat16
 
 
+def inference_dtype(asked: Dtype, folder: Path, device: torch.device) -> torch.dtype:
+    """The type that a model is measured and drawn from in: the checkpoint's own, or the one asked for.
+
+    A checkpoint of bfloat16 runs in float32, which holds the same weights, where products of bfloat16 are slow.
+    """
+    if (named := dtype_named(asked)) is not None:
+        return named
+    own = own_dtype(folder)
+    return torch.float32 if own is torch.bfloat16 and not computes_in_bfloat16(device) else own
+
+
 def computes_in_bfloat16(device: torch.device) -> bool:
     """Whether products of bfloat16 are at least as fast as those of float32 there."""
     if device.type == "cuda":

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from blockexpand.errors import AgentError
-from blockexpand.records.codec import WRITTEN_WHEN_SET, check, read_record
+from blockexpand.records.codec import check, read_record
 from blockexpand.records.intervals import wilson
 from blockexpand.records.lines import digest_lines, read_lines
-from blockexpand.records.pack import Rule
 from blockexpand.staging import RECORD_NAME
 
 SETTINGS_NAME, TASKS_NAME, EPISODES_NAME = "settings.json", "tasks.jsonl", "episodes.jsonl"
@@ -107,8 +106,6 @@ class Episode:
     """Why it ended: solved; all proposals or all turns used up; the conversation no longer fitted the model's context;
     an error of the server's, which says nothing about the model. Empty while it goes on."""
     error: str = ""
-    route: str | None = field(default=None, metadata=WRITTEN_WHEN_SET)
-    """The packs that answered in all of its turns, where they were chosen by the task; `base` is none."""
 
     def __post_init__(self) -> None:
         check(0 < self.budget <= MOST_TURNS, "budget", self.budget, f"1 to {MOST_TURNS}")
@@ -165,8 +162,6 @@ class AgentSettings:
     max_tokens: int = 512
     """Of one turn (MINT's agents have 512)."""
     tasks_digest: str = ""
-    rule: Rule | None = field(default=None, metadata=WRITTEN_WHEN_SET)
-    """How packs are chosen for each task; none = those that are on stay on."""
 
     def __post_init__(self) -> None:
         fit = len(set(self.budgets)) == len(self.budgets) > 0 and all(0 < k <= MOST_TURNS for k in self.budgets)
@@ -194,17 +189,6 @@ class Rate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Routes:
-    """Which packs answered."""
-
-    candidates: tuple[str, ...]
-    passes: float
-    """What scoring a token of a task costs, in passes of the base's blocks."""
-    chosen: dict[str, dict[str, int]]
-    """Episodes of each set by the packs they were given; `base` is none."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class AgentRecord:
     """What came of a run; saved as the folder's `blockexpand.json`."""
 
@@ -220,8 +204,6 @@ class AgentRecord:
     sandbox: str
     """What isolated the model's code."""
     versions: dict[str, str]
-    routes: Routes | None = field(default=None, metadata=WRITTEN_WHEN_SET)
-    """Where packs were chosen by the task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,15 +249,6 @@ def ends_of(episodes: Sequence[Episode]) -> dict[str, dict[str, int]]:
         mine = counts.setdefault(str(one.budget), {})
         mine[one.end] = mine.get(one.end, 0) + 1
     return counts
-
-
-def routes_of(episodes: Sequence[Episode]) -> dict[str, dict[str, int]]:
-    """How many episodes of each set were given which packs; those that were given none by choice are left out."""
-    counts: dict[str, dict[str, int]] = {}
-    for one in sorted((e for e in episodes if e.route is not None), key=lambda e: str(e.route)):
-        mine = counts.setdefault(one.set, {})
-        mine[str(one.route)] = mine.get(str(one.route), 0) + 1
-    return dict(sorted(counts.items()))
 
 
 def tasks_digest(tasks: Sequence[Task]) -> str:

@@ -96,31 +96,6 @@ def episodes_table(runs: Sequence[Found[AgentRun]]) -> Table | None:
     return Table(name="agents", title="Solved within so many turns", columns=columns, rows=tuple(rows), notes=notes)
 
 
-def packs_table(runs: Sequence[Found[AgentRun]]) -> Table | None:
-    """Which packs answered, and what they solved: a row for each run that chose, set and packs."""
-    rows: list[tuple[Value, ...]] = []
-    for found in runs:
-        routes = found.value.record.routes
-        for name, chosen in routes.chosen.items() if routes else ():
-            for packs, count in chosen.items():
-                mine = [one for one in found.value.episodes if (one.set, one.route) == (name, packs)]
-                rows.append((found.label, name, packs, count, sum(one.solved for one in mine)))
-    if not rows:
-        return None
-    columns = (
-        Column(key="agent", title="Agent"),
-        Column(key="set", title="Tasks"),
-        Column(key="packs", title="Packs"),
-        Column(key="num_episodes", title="Given to", kind="count", unit="episodes"),
-        Column(key="num_solved", title="Solved", kind="count", unit="episodes"),
-    )
-    notes = (
-        "Packs were chosen once for each task, by its text; base is none of them. Every budget of turns is an episode. "
-        "Tasks of different packs are different tasks: the rows compare no packs.",
-    )
-    return Table(name="packs", title="Packs chosen by the task", columns=columns, rows=tuple(rows), notes=notes)
-
-
 def episodes_figure(runs: Sequence[Found[AgentRun]]) -> Figure | None:
     """Success over the budget of turns, a line a run, with intervals."""
     if not runs:
@@ -201,9 +176,8 @@ def _chosen(run: AgentRun) -> list[Episode]:
 
 
 def _transcript(task: Task, episode: Episode) -> Transcript:
-    packs = "" if episode.route is None else f", packs: {episode.route}"
     return Transcript(
-        heading=f"{task.set} {task.id}, {episode.budget} turn{'s' if episode.budget > 1 else ''} at most{packs}",
+        heading=f"{task.set} {task.id}, {episode.budget} turn{'s' if episode.budget > 1 else ''} at most",
         prompt=task.prompt,
         reference=task.reference,
         turns=episode.turns,

@@ -24,7 +24,6 @@ from blockexpand.reporting.episodes import (
     agents_sentence,
     episodes_figure,
     episodes_table,
-    packs_table,
     transcripts,
 )
 from blockexpand.reporting.examined import blocks_figure, blocks_table, effects_of, said, shifts_table
@@ -224,8 +223,7 @@ def _answers(material: Material, contents: _Contents) -> dict[str, Any]:
 def _talks(material: Material, contents: _Contents) -> dict[str, Any]:
     """Runs of agents and judged conversations."""
     questions = questions_tables(material.judged)
-    episodes, packs = episodes_table(material.agents), packs_table(material.agents)
-    contents.add_tables([episodes, packs, judged_table(material.judged), *questions])
+    contents.add_tables([episodes_table(material.agents), judged_table(material.judged), *questions])
     contents.add_figures([episodes_figure(material.agents), judged_figure(material.judged)])
     return {
         "agent_runs": transcripts(material.agents),
