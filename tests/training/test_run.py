@@ -229,24 +229,6 @@ def test_every_arm_learns_with_retention_in_both_precisions(
     assert rows[-1]["kl"] > rows[0]["kl"]
 
 
-def test_the_budget_is_kept_even_when_training_ruins_the_model(ground: Ground, tmp_path: Path) -> None:
-    settings = ground.settings(
-        tmp_path / "run",
-        retention=dataclasses.replace(KEEPING, forgetting_budget=1e-6),
-        optimizer=OptimizerSettings(lr=1.0),
-    )
-    record = train(settings)
-    assert record.best is not None
-    assert record.best.step == 0
-    assert record.kept is not None
-    assert record.kept.scale == 0
-    assert not record.kept.holds
-    ours, base = (load_model(f, torch.float32) for f in (tmp_path / "run" / "model", ground.base))
-    tokens = torch.arange(5, 25)[None]
-    with torch.no_grad():
-        assert torch.equal(ours(tokens).logits, base(tokens).logits)
-
-
 def test_the_best_checkpoint_inside_the_budget_is_shipped_not_the_last(ground: Ground, tmp_path: Path) -> None:
     settings = ground.settings(
         tmp_path / "run",
@@ -428,6 +410,8 @@ def test_nothing_inside_the_budget_is_said(ground: Ground, tmp_path: Path) -> No
     )
     record = train(settings)
     assert record.nothing_inside_budget
+    assert record.kept is not None
+    assert (record.kept.scale, record.kept.holds) == (0, False)
     assert record.best is not None
     assert record.best.step == 0
     training = read_expansion(tmp_path / "run" / "model").training

@@ -195,8 +195,9 @@ class Loop:
         if not origins:
             restore_trainable(trainable, saved)
             with self.trainee.reference() as model:
-                base = {kind: self._sums(held, model) for kind, held in data.calibration.items()}
-            return state(base, {k: self._sums(held).losses_N for k, held in data.calibration.items()}, budgets), best
+                base = self._sums(data.calibration, model)
+            now = {kind: one.losses_N for kind, one in self._sums(data.calibration).items()}
+            return state(base, now, budgets), best
         # Never inside on the steering rows: the last step's weights, scaled down further.
         never_inside = best.step == 0
         if not never_inside:
@@ -207,8 +208,9 @@ class Loop:
 
         def measure(scale: float) -> Measured:
             put_scale(trainable, learnt, origins, scale, stored)
-            texts = {kind: self._sums(held).losses_N for kind, held in data.calibration.items()}
-            return Measured(texts=texts, domain_loss=self._sums(data.validation["domain"]).mean)
+            sums = self._sums({"domain": data.validation["domain"], **data.calibration})
+            domain_loss = sums.pop("domain").mean
+            return Measured(texts={kind: one.losses_N for kind, one in sums.items()}, domain_loss=domain_loss)
 
         def put_base() -> None:
             if never_inside:  # what trained since may be no number, which times 0 is none either
@@ -217,7 +219,7 @@ class Loop:
                 put_scale(trainable, learnt, origins, 0.0, stored)
 
         put_base()
-        base = {kind: self._sums(held) for kind, held in data.calibration.items()}
+        base = self._sums(data.calibration)
         found = walk_up(base, budgets, measure, scales=SMALL_SCALES if never_inside else SCALES)
         if found.scale:
             put_scale(trainable, learnt, origins, found.scale, stored)
@@ -226,9 +228,8 @@ class Loop:
         if found.scale == 1 and not never_inside:
             return found, best
         assert progress.base_general is not None, "a budget without general text"
-        return found, self._measurement(
-            progress.step if never_inside and found.scale else best.step, progress.base_general
-        )
+        step = progress.step if never_inside and found.scale else best.step
+        return found, self._measurement(step, self._sums(data.validation), progress.base_general)
 
     def _stops(self, stopping: list[int]) -> bool:
         """Whether a signal came to any process; the list holds it afterwards, the demand to save and end first.
@@ -416,10 +417,9 @@ class Loop:
         if not self.data.validation:
             return progress
         budget = self.settings.retention.forgetting_budget
-        base = progress.base_general
-        if base is None:
-            base = self._base_general()
-        new = self._measurement(progress.step, base)
+        sums = self._sums(self.data.validation)
+        base = progress.base_general if progress.base_general is not None else self._base_general(sums)
+        new = self._measurement(progress.step, sums, base)
         used = new.budget_used
         weight = progress.general_weight
         if used is not None and progress.step > 0:
@@ -437,12 +437,10 @@ class Loop:
             last=new,
         )
 
-    def _measurement(self, step: int, base: tuple[float, ...]) -> Measurement:
-        """What the model as it is gives on the steering rows."""
-        sums = {kind: self._sums(held) for kind, held in self.data.validation.items()}
-        domain = sums.pop("domain").mean
-        general, rise, used = self._risen(sums, base)
-        return Measurement(step=step, domain=domain, general=general, rise=rise, budget_used=used)
+    def _measurement(self, step: int, sums: Mapping[str, DocumentSums], base: tuple[float, ...]) -> Measurement:
+        """What the losses of the steering rows say."""
+        general, rise, used = self._risen({kind: one for kind, one in sums.items() if kind != "domain"}, base)
+        return Measurement(step=step, domain=sums["domain"].mean, general=general, rise=rise, budget_used=used)
 
     def _risen(
         self, sums: Mapping[str, DocumentSums], base: tuple[float, ...]
@@ -461,19 +459,28 @@ class Loop:
         most = (max(used) if all(map(math.isfinite, used)) else _FAR_OUTSIDE) if used else None
         return total / count, total / sum(base) - 1, most
 
-    def _base_general(self) -> tuple[float, ...]:
+    def _base_general(self, sums: Mapping[str, DocumentSums]) -> tuple[float, ...]:
         """The base's loss of each steering document; at step 0 that is the model's, where it starts as the base."""
-        general = [held for kind, held in self.data.validation.items() if kind != "domain"]
-        with contextlib.nullcontext() if self.trainee.starts_as_base else self.trainee.reference() as base:
-            return tuple(float(loss) for held in general for loss in self._sums(held, base).losses_N)
+        if not self.trainee.starts_as_base:
+            held = {kind: one for kind, one in self.data.validation.items() if kind != "domain"}
+            with self.trainee.reference() as base:
+                sums = self._sums(held, base)
+        return tuple(float(loss) for kind, one in sums.items() if kind != "domain" for loss in one.losses_N)
 
-    def _sums(self, held: HeldOut, model: PreTrainedModel | None = None) -> DocumentSums:
-        """The loss of each document of some held-out rows, over all processes."""
-        losses, documents = [], []
+    def _sums(self, texts: Mapping[str, HeldOut], model: PreTrainedModel | None = None) -> dict[str, DocumentSums]:
+        """The loss of each document of some held-out rows, over all processes; waits for the device once."""
+        losses, documents, first = [], [], 0
         with self._autocast:
-            for batch, documents_R in held.batches(self.settings.rows_per_pass, self.world):
-                losses.append(self._root(cross_entropies, model or self.trainee.model, batch))
-                documents.append(documents_R)
-        losses_R = torch.cat(losses).cpu().double().numpy()  # the one wait
-        losses_N = np.bincount(np.concatenate(documents), weights=losses_R, minlength=held.num_documents)
-        return DocumentSums(losses_N=np.array(self.world.total(losses_N.tolist())), tokens_N=held.tokens_N)
+            for held in texts.values():
+                for batch, documents_R in held.batches(self.settings.rows_per_pass, self.world):
+                    losses.append(self._root(cross_entropies, model or self.trainee.model, batch))
+                    documents.append(first + documents_R)
+                first += held.num_documents
+        losses_R = torch.cat(losses).cpu().double().numpy()
+        sums = np.bincount(np.concatenate(documents), weights=losses_R, minlength=first)
+        ends = np.cumsum([held.num_documents for held in texts.values()])[:-1]
+        parts = np.split(np.array(self.world.total(sums.tolist())), ends)
+        return {
+            kind: DocumentSums(losses_N=part, tokens_N=held.tokens_N)
+            for (kind, held), part in zip(texts.items(), parts, strict=True)
+        }
