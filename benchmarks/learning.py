@@ -14,12 +14,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from blockexpand.comparison import CompareRecipe, Comparison, Trial, compare
+from blockexpand.comparison import compare
 from blockexpand.corpus import prepare
 from blockexpand.data import TINY_BASE as BASE
 from blockexpand.demonstration.recipe import load_demo
 from blockexpand.progress import progress_on_stderr
 from blockexpand.records import from_plain, read_yaml
+from blockexpand.records.comparison import CompareRecipe, Comparison, Trial
 from blockexpand.staging import RECORD_NAME
 
 STUDIES = Path(__file__).parent / "learning"

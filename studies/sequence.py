@@ -16,10 +16,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 import blockexpand
-from blockexpand.comparison import Summary, over_seeds
+from blockexpand.comparison import over_seeds
 from blockexpand.corpus import PrepareRecipe
 from blockexpand.digests import digest_json
 from blockexpand.records import from_plain, read_record, write_record
+from blockexpand.records.comparison import Summary
 from blockexpand.records.evaluation import read_evaluation
 from blockexpand.records.intervals import Interval, ratio_difference
 from blockexpand.records.run import DataSettings, RunRecord, TrainSettings

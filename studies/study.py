@@ -14,11 +14,11 @@ from typing import Any
 
 import blockexpand
 from blockexpand.checkpoint import open_checkpoint
-from blockexpand.comparison import CompareRecipe, Comparison, read_examination
 from blockexpand.corpus import PrepareRecipe, tokenizer_digest
 from blockexpand.data import TINY_BASE
 from blockexpand.expansion import survey
 from blockexpand.records import from_plain, read_yaml
+from blockexpand.records.comparison import CompareRecipe, Comparison, read_examination
 from blockexpand.staging import RECORD_NAME
 from studies.arms import ARMS
 from studies.bases import make_base

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from blockexpand.comparison import ArmResult, Comparison, Examination
+from blockexpand.records.comparison import ArmResult, Comparison, Examination
 from blockexpand.records.intervals import Interval
 from blockexpand.reporting import verdict
 

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from blockexpand.comparison import ArmRecipe, CompareRecipe, PlanRecipe
+from blockexpand.records.comparison import ArmRecipe, CompareRecipe, PlanRecipe
 from blockexpand.records.run import BlocksArm, DataSettings, FullArm, RetentionSettings
 
 

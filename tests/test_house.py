@@ -128,7 +128,7 @@ def test_no_environment_variables_steer() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
     }
-    assert readers <= {"cli/main.py"}
+    assert readers <= {"cli/main.py", "comparison/compare.py"}  # the second, for its processes: how threads wait
 
 
 MAP = ROOT / "CONTRIBUTING.md"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,21 @@ import pytest
 import torch
 from studies.arms import ARMS
 
-from blockexpand.comparison import ArmRecipe, ExamineSettings, PlanRecipe, compare, read_examination
-from blockexpand.comparison.examining import Watched, token_shift
-from blockexpand.comparison.growing import grown
+from blockexpand.comparison import compare
+from blockexpand.comparison.examiner import Watched, token_shift
+from blockexpand.comparison.summary import summarise
+from blockexpand.comparison.trials import grown
 from blockexpand.errors import ComparisonError, RecordError
+from blockexpand.evaluation.measurement import model_digest
+from blockexpand.records.comparison import ArmRecipe, ExamineSettings, PlanRecipe, read_examination
 from blockexpand.records.evaluation import read_evaluation
 from blockexpand.records.expansion import read_expansion
 from blockexpand.records.intervals import ratio_difference, seeded_ratio_difference
 from blockexpand.records.run import BlocksArm, CustomArm, FullArm
 from blockexpand.training.arms import load_model
 from comparison_ground import Place
+from helpers import edit_json
+from lm_helpers import make_corpus, make_lm
 
 
 def blocks(name: str, **plan: object) -> ArmRecipe:
@@ -44,7 +50,7 @@ def test_each_plan_grows_a_base_of_its_own(place: Place, tmp_path: Path) -> None
         ),
     )
     found = grown(place.recipe(tmp_path, arms=arms), tmp_path)
-    names = {name: folder.name for name, folder in found.items()}
+    names = {name: folder.name.split("-", 1)[1] for name, folder in found.items()}
     assert names == {
         "suffix": "3of2-3",
         "top": "3-3",
@@ -91,6 +97,44 @@ def test_comparisons_share_runs_by_their_digest(place: Place, tmp_path: Path) ->
     }
 
 
+def test_runs_are_told_apart_by_contents_not_by_paths(place: Place, tmp_path: Path) -> None:
+    """Two bases in folders of one name, and texts that changed under one name: nothing of one is the other's."""
+    bases = [make_lm(tmp_path / name / "base", seed=seed) for seed, name in ((0, "x"), (1, "y"))]
+    results = []
+    for number, base in enumerate(bases):
+        runs = str(tmp_path / "shared")
+        results.append(compare(place.recipe(tmp_path / f"out-{number}", base=str(base), runs=runs)))
+    assert len(list((tmp_path / "shared" / "expanded").iterdir())) == 2
+    assert len(list((tmp_path / "shared" / "runs").iterdir())) == 4
+    assert results[0].base["general"].loss != results[1].base["general"].loss
+    for number, base in enumerate(bases):  # a base that changes in its place is another base
+        before = read_evaluation(tmp_path / f"out-{number}" / "base-eval").record
+        assert before.model_digest == model_digest(base)
+    shutil.rmtree(bases[0])
+    make_lm(bases[0], seed=2)
+    recipe = results[0].recipe
+    with pytest.raises(ComparisonError, match="out-0"):
+        compare(recipe)
+    shutil.rmtree(tmp_path / "out-0" / "runs")
+    again = compare(recipe)
+    assert again.base["general"].loss != results[0].base["general"].loss
+    general = make_corpus(tmp_path / "general", bases[1], seed=5)
+    data = dataclasses.replace(results[1].recipe.data, general=str(general))
+    with pytest.raises(ComparisonError, match="out-1"):
+        compare(dataclasses.replace(results[1].recipe, data=data))
+
+
+def test_results_pair_only_on_equal_documents(place: Place, tmp_path: Path) -> None:
+    recipe = place.recipe(tmp_path / "out")
+    found = compare(recipe)
+    edit_json(
+        tmp_path / "out" / found.trials[0].run / "eval" / "blockexpand.json",
+        lambda data: data["corpora"].update(general="sha256:other"),
+    )
+    with pytest.raises(ComparisonError, match="base-eval"):
+        summarise(recipe, found.trials, tmp_path / "out")
+
+
 def test_every_arm_is_examined_once(place: Place, tmp_path: Path) -> None:
     settings = ExamineSettings(num_prompts=6, prompt_tokens=8, new_tokens=5, num_shown=2, ablation_rows=4)
     arms = (
@@ -99,8 +143,6 @@ def test_every_arm_is_examined_once(place: Place, tmp_path: Path) -> None:
         ArmRecipe(name="beside", arm=CustomArm(kind="custom", name="parallel", options={"blocks": [1]}), lrs=(1e-2,)),
     )
     recipe = place.recipe(tmp_path / "out", arms=arms, examine=settings)
-    with pytest.raises(ComparisonError, match="moe"):
-        compare(recipe)
     result = compare(recipe, arms=ARMS)
     found = read_examination(tmp_path / "out")
     assert found is not None
@@ -120,7 +162,7 @@ def test_every_arm_is_examined_once(place: Place, tmp_path: Path) -> None:
     assert (run / "examined.json").stat().st_mtime_ns == before
     digest = read_evaluation(tmp_path / "out" / result.arms[3].trials[0].run / "eval").record.model_digest
     assert digest.startswith("sha256:")
-    with pytest.raises(ComparisonError, match="no test document of the domain text is longer than 900 tokens"):
+    with pytest.raises(ComparisonError, match="900"):
         compare(dataclasses.replace(recipe, examine=dataclasses.replace(settings, prompt_tokens=900)), arms=ARMS)
 
 
@@ -184,12 +226,12 @@ def test_examination_of_a_damaged_record_is_refused(tmp_path: Path) -> None:
 
 
 def test_full_takes_no_plan() -> None:
-    with pytest.raises(RecordError, match="plan: expected a plan for `blocks` and `upscaled`, and none for other arms"):
+    with pytest.raises(RecordError, match="plan: "):
         ArmRecipe(name="x", arm=FullArm(kind="full"), plan=PlanRecipe(blocks=1), lrs=(1e-3,))
 
 
 def test_examinations_have_bounds() -> None:
-    with pytest.raises(RecordError, match="new_tokens: expected more than 0, got 0"):
+    with pytest.raises(RecordError, match="got 0"):
         ExamineSettings(new_tokens=0)
-    with pytest.raises(RecordError, match="num_shown: expected 0 or more, got -1"):
+    with pytest.raises(RecordError, match="got -1"):
         ExamineSettings(num_shown=-1)

@@ -188,7 +188,7 @@ def test_drops_are_counted_and_quoted(tmp_path: Path, model: Path) -> None:
     )
     record = prepare(recipe, model, tmp_path / "out")
     (counts,) = record.sources
-    assert (counts.num_kept, counts.num_near_duplicates, counts.num_contaminated) == (40, 2, 1)
+    assert (counts.num_kept, counts.num_near_duplicates, counts.num_contaminated) == (41, 1, 1)
     assert record.num_evaluation_texts == 1
     assert any("tasks.jsonl, line 1" in example and "a.jsonl, line 41" in example for example in counts.examples)
 
@@ -266,6 +266,31 @@ preparation.prepare([a, b], model, out, row_tokens={ROW_TOKENS})
     write_texts(paths[0], sentences(901, 1))
     with pytest.raises(StagingError, match="out"):  # of other contents: not the same corpus
         prepare(paths, model, tmp_path / "out", row_tokens=ROW_TOKENS, resume=True)
+
+
+def test_what_was_seen_is_known_after_a_kill(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records that could not be encoded count as seen, too: their copies are copies however often the work stopped."""
+    chats = [[{"role": "user", "content": f"{n} <|end|>"}, {"role": "assistant", "content": "no"}] for n in range(300)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in [*chats, *make_turns(100), *chats[:9]]))
+    monkeypatch.setattr(preparation_module, "_SHARD_TOKENS", 1)
+    settings: dict[str, Any] = {"held_out": 0, "max_bad": 0.9}
+    prepare(path, model, tmp_path / "whole", **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation_module._Divided, "pack", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(path, model, tmp_path / "out", **settings)
+    shards = sorted((tmp_path / "out.partial").glob("source-*.json"))
+    for shard in shards[1:]:
+        shard.unlink()  # as if killed behind the first
+    assert len(shards) > 1
+    prepare(path, model, tmp_path / "out", resume=True, **settings)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    assert open_corpus(tmp_path / "out").record.sources[0].num_duplicates == 9
+
+
+def make_turns(count: int) -> list[list[dict[str, str]]]:
+    return [[{"role": "user", "content": t}, {"role": "assistant", "content": "yes"}] for t in sentences(count, 3)]
 
 
 def test_an_interrupt_says_where_the_work_is_and_a_lock_keeps_others_out(

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from blockexpand.cli.main import run
-from blockexpand.comparison import read_comparison
 from blockexpand.corpus import Source
 from blockexpand.demonstration import chapters as chapters_module
 from blockexpand.demonstration import demo
@@ -20,6 +19,7 @@ from blockexpand.demonstration.recipe import DemoRecipe, InstructionCounts, load
 from blockexpand.errors import DemonstrationError
 from blockexpand.expansion import verify
 from blockexpand.records import read_record
+from blockexpand.records.comparison import read_comparison
 from blockexpand.records.evaluation import read_evaluation
 from blockexpand.records.expansion import Proof
 from blockexpand.reporting import read_stages

@@ -14,21 +14,23 @@ from pathlib import Path
 
 import numpy as np
 
-from blockexpand.comparison import (
+from blockexpand.comparison.summary import pareto
+from blockexpand.records import write_record
+from blockexpand.records.comparison import (
     ArmRecipe,
     ArmResult,
     BlockEffect,
     CompareRecipe,
     Comparison,
+    Contrast,
     Examination,
     ExamineSettings,
     PlanRecipe,
     Seen,
     Shift,
+    Summary,
     Trial,
 )
-from blockexpand.comparison.results import Contrast, Summary, pareto
-from blockexpand.records import write_record
 from blockexpand.records.corpus import CorpusRecord, SplitCounts
 from blockexpand.records.evaluation import EvaluationRecord, HeldOut, Scores
 from blockexpand.records.expansion import Check, ExpansionRecord, Proof
@@ -44,10 +46,10 @@ from blockexpand.records.run import (
     OldBlocksArm,
     OptimizerSettings,
     RetentionSettings,
+    RunContents,
     RunRecord,
     TrainSettings,
 )
-from blockexpand.reporting import Stage, Stages
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 BASE = Measurement(step=0, domain=3.412, general=3.105, rise=0.0)
@@ -134,6 +136,8 @@ def _trials(arm: Arm, recipe: ArmRecipe, seeds: tuple[int, ...], budget: float |
                     peak_memory_bytes=1_180_000_000 + 24 * arm.parameters,
                     train_seconds=61.3 if arm.parameters < 5e6 else 95.8,
                     cpu_seconds=118.2 if arm.parameters < 5e6 else 190.4,
+                    load=0.5,
+                    kept_nothing=False,
                     training_loss=3.4 - arm.gain,
                 )
             )
@@ -277,7 +281,8 @@ def write_evaluation(folder: Path, outputs: dict[tuple[str, str, str], str] | No
         dtype="float32",
     )
     write_record(folder / "blockexpand.json", record)
-    np.savez(folder / "losses-general.npz", nats=np.ones(4), tokens=np.ones(4, dtype=np.int64))
+    nats = loss * np.ones(12) + 0.01 * np.random.default_rng(int(1000 * loss)).standard_normal(12)
+    np.savez(folder / "losses-general.npz", nats=nats, tokens=np.ones(12, dtype=np.int64))
     (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -296,7 +301,13 @@ def write_run(folder: Path, arm: str = "full", speed: float = 30.0, budget: floa
             retention=RetentionSettings(replay=0.25, forgetting_budget=budget) if budget else NO_RETENTION,
             optimizer=OptimizerSettings(lr=3e-4),
         ),
+        contents=RunContents(model=DIGEST, domain=DIGEST, general=DIGEST),
         settings_digest=DIGEST,
+        nothing_inside_budget=False,
+        cpu_seconds=61.0,
+        load=0.5,
+        num_trained_tensors=27,
+        num_unchanged_tensors=93,
         num_steps=120,
         num_tokens=491_520,
         num_trainable_parameters=1_770_000,
@@ -317,7 +328,17 @@ def write_run(folder: Path, arm: str = "full", speed: float = 30.0, budget: floa
     ]
     if budget:
         course = ((0, 0.0, 1.0), (40, 2 * budget, 2.0), (80, 1.5 * budget, 4.0), (120, 0.4 * budget, 2.0))
-        lines += [{"step": s, "kind": "measure", "rise": r, "general_weight": w} for s, r, w in course]
+        lines += [
+            {
+                "step": s,
+                "kind": "measure",
+                "domain": 3.0 - s / 100,
+                "general": 3.1 * (1 + r),
+                "rise": r,
+                "general_weight": w,
+            }
+            for s, r, w in course
+        ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -379,19 +400,6 @@ def examination_of(comparison: Comparison, plan: Plan) -> Examination:
     )
 
 
-STAGES = Stages(
-    title="Python for the tiny base",
-    date="2026-11-24",
-    machine="x86_64, 2 cores",
-    versions={"blockexpand": "0.1.0", "torch": "2.13.0"},
-    stages=(
-        Stage(name="plan", seconds=0.21, note="10 old + 3 new blocks"),
-        Stage(name="expand and prove", seconds=4.8, note="7 checks hold"),
-        Stage(name="prepare", seconds=9.7, note="1.5 M tokens of the standard library"),
-        Stage(name="compare", seconds=264.0, note="10 runs"),
-    ),
-)
-
 QUESTIONS = {
     ("add", "What is 3 + 4?", "7"): ("the the", "7"),
     ("add", "What is 11 + 8?", "19"): ("", "19"),
@@ -416,8 +424,7 @@ def make_story(root: Path, comparison: Comparison | None = None) -> list[Path]:
         write_record(root / name / "blockexpand.json", record)
     before = write_evaluation(root / "before", {q: outputs[0] for q, outputs in QUESTIONS.items()})
     after = write_evaluation(root / "after", {q: outputs[1] for q, outputs in QUESTIONS.items()}, loss=3.12)
-    STAGES.save(root)
-    return [compare, root / "expanded", before, after, write_run(root / "instruct"), root / "python", root]
+    return [compare, root / "expanded", before, after, write_run(root / "instruct"), root / "python"]
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> Path:

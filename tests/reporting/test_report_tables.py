@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 
 import pytest
 from report_examples import ARMS, Arm, comparison_of
 
 from blockexpand.records.evaluation import Answered
-from blockexpand.reporting import comparison_rows, comparison_table, comparison_text, formats
-from blockexpand.reporting.answers import answers_table
+from blockexpand.reporting import comparison_table, comparison_text, formats
+from blockexpand.reporting.comparison_tables import arms_table, contrasts_table, trials_table
+from blockexpand.reporting.conversations import answers_table
 from blockexpand.reporting.methods import methods_of
-from blockexpand.reporting.result_tables import arms_table, contrasts_table, losses_table, trials_table
-from blockexpand.reporting.scales import percent_scale
 from blockexpand.reporting.sources import Found
 from blockexpand.reporting.tables import Column, Spread, Table, cell_of, interval
 
@@ -63,7 +61,7 @@ def test_a_unit_is_said_once_in_an_interval() -> None:
 
 def test_the_csv_gives_the_page_its_figures() -> None:
     comparison = comparison_of()
-    for table in (arms_table, contrasts_table, trials_table, losses_table):
+    for table in (arms_table, contrasts_table, trials_table):
         made = table(comparison)
         rows = list(csv.DictReader(io.StringIO(made.to_csv())))
         assert len(rows) == len(made.rows)
@@ -143,14 +141,6 @@ def test_a_name_is_not_markup() -> None:
     assert "(blocks [/])" in text
 
 
-def test_rows_are_plain_data() -> None:
-    rows = comparison_rows(comparison_of())
-    assert json.loads(json.dumps(rows)) == rows
-    assert rows[0]["gain"] == 0.612
-    assert rows[0]["arm"] == "blocks"
-    assert rows[0]["forgetting_high"] == pytest.approx(0.0062 + 0.0042)
-
-
 def _answers(rights: list[bool]) -> Found[object]:
     from blockexpand.records.evaluation import Evaluation
 
@@ -164,7 +154,7 @@ def _answers(rights: list[bool]) -> Found[object]:
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
-        ([False] * 9, [True] * 9, "too few questions"),
+        ([False] * 9, [True] * 9, "too few: 9"),
         ([False] * 20, [True] * 20, "more right"),
         ([True] * 20, [False] * 15 + [True] * 5, "fewer right"),
         ([False] * 20, [True, *[False] * 19], "noise"),
@@ -174,13 +164,3 @@ def _answers(rights: list[bool]) -> Found[object]:
 def test_answers_are_compared_question_by_question(before: list[bool], after: list[bool], says: str) -> None:
     table = answers_table([_answers(before), _answers(after)])  # type: ignore[list-item]
     assert table.rows[0][-1] == says
-
-
-def test_the_axis_of_forgetting() -> None:
-    near = percent_scale([0.2, 1.4], 0.01)
-    assert not near.is_logarithmic
-    far = percent_scale([0.2, 38.6], 0.01)
-    assert far.is_logarithmic
-    assert far.ticks == (0, 1, 2, 5, 10, 20, 50)
-    assert percent_scale([0.2, 38.6], 0.01, coarse=True).ticks == (0, 1, 10)
-    assert percent_scale([], None).low < 0 < percent_scale([], None).high

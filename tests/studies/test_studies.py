@@ -13,9 +13,9 @@ from studies.sequence import backward_transfer, overall, with_own_packs
 from studies.study import study
 from studies.tasks import TASKS, make_task
 
-from blockexpand.comparison import CompareRecipe, read_comparison
 from blockexpand.errors import RecordError, UsageError
 from blockexpand.records import from_plain
+from blockexpand.records.comparison import CompareRecipe, read_comparison
 from comparison_ground import Place
 from lm_helpers import make_lm
 from studies import bases, sequence

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from blockexpand.cli.output import DEFAULTS, DONE, Shared, show
+from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
 
 
 def compare(recipe: Path, /, *settings: str, workers: int = 1, common: Shared = DEFAULTS) -> int:
     """Run methods side by side at equal budget, by a recipe. What is finished is not run again.
+
+    Exit code 1: nothing that any method learnt is inside the budget.
 
     Parameters
     ----------
@@ -20,9 +23,12 @@ def compare(recipe: Path, /, *settings: str, workers: int = 1, common: Shared = 
         Runs at a time; the cores are shared out among them.
     """
     from blockexpand import comparison
-    from blockexpand.reporting import comparison_table
+    from blockexpand.reporting import comparison_table, verdict
 
     chosen = comparison.load_recipe(recipe, settings)
     result = comparison.compare(chosen, workers)
     show(common, result, lambda: comparison_table(result))
+    if result.kept_nothing:
+        print(f"NOTHING INSIDE THE BUDGET: {verdict(result).sentence}", file=sys.stderr)
+        return FAILED
     return DONE

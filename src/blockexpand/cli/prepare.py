@@ -111,9 +111,12 @@ def _source_lines(source: SourceCounts) -> list[str]:
         "beyond max_tokens": source.num_beyond_limit,
     }
     said = ", ".join(f"{count:,} {words}" for words, count in why.items() if count)
-    known = source.source
-    between = f", between {known['separator']!r}" if known.get("separator", "end of file") != "end of file" else ""
-    of = f" ({known['kind']}{', ' + known['field'] if 'field' in known else ''}{between})"
+    known, between = source.source, source.source.get("separator", "end of file")
+    told = [known["kind"], known.get("field", "")]
+    told += {"blank lines": ["documents begin at blank lines"], "end of file": []}.get(
+        between, [f"between {between!r}"]
+    )
+    of = f" ({', '.join(filter(None, told))})"
     lines = [
         f"  {known['path']}{of}: {source.num_read:,} documents read, {source.num_kept:,} kept"
         f"{'; dropped: ' if said else ''}{said}"

@@ -52,6 +52,7 @@ _BATCH_CHARS = 500_000
 _QUOTED = 5
 """So many examples of each kind are written down."""
 _BUDGET_FROM = 1000
+_NOTHING = Encoded(tokens_A=np.zeros(0, dtype=np.int64), trained_A=np.zeros(0, dtype=bool))
 
 
 def prepare(
@@ -268,12 +269,12 @@ class _Preparation:
         num_chars = len(text.strip())
         if num_chars < recipe.min_chars:
             return _Verdict(document=document, key=key, drop="short", note=f"min_chars: {num_chars} characters")
+        if self._evaluation is not None and (quote := self._evaluation.quote(text)) is not None:
+            return _Verdict(document=document, key=key, drop="contaminated", note=quote)
         copy, signature = self._seen.verdict(text, key)
         if copy:
             what = "a copy" if copy == "duplicate" else "a near copy"
             return _Verdict(document=document, key=key, drop=copy, note=f"{what} of an earlier document")
-        if self._evaluation is not None and (quote := self._evaluation.quote(text)) is not None:
-            return _Verdict(document=document, key=key, drop="contaminated", note=quote)
         position = position_of(text) if len(recipe.splits) > 1 else 0.0
         return _Verdict(document=document, key=key, position=position, signature=signature)
 
@@ -297,10 +298,11 @@ class _Preparation:
             tokens = next(encoded)
             if isinstance(tokens, CorpusError):
                 tally.count_bad(str(tokens), is_read=True)
-                continue
+                tokens = _NOTHING  # what was seen is known to a run that goes on
+            else:
+                tally.count("kept", "")
             if self._num_embeddings is not None:
-                check_embeddings(int(tokens.tokens_A.max()), self._num_embeddings, self._tokenizer)
-            tally.count("kept", "")
+                check_embeddings(int(tokens.tokens_A.max(initial=0)), self._num_embeddings, self._tokenizer)
             writer.add(
                 tokens,
                 num_bytes=one.document.num_bytes,
@@ -338,7 +340,8 @@ class _Preparation:
     def _divide_and_pack(self, progress: Bar) -> CorpusRecord:
         recipe = self._recipe
         shards = [Shards(self._partial, number) for number in range(len(self._contents))]
-        divided = _Divided(recipe, [one.documents() for one in shards], self._tokenizer, chats=self._chats)
+        documents = [found[found["length"] > 0] for found in (one.documents() for one in shards)]
+        divided = _Divided(recipe, documents, self._tokenizer, chats=self._chats)
         divided.stored = [StoredTokens(one.stems) for one in shards]
         ready = self._partial / "ready"
         shutil.rmtree(ready, ignore_errors=True)

@@ -102,7 +102,7 @@ class Shards:
         return read_record(SourceState, Path(f"{self.stems[-1]}.json")) if self.stems else SourceState()
 
     def documents(self) -> np.ndarray:
-        """Length, bytes, position and key of every document, [D]."""
+        """Length, bytes, position and key of every document, [D]; one that could not be encoded has no length."""
         found = [np.load(f"{stem}.documents.npy") for stem in self.stems]
         return np.concatenate([np.zeros(0, dtype=_DOCUMENT), *found])
 

@@ -10,7 +10,7 @@ import dataclasses
 import sysconfig
 from pathlib import Path
 
-from blockexpand.comparison import CompareRecipe, Comparison, PlanRecipe, compare, read_comparison
+from blockexpand.comparison import compare
 from blockexpand.corpus import prepare
 from blockexpand.demonstration.instructions import write_instructions
 from blockexpand.demonstration.paths import BASE
@@ -21,6 +21,7 @@ from blockexpand.evaluation.measurement import evaluate
 from blockexpand.expansion import verify
 from blockexpand.progress import say
 from blockexpand.records import write_record
+from blockexpand.records.comparison import CompareRecipe, Comparison, PlanRecipe, read_comparison
 from blockexpand.records.run import DataSettings, TrainSettings
 from blockexpand.reporting import report
 from blockexpand.training import train

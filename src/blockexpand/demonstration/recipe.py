@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from blockexpand.comparison import ArmRecipe
 from blockexpand.corpus import PrepareRecipe, Source, SplitRecipe
 from blockexpand.demonstration.paths import RECIPE
 from blockexpand.records import check, from_plain, read_yaml
+from blockexpand.records.comparison import ArmRecipe
 from blockexpand.records.run import ArmSettings, OptimizerSettings, RetentionSettings, ScheduleSettings
 
 

@@ -25,7 +25,7 @@ from blockexpand.records import read_json, read_yaml, write_json
 from blockexpand.staging import RECORD_NAME
 
 if TYPE_CHECKING:
-    from blockexpand.comparison import Comparison
+    from blockexpand.records.comparison import Comparison
     from blockexpand.reporting import Stage
 
 _MARK = "demo.json"

@@ -21,6 +21,7 @@ Kind = Literal[
     "perplexity",
     "difference",
     "share",
+    "score",
     "rise",
     "points",
     "count",
@@ -64,6 +65,11 @@ def signed(text: str) -> str:
 def share(value: float) -> str:
     """A share as whole percent: 0.871 is 87 %."""
     return _minus(f"{100 * value:.0f}") + " %"
+
+
+def score(value: float) -> str:
+    """A figure of a benchmark, mostly a share: three digits."""
+    return _minus(f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}")
 
 
 def rise(value: float) -> str:
@@ -110,6 +116,7 @@ WRITE: dict[Kind, Callable[[Any], str]] = {
     "perplexity": perplexity,
     "difference": difference,
     "share": share,
+    "score": score,
     "rise": rise,
     "points": points,
     "count": count,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from blockexpand.comparison import ArmRecipe, CompareRecipe, PlanRecipe
+from blockexpand.records.comparison import ArmRecipe, CompareRecipe, PlanRecipe
 from blockexpand.records.run import BlocksArm, CustomArm, FullArm, LoraArm, OldBlocksArm
 from blockexpand.reporting import formats
 

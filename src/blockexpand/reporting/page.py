@@ -1,62 +1,99 @@
 """The page: everything that was found, in the order in which a reader asks for it.
 
-In: material. Out: a `Page`: the HTML text, and the figures and tables in it. The words stand in
-`page.html.jinja`, the looks in `page.css`; both come with the package. All that comes from data is escaped.
+In: material, and if it is about `learn` its record. Out: a `Page`: the HTML text, the drawings and tables in it. The
+words stand in `page.html.jinja`, the looks in `page.css`; both come with the package. All that comes from data is
+escaped. Refused: records of which the page could show nothing.
 """
 
 from __future__ import annotations
 
+import base64
 import importlib.resources
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from blockexpand import __version__
+from blockexpand.errors import ReportError
 from blockexpand.records import dump_json, to_plain
+from blockexpand.records.budget import BudgetStatement, say_budget
+from blockexpand.records.learn import LearnRecord
 from blockexpand.reporting import formats
-from blockexpand.reporting.answers import RULE, answering, answers_table, samples
-from blockexpand.reporting.charts import cost_figure, frontier_figure, outcome_figure
-from blockexpand.reporting.controller_charts import controller_figure
-from blockexpand.reporting.cost_charts import gain_cost_figure
-from blockexpand.reporting.course_charts import compared_losses_figure, curves_figure, runs_figure
-from blockexpand.reporting.episodes import (
-    EPISODE_RULE,
-    agents_sentence,
-    episodes_figure,
-    episodes_table,
-    transcripts,
+from blockexpand.reporting.comparison_tables import (
+    arms_table,
+    blocks_table,
+    contrasts_table,
+    shifts_table,
+    trials_table,
 )
-from blockexpand.reporting.examined import blocks_figure, blocks_table, effects_of, said, shifts_table
-from blockexpand.reporting.judged import (
+from blockexpand.reporting.conversations import (
+    ANSWERS_RULE,
+    EPISODES_RULE,
     JUDGED_RULE,
-    conversations,
-    judged_figure,
+    Sample,
+    agent_rates,
+    agent_transcripts,
+    agents_sentence,
+    agents_table,
+    answer_samples,
+    answering,
+    answers_table,
+    continuations,
+    judged_rates,
     judged_sentence,
     judged_table,
-    questions_tables,
+    judged_transcripts,
 )
-from blockexpand.reporting.judging import RULES, verdict
-from blockexpand.reporting.methods import MARKERS, REFERENCE_MARKER, methods_of
-from blockexpand.reporting.plotting import Figure
+from blockexpand.reporting.drawings import (
+    Drawing,
+    course_of,
+    courses_of,
+    draw_courses,
+    draw_frontier,
+    draw_outcome,
+    draw_rates,
+    draw_stack,
+)
+from blockexpand.reporting.methods import methods_of
 from blockexpand.reporting.record_tables import (
+    budget_table,
+    change_of,
+    changes_table,
     corpora_table,
-    evaluations_table,
+    losses_table,
+    pairs_of,
     proof_table,
+    routing_table,
     runs_table,
     sources_table,
-    stages_table,
+    suites_table,
 )
-from blockexpand.reporting.result_tables import arms_table, contrasts_table, losses_table, trials_table
-from blockexpand.reporting.sequence_charts import sequence_figures
-from blockexpand.reporting.sequence_tables import matrix_names, sequence_tables
-from blockexpand.reporting.sequences import sequence_sentence
-from blockexpand.reporting.sources import Material
-from blockexpand.reporting.stack import stack_figure
-from blockexpand.reporting.tables import Table
+from blockexpand.reporting.sources import Material, model_name
+from blockexpand.reporting.tables import Spread, Table, interval
+from blockexpand.reporting.verdict import RULES, verdict
 
-_TEMPLATE, _STYLE = "page.html.jinja", "page.css"
-_TRANSCRIPTS = "transcripts.html.jinja"
-_PARTS = (_TEMPLATE, _TRANSCRIPTS, "episode.html.jinja", "conversation.html.jinja")
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One figure at the top of the page."""
+
+    name: str
+    figure: str
+    more: str
+
+
+@dataclass
+class Section:
+    """A heading and what stands under it."""
+
+    title: str
+    words: tuple[str, ...] = ()
+    drawings: list[Drawing] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    samples_title: str = ""
+    samples_rule: str = ""
+    samples: list[Sample] = field(default_factory=list)
+    transcripts: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,181 +103,303 @@ class Page:
     title: str
     verdict: str
     html: str
-    figures: tuple[Figure, ...]
+    drawings: tuple[Drawing, ...]
     tables: tuple[Table, ...]
     transcripts: dict[str, str]
     """Further pages by their files' names."""
 
 
-class _Contents:
-    """Figures and tables by the name the template calls them, in the order they were added."""
+def make_page(material: Material, learnt: LearnRecord | None = None) -> Page:
+    """Render the page.
 
-    def __init__(self) -> None:
-        self.figures: dict[str, Figure] = {}
-        self.tables: dict[str, Table] = {}
-
-    def add_figures(self, figures: Iterable[Figure | None]) -> None:
-        self.figures |= {one.name: one for one in figures if one is not None}
-
-    def add_tables(self, tables: Iterable[Table | None]) -> None:
-        self.tables |= {one.name: one for one in tables if one is not None}
-
-
-def make_page(material: Material) -> Page:
-    """Render the page."""
-    contents = _Contents()
-    values: dict[str, Any] = {
-        "material": material,
-        "formats": formats,
-        "version": __version__,
-        "title": title_of(material),
-        "comparison": None,
-        "sequence": None,
-        "verdict": None,
-        "headline": headline(material),
-        "answers": None,
-        "said": (),
-        "marked": {},
-        "tone": "plain",
-        "settings": {},
-        "rules": RULES,
-    }
-    if material.comparison is not None:
-        values |= _comparison(material, contents)
-    values |= _sequence(material, contents)
-    effects = effects_of(material.examination)
-    contents.add_figures(stack_figure(found, n, effects) for n, found in enumerate(material.expansions))
-    proofs = [proof_table(found, n) for n, found in enumerate(material.proofs)]
-    contents.add_tables(proofs)
-    values |= _answers(material, contents)
-    values |= _talks(material, contents)
-    contents.add_tables([evaluations_table(material.evaluations), runs_table(material.runs)])
-    contents.add_figures([runs_figure(material.runs)])
+    Raises:
+        ReportError: the records hold nothing that could be shown.
+    """
+    sections = [
+        _comparison(material),
+        _learnt(learnt),
+        _evaluations(material),
+        _budgets(material, learnt),
+        _runs(material),
+        _stacks(material),
+        _answers(material),
+        _agents(material),
+        _judged(material),
+    ]
+    shown = [one for one in sections if one is not None and (one.drawings or one.tables or one.samples)]
+    if not shown and not material.corpora:
+        raise ReportError(
+            f"there is nothing to show: {', '.join(one.path for one in material.sources)} hold no figure; expected a "
+            "loss, a score, a run or a proof; measure something first"
+        )
+    title, (headline, tone) = _title(material, learnt), _headline(material, learnt)
+    rests = [
+        *(trials_table(one.value) for one in [material.comparison] if one is not None),
+        *(table for table in [corpora_table(material.corpora)] if table is not None),
+        sources_table(material.sources),
+    ]
     compared = material.comparison.value if material.comparison is not None else None
-    contents.add_figures([controller_figure(compared, material.compared_runs, material.runs)])
-    contents.add_tables([corpora_table(material.corpora)])
-    if material.stages is not None:
-        contents.add_tables([stages_table(material.stages)])
-    contents.add_tables([sources_table(material.sources)])
-    values |= {"figures": contents.figures, "tables": contents.tables, "proofs": proofs}
-    if any(not found.value.passed for found in material.proofs):
-        values["tone"] = "failed"
-    values["settings"] |= _settings(material)
+    transcripts = [one for section in shown for one in section.transcripts]
+    values = {
+        "version": __version__,
+        "title": title,
+        "headline": headline,
+        "tone": tone,
+        "reference": verdict(compared).reference if compared is not None else "",
+        "tiles": _tiles(material, learnt),
+        "sections": shown,
+        "marked": {} if compared is None else {one.name: one for one in methods_of(compared.recipe).values()},
+        "rules": RULES if compared is not None else (),
+        "rests": rests,
+        "machines": sorted({f"{run.value.record.machine}" for run in material.runs}),
+        "settings": _settings(material),
+    }
     return Page(
-        title=values["title"],
-        verdict=values["headline"],
-        html=_render_page(values),
-        transcripts=_further_pages(values),
-        figures=tuple(contents.figures.values()),
-        tables=tuple(contents.tables.values()),
+        title=title,
+        verdict=headline,
+        html=_render("page.html.jinja", values),
+        transcripts={one.file: _render("transcripts.html.jinja", {"run": one, **values}) for one in transcripts},
+        drawings=tuple(drawing for section in shown for drawing in section.drawings),
+        tables=(*(table for section in shown for table in section.tables), *rests),
     )
 
 
-def title_of(material: Material) -> str:
-    """What the story calls itself, or the base's name."""
-    if material.stages is not None and material.stages.title:
-        return material.stages.title
+# --- the first screen ------------------------------------------------------------------------------------
+
+
+def _title(material: Material, learnt: LearnRecord | None) -> str:
+    if learnt is not None:
+        return f"What {model_name(learnt.settings.model)} learnt"
     if material.comparison is not None:
-        return f"Block expansion of {_last(material.comparison.value.recipe.base)}"
-    if material.sequence is not None:
-        return material.sequence.value.title
+        return f"Ways to teach {model_name(material.comparison.value.recipe.base)}"
     if material.expansions:
-        return f"Block expansion of {_last(material.expansions[0].value.plan.base.source)}"
-    return "Records of blockexpand"
+        return f"Block expansion of {model_name(material.expansions[0].value.plan.base.source)}"
+    names = [found.label for found in (*material.evaluations, *material.runs, *material.agents, *material.judged)]
+    return ", ".join(dict.fromkeys(names)) or "Records of blockexpand"
 
 
-def _last(path: str) -> str:
-    return path.rstrip("/").rsplit("/", 1)[-1]
-
-
-def headline(material: Material) -> str:
-    """The sentence at the top: the verdict, or without a comparison what the other records say."""
+def _headline(material: Material, learnt: LearnRecord | None) -> tuple[str, str]:
+    """The sentence at the top, and its tone: good, bad, quiet or plain."""
     failed = [found.label for found in material.proofs if not found.value.passed]
     if failed:
-        return f"The proof failed for {', '.join(failed)}: this is not the base made deeper, and nothing below counts."
+        return (
+            f"The proof failed for {', '.join(failed)}: this is not the base made deeper; nothing below counts.",
+            "bad",
+        )
+    if learnt is not None and learnt.learnt is not None:
+        kept = say_budget(learnt.learnt.budget)
+        return f"{_gained(learnt)} {kept}", "good" if learnt.learnt.holds else "bad"
     if material.comparison is not None:
-        return verdict(material.comparison.value).sentence
-    if material.sequence is not None:
-        return sequence_sentence(material.sequence.value)
-    if material.proofs:
-        checks = sum(len(found.value.checks) for found in material.proofs)
-        return f"The proof holds: all {checks} checks passed."
+        judged = verdict(material.comparison.value)
+        return judged.sentence, judged.tone
+    changes = _change_sentences(material)
+    if changes:
+        return " ".join(changes), "plain"
     asked = answering(material.evaluations)
     if asked and (scores := asked[-1].value.record.answers) is not None:
         right = formats.share(scores.right)
-        return f"{asked[-1].label} answered {right} of {formats.count(scores.num_samples)} questions rightly."
+        return f"{asked[-1].label} answered {right} of {formats.count(scores.num_samples)} questions rightly.", "plain"
     if material.agents:
-        return agents_sentence(material.agents)
+        return agents_sentence(material.agents), "plain"
     if material.judged:
-        return judged_sentence(material.judged)
-    return "These records hold no comparison, so there is no verdict."
+        return judged_sentence(material.judged), "plain"
+    if material.evaluations:
+        return (
+            f"{', '.join(found.label for found in material.evaluations)}: measured, and compared with nothing.",
+            "plain",
+        )
+    if material.runs:
+        return (
+            f"{', '.join(found.label for found in material.runs)}: trained, and measured on its steering sample.",
+            "plain",
+        )
+    if material.proofs:
+        checks = sum(len(found.value.checks) for found in material.proofs)
+        return f"The proof holds: all {checks} checks passed.", "good"
+    return "These records hold no comparison, so there is no verdict.", "plain"
 
 
-def _comparison(material: Material, contents: _Contents) -> dict[str, Any]:
-    assert material.comparison is not None, "no comparison was found"
+def _gained(record: LearnRecord) -> str:
+    learnt = record.learnt
+    assert learnt is not None, "a dry run has no page"
+    before, after = formats.loss(learnt.domain_before), formats.loss(learnt.domain_after)
+    documents = formats.count(learnt.num_test_documents)
+    return f"Loss on {documents} documents of your data that it never saw: {before} to {after} nats per token."
+
+
+def _change_sentences(material: Material) -> list[str]:
+    sentences = []
+    for before, after, text in pairs_of(material.evaluations):
+        change = change_of(before, after, text)
+        words = formats.difference(change.value if isinstance(change, Spread) else change) + " nats per token"
+        if isinstance(change, Spread):
+            noise = ", which is noise" if change.is_noise else ""
+            words += f" ({interval('difference', change)}{noise})"
+        sentences.append(f"{after.label} against {before.label} on {text}: {words}.")
+    return sentences
+
+
+def _tiles(material: Material, learnt: LearnRecord | None) -> list[Tile]:
+    if learnt is not None and learnt.learnt is not None:
+        one = learnt.learnt
+        sure = "too few documents for an interval"
+        if one.gain_low is not None and one.gain_high is not None:
+            sure = f"{formats.difference(one.gain_low)} to {formats.difference(one.gain_high)}"
+        tiles = [Tile(name="Gained", figure=formats.difference(one.gain), more=f"nats per token, {sure}")]
+        for text in one.budget.texts:
+            most = "no bound: too few documents" if text.bound is None else f"at most {formats.rise(text.bound)}"
+            more = f"{most} at {formats.share(one.budget.level)} confidence; budget {formats.budget(text.budget)}"
+            tiles.append(Tile(name=f"Lost on {text.text} text", figure=formats.rise(text.rise), more=more))
+        scale = "as it is" if one.budget.scale is None else f"{one.budget.scale:g}"
+        tiles.append(Tile(name="Shipped", figure=scale, more="of what was learnt; 0 is the base, 1 all of it"))
+        return tiles
+    if material.comparison is None:
+        return []
     comparison = material.comparison.value
-    contents.add_tables([arms_table(comparison)])
-    if comparison.contrasts:
-        contents.add_tables([contrasts_table(comparison)])
-    contents.add_tables([losses_table(comparison), trials_table(comparison)])
-    contents.add_figures([outcome_figure(comparison), frontier_figure(comparison), curves_figure(comparison)])
-    contents.add_figures([compared_losses_figure(comparison, material.compared_runs), cost_figure(comparison)])
-    methods = methods_of(comparison.recipe)
-    seen = material.examination
-    contents.add_figures([gain_cost_figure(comparison), blocks_figure(seen, methods)])
-    if seen is not None:
-        contents.add_tables([shifts_table(seen, methods), blocks_table(seen, methods)])
-    judged = verdict(comparison)
-    return {
-        "comparison": comparison,
-        "methods": methods,
-        "said": () if seen is None else said(seen, methods),
-        "marked": {method.name: method for method in methods.values()},
-        "verdict": judged,
-        "tone": judged.outcome.replace(" ", "-"),
-        "general_name": _last(comparison.recipe.data.general or "general"),
-        "domain_name": _last(comparison.recipe.data.domain),
-    }
+    ours, budget = comparison.arms[0], comparison.recipe.retention.forgetting_budget
+    method = methods_of(comparison.recipe)[ours.name]
+    gain = f"nats per token, {formats.difference(ours.gain.low)} to {formats.difference(ours.gain.high)}"
+    lost = f"{formats.rise(ours.forgetting.low)} to {formats.rise(ours.forgetting.high)}; " + (
+        "no budget was set" if budget is None else f"budget {formats.budget(budget)}"
+    )
+    trained = formats.format_scaled(ours.trials[0].num_trainable_parameters)
+    return [
+        Tile(name=f"Gained by {method.inside}", figure=formats.difference(ours.gain.mean), more=gain),
+        Tile(name="Lost", figure=formats.rise(ours.forgetting.mean), more=f"of the general loss, {lost}"),
+        Tile(name="Trained", figure=trained, more=f"parameters: {method.trains}"),
+    ]
 
 
-def _sequence(material: Material, contents: _Contents) -> dict[str, Any]:
-    if material.sequence is None:
-        return {}
-    record = material.sequence.value
-    contents.add_tables(sequence_tables(record))
-    contents.add_figures(sequence_figures(record))
-    return {"sequence": record, "matrices": matrix_names(record)}
+# --- sections --------------------------------------------------------------------------------------------
 
 
-def _answers(material: Material, contents: _Contents) -> dict[str, Any]:
+def _comparison(material: Material) -> Section | None:
+    if material.comparison is None:
+        return None
+    comparison = material.comparison.value
+    recipe = comparison.recipe
+    section = Section(
+        title="What came of it",
+        words=(
+            f"{model_name(recipe.base)} was taught {model_name(recipe.data.domain)} in {len(comparison.arms)} ways. "
+            f"Each saw the same {formats.count(recipe.domain_tokens)} domain tokens in the same order and, references "
+            "apart, the same general text with the same retention. Gain is how much the loss on unseen domain text "
+            "fell (by 0.69 nats: the right token became twice as likely); forgetting is how much the loss on unseen "
+            "general text rose, as a share of the base\u2019s.",
+        ),
+        tables=[arms_table(comparison)],
+        drawings=[draw_outcome(comparison), draw_frontier(comparison)],
+    )
+    course = draw_courses(courses_of(comparison), recipe.retention.forgetting_budget)
+    section.drawings += [] if course is None else [course]
+    section.tables += [contrasts_table(comparison)] if comparison.contrasts else []
+    if material.examination is not None:
+        methods = methods_of(recipe)
+        seen = [shifts_table(material.examination, methods), blocks_table(material.examination, methods)]
+        section.tables += [table for table in seen if table is not None]
+        section.samples_title = "Beginnings of test documents, continued"
+        section.samples = continuations(material.examination, methods)
+    return section
+
+
+def _learnt(learnt: LearnRecord | None) -> Section | None:
+    if learnt is None:
+        return None
+    samples = [
+        Sample(
+            about=f"prompt {n}", prompt=one.prompt, outputs=(("Before", one.before, None), ("After", one.after, None))
+        )
+        for n, one in enumerate(learnt.said, 1)
+    ]
+    return Section(title="How it speaks now", samples_title="The same beginnings, before and after", samples=samples)
+
+
+def _evaluations(material: Material) -> Section | None:
+    found = material.evaluations
+    tables = [changes_table(found), losses_table(found), suites_table(found), routing_table(found)]
+    return Section(title="What was measured", tables=[table for table in tables if table is not None])
+
+
+def _budgets(material: Material, learnt: LearnRecord | None) -> Section | None:
+    statements: list[tuple[str, BudgetStatement]] = [(found.label, found.value) for found in material.budgets]
+    if learnt is not None:
+        arms = [] if learnt.learnt is None else [learnt.learnt, *learnt.rivals]
+        statements += [(one.arm, one.budget) for one in arms]
+    table = budget_table(statements)
+    words = tuple(f"{label}: {say_budget(statement)}" for label, statement in statements)
+    return None if table is None else Section(title="What was kept", words=words, tables=[table])
+
+
+def _runs(material: Material) -> Section | None:
+    table = runs_table(material.runs)
+    if table is None:
+        return None
+    budgets = {found.value.record.settings.retention.forgetting_budget for found in material.runs}
+    section = Section(title="Training", tables=[table])
+    if material.comparison is None:
+        courses = [course_of(found, number) for number, found in enumerate(material.runs)]
+        course = draw_courses(courses, budgets.pop() if len(budgets) == 1 else None)
+        section.drawings += [] if course is None else [course]
+    return section
+
+
+def _stacks(material: Material) -> Section | None:
+    names = ["stack" if number == 0 else f"stack-{number + 1}" for number, _ in enumerate(material.expansions)]
+    drawings = [draw_stack(one.value.plan, name) for one, name in zip(material.expansions, names, strict=True)]
+    proofs = [proof_table(found, number) for number, found in enumerate(material.proofs)]
+    words = (
+        "Before a new block has learnt anything, the deeper model must be the base, in every bit of its output; after "
+        "training, the same must hold with the new blocks bypassed.",
+    )
+    return Section(title="The deeper model", words=words if proofs else (), drawings=drawings, tables=proofs)
+
+
+def _answers(material: Material) -> Section | None:
     asked = answering(material.evaluations)
     if not asked:
-        return {}
-    contents.add_tables([answers_table(asked)])
-    return {"answers": asked, "samples": samples(asked), "sample_rule": RULE}
+        return None
+    return Section(
+        title="Questions with checkable answers",
+        tables=[answers_table(asked)],
+        samples_title="Some answers side by side",
+        samples_rule=ANSWERS_RULE,
+        samples=answer_samples(asked),
+    )
 
 
-def _talks(material: Material, contents: _Contents) -> dict[str, Any]:
-    """Runs of agents and judged conversations."""
-    questions = questions_tables(material.judged)
-    contents.add_tables([episodes_table(material.agents), judged_table(material.judged), *questions])
-    contents.add_figures([episodes_figure(material.agents), judged_figure(material.judged)])
-    return {
-        "agent_runs": transcripts(material.agents),
-        "episode_rule": EPISODE_RULE,
-        "judged_runs": conversations(material.judged),
-        "judged_rule": JUDGED_RULE,
-        "question_tables": questions,
-    }
+def _agents(material: Material) -> Section | None:
+    if not material.agents:
+        return None
+    caption = "The share of tasks solved within a budget of turns, with Wilson\u2019s 95 % intervals over the tasks."
+    drawing = draw_rates("agents", "What more turns are worth", caption, agent_rates(material.agents), middle=False)
+    table = agents_table(material.agents)
+    return Section(
+        title="Working in turns",
+        words=("An agent thinks, runs Python, reads what came of it, and proposes an answer, at most twice.",),
+        drawings=[] if drawing is None else [drawing],
+        tables=[] if table is None else [table],
+        samples_rule=EPISODES_RULE,
+        transcripts=[agent_transcripts(found, number) for number, found in enumerate(material.agents, 1)],
+    )
 
 
-def _further_pages(values: dict[str, Any]) -> dict[str, str]:
-    """A page for each run whose words are shown."""
-    return {
-        run.file: _render(_TRANSCRIPTS, {"run": run, "version": __version__, "judged": kind == "judged_runs"})
-        for kind in ("agent_runs", "judged_runs")
-        for run in values[kind]
-    }
+def _judged(material: Material) -> Section | None:
+    if not material.judged:
+        return None
+    caption = "Wins and half of the ties, with Wilson\u2019s 95 % intervals. One that crosses the line says nothing."
+    title = "How often the first model was preferred"
+    drawing = draw_rates("judged", title, caption, judged_rates(material.judged), middle=True)
+    table = judged_table(material.judged)
+    return Section(
+        title="Judged in pairs",
+        words=(
+            "Two models had the same conversations, and a third said which it prefers, with each shown first once.",
+        ),
+        drawings=[] if drawing is None else [drawing],
+        tables=[] if table is None else [table],
+        samples_rule=JUDGED_RULE,
+        transcripts=[judged_transcripts(found, number) for number, found in enumerate(material.judged, 1)],
+    )
 
 
 def _settings(material: Material) -> dict[str, str]:
@@ -248,58 +407,12 @@ def _settings(material: Material) -> dict[str, str]:
     settings: dict[str, Any] = {}
     if material.comparison is not None:
         settings["The comparison\u2019s recipe"] = material.comparison.value.recipe
-    if material.sequence is not None:
-        settings["The row\u2019s recipe"] = material.sequence.value.settings
-    for found in material.expansions:
-        settings[f"The plan of {found.label}"] = found.value.plan
-    for found in material.runs:
-        settings[f"The settings of {found.label}"] = found.value.record.settings
+    settings |= {f"The plan of {found.label}": found.value.plan for found in material.expansions}
+    settings |= {f"The settings of {found.label}": found.value.record.settings for found in material.runs}
     return {name: dump_json(to_plain(value)) for name, value in settings.items()}
 
 
-def _machines(material: Material) -> list[str]:
-    """Where the runs were made, and with which versions, each said once."""
-    records = [run.record for run in material.compared_runs.values()]
-    records += [found.value.record for found in material.runs]
-    said = [
-        f"{record.machine}; blockexpand {record.blockexpand_version}, "
-        + ", ".join(f"{name} {number}" for name, number in record.versions.items())
-        for record in records
-    ]
-    return sorted(set(said))
-
-
-def _render_page(values: dict[str, Any]) -> str:
-    from markupsafe import Markup
-
-    # Ours, not data: SVG that plotting.py has built element by element.
-    svg = {name: (Markup(one.svg_wide), Markup(one.svg_narrow)) for name, one in values["figures"].items()}
-    machines = _machines(values["material"])
-    return _render(_TEMPLATE, {**values, "svg": svg, "machines": machines, "marks": _marks(Markup)})
-
-
-def _render(name: str, values: dict[str, Any]) -> str:
-    from jinja2 import DictLoader, Environment, StrictUndefined
-    from markupsafe import Markup
-
-    def tied(text: str) -> str:
-        """Keep a figure and its percent sign on one line."""
-        return text.replace(" %", "\u00a0%")
-
-    folder = importlib.resources.files("blockexpand.reporting")
-    texts = {one: folder.joinpath(one).read_text(encoding="utf-8") for one in _PARTS}
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=DictLoader(texts),
-    )
-    environment.filters["tied"] = tied
-    # Ours, not data: the style sheet.
-    style = Markup(folder.joinpath(_STYLE).read_text(encoding="utf-8"))
-    return environment.get_template(name).render(**values, style=style).lstrip()
-
+# --- HTML ------------------------------------------------------------------------------------------------
 
 _MARK_PATHS = {
     "o": '<circle cx="6" cy="6" r="4.6"/>',
@@ -312,12 +425,31 @@ _MARK_PATHS = {
     "*": '<path d="M6 .6 7.4 4.5 11.5 4.6 8.2 7.1 9.4 11.1 6 8.7 2.6 11.1 3.8 7.1.5 4.6 4.6 4.5z"/>',
     "X": '<path d="M3.3 1 6 3.7 8.7 1 11 3.3 8.3 6 11 8.7 8.7 11 6 8.3 3.3 11 1 8.7 3.7 6 1 3.3z"/>',
 }
-assert set(_MARK_PATHS) == {*MARKERS, REFERENCE_MARKER}, "a shape for every marker of the figures"
+"""The drawings' markers, for the tables."""
 
 
-def _marks(markup: Any) -> dict[str, Any]:
-    """The figures' markers as small drawings, for the tables."""
-    return {
-        name: markup(f'<svg class="mark" viewBox="0 0 12 12" aria-hidden="true">{path}</svg>')
-        for name, path in _MARK_PATHS.items()
+def _render(name: str, values: dict[str, Any]) -> str:
+    from jinja2 import DictLoader, Environment, StrictUndefined
+    from markupsafe import Markup
+
+    def data_uri(drawing: Drawing) -> str:
+        return "data:image/svg+xml;base64," + base64.b64encode(drawing.svg.encode()).decode()
+
+    folder = importlib.resources.files("blockexpand.reporting")
+    parts: Iterable[str] = ("page.html.jinja", "transcripts.html.jinja", "parts.html.jinja")
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=DictLoader({part: folder.joinpath(part).read_text(encoding="utf-8") for part in parts}),
+    )
+    environment.filters["tied"] = lambda text: text.replace(" %", "\u00a0%")  # a figure and its sign on one line
+    environment.filters["data_uri"] = data_uri
+    # Ours, not data: the style sheet and the marks.
+    style = Markup(folder.joinpath("page.css").read_text(encoding="utf-8"))
+    marks = {
+        marker: Markup(f'<svg class="mark" viewBox="0 0 12 12" aria-hidden="true">{path}</svg>')
+        for marker, path in _MARK_PATHS.items()
     }
+    return environment.get_template(name).render(**values, style=style, marks=marks).lstrip()

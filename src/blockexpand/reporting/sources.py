@@ -1,9 +1,9 @@
 """What a report rests on: the records in the folders it was given, read and checked.
 
-In: folders that earlier steps wrote. A folder is recognised by the format of the records in it. Out: a frozen
-`Material`, and the digest of every file that was read. Refused, before anything is written: a folder that is
-missing or holds no record of ours, a format we do not read, a damaged record, the same folder twice, and a
-second comparison, row of tasks or story (one page is about one).
+In: folders that earlier steps wrote, each recognised by the format of the records in it. Out: a frozen `Material`, and
+the digest of every file that was read. Neither torch nor transformers is loaded. Refused, before anything is written: a
+folder that is missing or holds no record of ours, a format we do not read, a damaged record, the same folder twice, a
+second comparison.
 """
 
 from __future__ import annotations
@@ -15,27 +15,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from blockexpand.comparison import Comparison, Examination, read_comparison, read_examination
-from blockexpand.comparison.examination import EXAMINATION_NAME
-from blockexpand.corpus import open_corpus
 from blockexpand.digests import digest_file
 from blockexpand.errors import BlockexpandError, ReportError, nearest
 from blockexpand.records import read_json, read_record
-from blockexpand.records.agents import EPISODES_NAME, TASKS_NAME, AgentRecord, AgentRun, read_agent
+from blockexpand.records.agents import AgentRecord, AgentRun, read_agent
+from blockexpand.records.budget import BudgetStatement
+from blockexpand.records.comparison import (
+    COMPARISON_NAME,
+    EXAMINATION_NAME,
+    Comparison,
+    Examination,
+    read_comparison,
+    read_examination,
+)
 from blockexpand.records.corpus import CorpusRecord
 from blockexpand.records.evaluation import Evaluation, EvaluationRecord, read_evaluation
 from blockexpand.records.expansion import ExpansionRecord, Proof, read_expansion
-from blockexpand.records.judge import JUDGEMENTS_NAME, QUESTIONS_NAME, JudgeRecord, JudgeRun, read_judge
+from blockexpand.records.judge import JudgeRecord, JudgeRun, read_judge
 from blockexpand.records.run import RunRecord, read_metrics
-from blockexpand.reporting.sequences import SEQUENCE_NAME, SequenceRecord, read_sequence
-from blockexpand.reporting.stages import STAGES_NAME, Stages, read_stages
 from blockexpand.staging import RECORD_NAME
 
 T = TypeVar("T")
 
-_COMPARISON_NAME, _PROOF_NAME = "comparison.json", "proof.json"
-_NAMES = (_COMPARISON_NAME, RECORD_NAME, _PROOF_NAME, STAGES_NAME, SEQUENCE_NAME)
+_PROOF_NAME, _BUDGET_NAME = "proof.json", "budget.json"
+_NAMES = (COMPARISON_NAME, RECORD_NAME, _PROOF_NAME, _BUDGET_NAME)
 """The files in which a folder of ours says what it is."""
+_BESIDE = ("metrics.jsonl", "answers.jsonl", "episodes.jsonl", "tasks.jsonl", "questions.jsonl", "judgements.jsonl")
+"""Files that may lie beside a record and belong to it."""
+_PLAIN_NAMES = ("model", "report", "eval")
+"""Names of folders that say nothing: the folder around them is named, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +53,7 @@ class Source:
     path: str
     """As it was given."""
     format: str
-    """What the file says it is; of files without one, their suffix."""
+    """What the file says it is; of files without one, their name."""
     digest: str
     """The SHA-256 of its bytes."""
 
@@ -55,13 +63,9 @@ class Found(Generic[T]):
     """A record and where it was."""
 
     label: str
-    """The folder's name, made longer where two folders have the same."""
+    """The name of the model it is about, or of its folder; made longer where two are the same."""
     folder: Path
     value: T
-
-
-Metrics = tuple[dict[str, Any], ...]
-"""The lines of a run's metrics.jsonl."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +73,8 @@ class Run:
     """A finished run and what it wrote down as it went."""
 
     record: RunRecord
-    metrics: Metrics
+    metrics: tuple[dict[str, Any], ...]
+    """The lines of its metrics.jsonl."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +84,6 @@ class Material:
     comparison: Found[Comparison] | None = None
     examination: Examination | None = None
     """What was seen in the comparison's runs beside their losses."""
-    sequence: Found[SequenceRecord] | None = None
-    """Tasks that were learnt in a row."""
-    compared_runs: dict[str, Run] = field(default_factory=dict)
-    """The comparison's runs by their place in it; those whose folders did not come along are missing."""
     expansions: tuple[Found[ExpansionRecord], ...] = ()
     proofs: tuple[Found[Proof], ...] = ()
     """Of expansions that have one, then those that stand alone."""
@@ -91,8 +92,66 @@ class Material:
     corpora: tuple[Found[CorpusRecord], ...] = ()
     agents: tuple[Found[AgentRun], ...] = ()
     judged: tuple[Found[JudgeRun], ...] = ()
-    stages: Stages | None = None
+    budgets: tuple[Found[BudgetStatement], ...] = ()
     sources: tuple[Source, ...] = ()
+
+
+@dataclass
+class _Gathering:
+    """Material while it grows."""
+
+    found: dict[str, list[Found[Any]]] = field(default_factory=dict)
+    examination: Examination | None = None
+    sources: list[Source] = field(default_factory=list)
+
+    def read(self, folder: Path, name: str, label: str) -> None:
+        """Read one record of a folder, and note what lies beside it that belongs to it."""
+        path = folder / name
+        with _as_report_error(path):
+            kind = _format_of(path)
+            value = _READERS[kind](folder)
+        self.note(path, kind)
+        if name == RECORD_NAME:
+            for beside in _BESIDE:
+                if (folder / beside).is_file():
+                    self.note(folder / beside, beside)
+        self.found.setdefault(kind, []).append(Found(label=label, folder=folder, value=value))
+        if kind == Comparison.FORMAT:
+            with _as_report_error(folder / EXAMINATION_NAME):
+                self.examination = read_examination(folder)
+            if self.examination is not None:
+                self.note(folder / EXAMINATION_NAME, Examination.FORMAT)
+            self._read_stack(folder, value)
+
+    def note(self, path: Path, kind: str) -> None:
+        self.sources.append(Source(path=str(path), format=kind, digest=digest_file(path)))
+
+    def _read_stack(self, folder: Path, comparison: Comparison) -> None:
+        """The stack that the first arm with new blocks trained; a copy of the comparison without its runs will do."""
+        for arm, recipe in zip(comparison.arms, comparison.recipe.arms, strict=True):
+            run = folder / arm.trials[0].run
+            if not run.resolve().is_relative_to(folder.resolve()):
+                raise ReportError(
+                    f"cannot report on {folder / COMPARISON_NAME}: the run {arm.trials[0].run!r} is outside it; "
+                    "expected a path inside; run compare again"
+                )
+            if recipe.plan is not None and (run / "model" / RECORD_NAME).is_file():
+                self.read(run / "model", RECORD_NAME, arm.name)
+                return
+
+    def only(self, kind: str) -> Found[Any] | None:
+        """The one record of a kind of which a page has one."""
+        found = self.found.get(kind, [])
+        if len(found) > 1:
+            raise ReportError(
+                f"{len(found)} comparisons were given ({', '.join(str(f.folder) for f in found)}); expected at most "
+                "one; make a report of each"
+            )
+        return found[0] if found else None
+
+    def of(self, kind: str) -> tuple[Found[Any], ...]:
+        """All records of a kind."""
+        return tuple(self.found.get(kind, []))
 
 
 def gather(folders: Sequence[str | Path]) -> Material:
@@ -103,25 +162,89 @@ def gather(folders: Sequence[str | Path]) -> Material:
     """
     paths = [Path(folder) for folder in folders]
     if not paths:
-        raise ReportError(
-            "there is nothing to report on: no folder was given; expected at least one that compare, expand, eval, "
-            "agent, judge, train or prepare wrote; name it"
-        )
-    _refuse_twice(paths)
-    labels = _labels(paths)
-    gathering = _Gathering()
-    for path in paths:
-        for name in _records_in(path):
-            gathering.read(path, name, labels[path])
-    return gathering.material()
-
-
-def _refuse_twice(paths: Sequence[Path]) -> None:
+        raise ReportError(f"there is nothing to report on: no folder was given; {_EXPECTED}; name it")
     seen: dict[Path, Path] = {}
     for path in paths:
         before = seen.setdefault(path.resolve(), path)
         if before is not path:
             raise ReportError(f"the folder {path} was given twice (as {before}); give it once")
+    labels = _labels(paths)
+    gathering = _Gathering()
+    for path in paths:
+        for name in _records_in(path):
+            gathering.read(path, name, labels[path])
+    expansions = _distinct(gathering.of(ExpansionRecord.FORMAT))
+    proofs = [Found(label=e.label, folder=e.folder, value=e.value.proof) for e in expansions if e.value.proof]
+    return Material(
+        comparison=gathering.only(Comparison.FORMAT),
+        examination=gathering.examination,
+        expansions=expansions,
+        proofs=(*proofs, *gathering.of(Proof.FORMAT)),
+        evaluations=_named(gathering.of(EvaluationRecord.FORMAT)),
+        runs=gathering.of(RunRecord.FORMAT),
+        corpora=gathering.of(CorpusRecord.FORMAT),
+        agents=gathering.of(AgentRecord.FORMAT),
+        judged=gathering.of(JudgeRecord.FORMAT),
+        budgets=gathering.of(BudgetStatement.FORMAT),
+        sources=tuple(gathering.sources),
+    )
+
+
+_EXPECTED = "expected a folder that learn, compare, eval, agent, judge, train, expand, verify or prepare wrote"
+
+
+def _records_in(folder: Path) -> list[str]:
+    if not folder.exists():
+        raise ReportError(f"cannot report on {folder}: there is no such folder; {_EXPECTED}; check the path")
+    if not folder.is_dir():
+        raise ReportError(f"cannot report on {folder}: it is a file; {_EXPECTED}; give the folder it is in")
+    found = [name for name in _NAMES if (folder / name).is_file()]
+    if not found:
+        raise ReportError(
+            f"cannot report on {folder}: it holds no {', no '.join(_NAMES)}; {_EXPECTED}; check the path, or run that "
+            "step to its end first"
+        )
+    return found
+
+
+def _format_of(path: Path) -> str:
+    data = read_json(path)
+    found = data.get("format") if isinstance(data, dict) else None
+    if not isinstance(found, str) or found not in _READERS:
+        raise ReportError(
+            f"cannot report on {path}: its format is {found!r}; expected one that a report reads; "
+            f"{nearest(str(found), _READERS)}"
+        )
+    return found
+
+
+def _read_run(folder: Path) -> Run:
+    record = read_record(RunRecord, folder / RECORD_NAME)
+    return Run(record=record, metrics=tuple(read_metrics(folder / "metrics.jsonl")))
+
+
+_READERS: dict[str, Callable[[Path], Any]] = {
+    Comparison.FORMAT: read_comparison,
+    ExpansionRecord.FORMAT: read_expansion,
+    Proof.FORMAT: lambda folder: read_record(Proof, folder / _PROOF_NAME),
+    EvaluationRecord.FORMAT: read_evaluation,
+    RunRecord.FORMAT: _read_run,
+    CorpusRecord.FORMAT: lambda folder: read_record(CorpusRecord, folder / RECORD_NAME),
+    AgentRecord.FORMAT: read_agent,
+    JudgeRecord.FORMAT: read_judge,
+    BudgetStatement.FORMAT: lambda folder: read_record(BudgetStatement, folder / _BUDGET_NAME),
+}
+
+
+# --- names -----------------------------------------------------------------------------------------------
+
+
+def model_name(path: str) -> str:
+    """A model's name, of the path it was given by: runs/first/model is `first`."""
+    parts = [part for part in path.rstrip("/").split("/") if part]
+    while len(parts) > 1 and parts[-1] in _PLAIN_NAMES:
+        parts.pop()
+    return parts[-1] if parts else path
 
 
 def _labels(paths: Sequence[Path]) -> dict[Path, str]:
@@ -130,150 +253,21 @@ def _labels(paths: Sequence[Path]) -> dict[Path, str]:
     for path in paths:
         parts = path.resolve().parts
         others = [p.resolve().parts for p in paths if p is not path]
-        size = next((n for n in range(1, len(parts)) if all(o[-n:] != parts[-n:] for o in others)), len(parts))
+        least = next((n for n in range(1, len(parts)) if parts[-n] not in _PLAIN_NAMES), 1)
+        size = next((n for n in range(least, len(parts)) if all(o[-n:] != parts[-n:] for o in others)), len(parts))
         labels[path] = "/".join(parts[-size:])
     return labels
 
 
-def _records_in(folder: Path) -> list[str]:
-    expected = "expected a folder that compare, expand, eval, agent, judge, train, prepare or verify wrote"
-    if not folder.exists():
-        raise ReportError(f"cannot report on {folder}: there is no such folder; {expected}; check the path")
-    if not folder.is_dir():
-        raise ReportError(f"cannot report on {folder}: it is a file; {expected}; give the folder it is in")
-    found = [name for name in _NAMES if (folder / name).is_file()]
-    if not found:
-        raise ReportError(
-            f"cannot report on {folder}: it holds no {', no '.join(_NAMES)}; {expected}; check the path, or run that "
-            "step to its end first"
+def _named(evaluations: Sequence[Found[Evaluation]]) -> tuple[Found[Evaluation], ...]:
+    """Evaluations under the names of their models; those of one name have their folders' names besides."""
+    names = [model_name(found.value.record.model) for found in evaluations]
+    return tuple(
+        Found(
+            label=f"{name} ({found.label})" if names.count(name) > 1 else name, folder=found.folder, value=found.value
         )
-    return found
-
-
-class _Gathering:
-    """Material while it grows: lists by format, each filled by the reader of that format."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, list[Found[Any]]] = {}
-        self._compared_runs: dict[str, Run] = {}
-        self._examination: Examination | None = None
-        self._sources: list[Source] = []
-        self._readers: dict[str, Callable[[Path], Any]] = {
-            Comparison.FORMAT: read_comparison,
-            SequenceRecord.FORMAT: read_sequence,
-            ExpansionRecord.FORMAT: read_expansion,
-            Proof.FORMAT: lambda folder: read_record(Proof, folder / _PROOF_NAME),
-            EvaluationRecord.FORMAT: read_evaluation,
-            RunRecord.FORMAT: self._read_run,
-            CorpusRecord.FORMAT: lambda folder: open_corpus(folder).record,
-            AgentRecord.FORMAT: read_agent,
-            JudgeRecord.FORMAT: read_judge,
-            Stages.FORMAT: read_stages,
-        }
-
-    def read(self, folder: Path, name: str, label: str) -> None:
-        """Read one record of a folder, and what lies beside it that belongs to it."""
-        path = folder / name
-        with _as_report_error(path):
-            kind = self._format_of(path)
-            value = self._readers[kind](folder)
-        self._note(path, kind)
-        self._found.setdefault(kind, []).append(Found(label=label, folder=folder, value=value))
-        if kind == Comparison.FORMAT:
-            self._read_compared(folder, value)
-        if kind == EvaluationRecord.FORMAT and value.answered:
-            self._note(folder / "answers.jsonl", "answers")
-        if kind == AgentRecord.FORMAT:
-            self._note(folder / EPISODES_NAME, "episodes")
-            self._note(folder / TASKS_NAME, "tasks")
-        if kind == JudgeRecord.FORMAT:
-            self._note(folder / QUESTIONS_NAME, "questions")
-            self._note(folder / "answers-first.jsonl", "conversations")
-            self._note(folder / "answers-second.jsonl", "conversations")
-            self._note(folder / JUDGEMENTS_NAME, "judgements")
-
-    def _format_of(self, path: Path) -> str:
-        data = read_json(path)
-        found = data.get("format") if isinstance(data, dict) else None
-        if not isinstance(found, str):
-            raise ReportError(
-                f"cannot report on {path}: it does not say its format; expected a record of ours; give the folder of a "
-                "finished step"
-            )
-        if found not in self._readers:
-            raise ReportError(
-                f"cannot report on {path}: its format is {found!r}; expected one that a report reads; "
-                f"{nearest(found, self._readers)}"
-            )
-        return found
-
-    def _note(self, path: Path, kind: str) -> None:
-        self._sources.append(Source(path=str(path), format=kind, digest=digest_file(path)))
-
-    def _read_run(self, folder: Path) -> Run:
-        record = read_record(RunRecord, folder / RECORD_NAME)
-        path = folder / "metrics.jsonl"
-        metrics = read_metrics(path)
-        if path.is_file():
-            self._note(path, "metrics")
-        return Run(record=record, metrics=tuple(metrics))
-
-    def _read_compared(self, folder: Path, comparison: Comparison) -> None:
-        """The runs and expanded models that stand in a comparison's folder; a copy without them will do."""
-        for trial in comparison.trials:
-            run = folder / trial.run
-            if not run.resolve().is_relative_to(folder.resolve()):
-                raise ReportError(
-                    f"cannot report on {folder / _COMPARISON_NAME}: the run {trial.run!r} is outside its folder; "
-                    "expected a path inside it; run compare again"
-                )
-            if (run / RECORD_NAME).is_file():
-                with _as_report_error(run / RECORD_NAME):
-                    self._compared_runs[trial.run] = self._read_run(run)
-                self._note(run / RECORD_NAME, RunRecord.FORMAT)
-        with _as_report_error(folder / EXAMINATION_NAME):
-            self._examination = read_examination(folder)
-        if self._examination is not None:
-            self._note(folder / EXAMINATION_NAME, Examination.FORMAT)
-        self._read_grown(folder, comparison)
-        for path in sorted((folder / "expanded").glob(f"*/{RECORD_NAME}")):
-            self.read(path.parent, RECORD_NAME, path.parent.name)
-
-    def _read_grown(self, folder: Path, comparison: Comparison) -> None:
-        """The stack that the first arm trained, where grown bases are kept elsewhere."""
-        model = folder / comparison.arms[0].trials[0].run / "model"
-        grown = (model / RECORD_NAME).is_file() and comparison.recipe.arms[0].plan is not None
-        if grown and not (folder / "expanded").is_dir():
-            self.read(model, RECORD_NAME, comparison.arms[0].name)
-
-    def material(self) -> Material:
-        """Everything read so far."""
-        expansions = _distinct(self._found.get(ExpansionRecord.FORMAT, []))
-        proofs = [Found(label=e.label, folder=e.folder, value=e.value.proof) for e in expansions if e.value.proof]
-        return Material(
-            comparison=self._only(Comparison.FORMAT, "comparisons"),
-            compared_runs=self._compared_runs,
-            examination=self._examination,
-            sequence=self._only(SequenceRecord.FORMAT, "rows of tasks"),
-            expansions=expansions,
-            proofs=(*proofs, *self._found.get(Proof.FORMAT, [])),
-            evaluations=tuple(self._found.get(EvaluationRecord.FORMAT, [])),
-            runs=tuple(self._found.get(RunRecord.FORMAT, [])),
-            corpora=tuple(self._found.get(CorpusRecord.FORMAT, [])),
-            agents=tuple(self._found.get(AgentRecord.FORMAT, [])),
-            judged=tuple(self._found.get(JudgeRecord.FORMAT, [])),
-            stages=found.value if (found := self._only(Stages.FORMAT, "records of stages")) else None,
-            sources=tuple(self._sources),
-        )
-
-    def _only(self, kind: str, words: str) -> Found[Any] | None:
-        found = self._found.get(kind, [])
-        if len(found) > 1:
-            raise ReportError(
-                f"{len(found)} {words} were given ({', '.join(str(f.folder) for f in found)}); expected at most one; "
-                "make a report of each"
-            )
-        return found[0] if found else None
+        for name, found in zip(names, evaluations, strict=True)
+    )
 
 
 def _distinct(expansions: Sequence[Found[ExpansionRecord]]) -> tuple[Found[ExpansionRecord], ...]:

@@ -10,7 +10,7 @@ import csv
 import io
 from dataclasses import dataclass, replace
 
-from blockexpand.comparison.results import Summary
+from blockexpand.records.comparison import Summary
 from blockexpand.records.intervals import Interval
 from blockexpand.reporting.formats import Kind, write
 
@@ -67,8 +67,6 @@ class Cell:
     is_number: bool
     under: tuple[str, ...] = ()
     """What stands small below it."""
-    heat: float | None = None
-    """How strongly it is shaded, from 0 to 1; None for not at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +80,6 @@ class Table:
     rows: tuple[tuple[Value, ...], ...]
     notes: tuple[str, ...] = ()
     """Sentences under the table."""
-    is_heat_map: bool = False
-    """Whether its shares are shaded by their size."""
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -104,8 +100,6 @@ class Table:
             cell = cell_of(column, value)
             if column.under:
                 cells[-1] = replace(cells[-1], under=(*cells[-1].under, column.before + cell.main))
-            elif self.is_heat_map and column.kind == "share" and isinstance(value, float):
-                cells.append(replace(cell, heat=min(1.0, max(0.0, value))))
             else:
                 cells.append(cell)
         return cells

@@ -7,13 +7,12 @@ so nothing in a recipe's names is read as markup.
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from blockexpand.comparison import Comparison
+from blockexpand.records.comparison import Comparison
 from blockexpand.reporting import formats
-from blockexpand.reporting.methods import methods_of
-from blockexpand.reporting.result_tables import BROKEN, arms_table
-from blockexpand.reporting.tables import Cell, Spread, cell_of
+from blockexpand.reporting.comparison_tables import BROKEN, NOTHING, arms_table
+from blockexpand.reporting.tables import Cell, cell_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,10 +33,12 @@ def comparison_table(comparison: Comparison) -> Table:
     table.add_column("method\nlearning rate", max_width=27)
     for heading in ("general\nloss", "domain\nloss"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column(f"forgetting\nbudget {formats.budget(budget)}" if budget else "forgetting", justify="right")
-    table.add_column("gain\nof reference", justify="right")
+    table.add_column(
+        f"forgetting\nbudget {formats.budget(budget)}" if budget else "forgetting", justify="right", no_wrap=True
+    )
+    table.add_column("gain\nof reference", justify="right", no_wrap=True)
     table.add_column("trainable\nmemory", justify="right", no_wrap=True)
-    table.add_column("tokens\nper s", justify="right", no_wrap=True)
+    table.add_column("tokens/s\nload\nCPU time", justify="right", no_wrap=True)
     base = comparison.base
     losses = (formats.loss(base["general"].loss), formats.loss(base["domain"].loss))
     table.add_row(Text("the base", style="dim"), *(Text(one, style="dim") for one in losses))
@@ -46,21 +47,6 @@ def comparison_table(comparison: Comparison) -> Table:
         cells = {c.key: cell_of(c, value) for c, value in zip(figures.columns, row, strict=True)}
         table.add_row(*_texts(cells))
     return table
-
-
-def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """The rows of the table as plain data, raw values by the names of the CSV file's columns."""
-    table = arms_table(comparison)
-    methods = methods_of(comparison.recipe)
-    rows = []
-    for arm, row in zip(comparison.arms, table.rows, strict=True):
-        plain: dict[str, Any] = {"arm": methods[arm.name].arm}
-        for column, value in zip(table.columns, row, strict=True):
-            plain[column.key] = value.value if isinstance(value, Spread) else value
-            if isinstance(value, Spread):
-                plain |= {f"{column.key}_low": value.low, f"{column.key}_high": value.high}
-        rows.append(plain)
-    return rows
 
 
 def comparison_text(comparison: Comparison, width: int = TERMINAL_COLUMNS) -> str:
@@ -80,7 +66,7 @@ def _texts(cells: dict[str, Cell]) -> list[Text]:
         return Text.assemble((upper, style), "\n", (lower, "dim"))
 
     forgetting, gain, share = cells["forgetting"], cells["gain"], cells["gain_over_reference"].main
-    is_broken = cells["budget"].main == BROKEN
+    is_broken = cells["budget"].main in (BROKEN, NOTHING)
     return [
         two(cells["method"].main, f"lr {cells['lr'].main}"),
         Text(cells["general_loss"].main),
@@ -88,5 +74,5 @@ def _texts(cells: dict[str, Cell]) -> list[Text]:
         two(forgetting.main, forgetting.interval, "red" if is_broken else ""),
         two(gain.main if share == formats.NONE else f"{gain.main} = {share}", gain.interval),
         two(cells["num_trainable_parameters"].main, cells["peak_memory_bytes"].main),
-        Text(cells["tokens_per_second"].main),
+        two(cells["tokens_per_second"].main, f"{cells['load'].main}\n{cells['cpu_seconds'].main}"),
     ]

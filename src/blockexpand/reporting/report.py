@@ -1,7 +1,7 @@
 """`report`: folders of records into one folder with a page, its figures and its tables.
 
 In: folders that earlier steps wrote. Out: `index.html` (one file, opens from disk), `transcripts-N.html` (one a run
-of an agent), `judged-N.html` (one a judged pair), `figures/*.png`, `tables/*.csv`, and `blockexpand.json`, which names
+of an agent), `judged-N.html` (one a judged pair), `figures/*.svg`, `tables/*.csv`, and `blockexpand.json`, which names
 every file that it rests on. The same records give the same bytes. Refused: what `sources` refuses, and an output that
 is taken or is one of the folders.
 """
@@ -17,6 +17,7 @@ from blockexpand import __version__
 from blockexpand.digests import digest_file
 from blockexpand.errors import ReportError
 from blockexpand.records import write_record
+from blockexpand.records.learn import LearnRecord
 from blockexpand.reporting.page import make_page
 from blockexpand.reporting.sources import Source, gather
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
@@ -41,15 +42,18 @@ class ReportRecord:
     """The digest of every file of the report but this one."""
 
 
-def report(folders: Sequence[str | Path], out: str | Path, overwrite: bool = False) -> Path:
+def report(
+    folders: Sequence[str | Path], out: str | Path, overwrite: bool = False, learnt: LearnRecord | None = None
+) -> Path:
     """Write the page about the records in some folders, and return its path.
 
     Args:
         folders: What to report on, each recognised by the format of its record: comparisons, expansions,
-            evaluations (the first one with answers counts as "before"), runs of training and of agents, judged
-            pairs, prepared texts, stages.
+            evaluations (of several on the same documents the first counts as "before"), runs of training and of
+            agents, judged pairs, prepared texts.
         out: The folder to write; it appears whole or not at all.
         overwrite: Replace an earlier report.
+        learnt: What `learn` came to; then the page begins with it.
 
     Raises:
         ReportError: a folder holds no record that a report reads, or `out` is one of them.
@@ -59,14 +63,14 @@ def report(folders: Sequence[str | Path], out: str | Path, overwrite: bool = Fal
     _check_apart(folders, target)
     check_output(target, overwrite)
     material = gather(folders)
-    page = make_page(material)
+    page = make_page(material, learnt)
     with staged_folder(target, overwrite) as staged:
         (staged / PAGE_NAME).write_text(page.html, encoding="utf-8")
         for name, html in page.transcripts.items():
             (staged / name).write_text(html, encoding="utf-8")
         (staged / "figures").mkdir()
-        for figure in page.figures:
-            (staged / "figures" / f"{figure.name}.png").write_bytes(figure.png)
+        for drawing in page.drawings:
+            (staged / "figures" / f"{drawing.name}.svg").write_text(drawing.svg, encoding="utf-8")
         (staged / "tables").mkdir()
         for table in page.tables:
             (staged / "tables" / f"{table.name}.csv").write_text(table.to_csv(), encoding="utf-8")

@@ -1,116 +1,23 @@
-"""What a comparison found: trials, the chosen one of each arm, frontiers, paired intervals."""
+"""What a comparison found: the chosen learning rate of each arm, frontiers, paired intervals.
+
+In: finished runs and their losses, document by document. Out: a `Comparison`. Refused: losses on other documents than
+the base's, which cannot be paired.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
-from blockexpand.comparison.recipe import CompareRecipe
 from blockexpand.errors import ComparisonError
-from blockexpand.records import read_record
-from blockexpand.records.evaluation import HeldOut, read_evaluation
+from blockexpand.records.comparison import ArmResult, CompareRecipe, Comparison, Contrast, Summary, Trial
+from blockexpand.records.evaluation import Evaluation, read_evaluation
 from blockexpand.records.intervals import Interval, ratio_difference, seeded_ratio_difference
 from blockexpand.records.run import Measurement
 
 # S = seeds, M = documents.
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One finished run."""
-
-    arm: str
-    lr: float
-    seed: int
-    run: str
-    """The run's folder, relative to the comparison's."""
-    steering: Measurement
-    """The shipped checkpoint's losses on the steering sample, by which trials are chosen."""
-    curve: tuple[Measurement, ...]
-    """Every measurement of the run on the steering sample, the base's first."""
-    held_out: dict[str, HeldOut]
-    """The shipped checkpoint on the test splits, `general` and `domain`."""
-    num_trainable_parameters: int
-    tokens_per_second: float
-    peak_memory_bytes: int
-    train_seconds: float
-    cpu_seconds: float | None = None
-    """Processor time of its steps, all threads together."""
-    training_loss: float | None = None
-    """Cross-entropy on the domain rows of the last quarter of its steps, before each learnt from them."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Summary:
-    """A figure over the seeds, or of one seed with an interval over documents."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ArmResult:
-    """One method at its chosen learning rate."""
-
-    name: str
-    unrestricted: bool
-    lr: float
-    """Chosen by the steering sample: the lowest mean domain loss over the seeds, inside the budget."""
-    trials: tuple[Trial, ...]
-    """The chosen learning rate's, one a seed."""
-    general_loss: float
-    domain_loss: float
-    forgetting: Summary
-    """General test loss now minus the base's, as a share of the base's (0.01 = 1 % worse)."""
-    gain: Summary
-    """The base's domain test loss minus now, in nats per token."""
-    gain_over_reference: float | None
-    """The gain as a share of the unrestricted reference's; None without one."""
-    frontier: tuple[Measurement, ...]
-    """The measured checkpoints of all trials that no other one beats in both losses."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Contrast:
-    """Two arms on the same test documents: ours minus theirs, in nats per token."""
-
-    ours: str
-    theirs: str
-    domain: Interval
-    general: Interval
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """A finished comparison; saved as `comparison.json`."""
-
-    FORMAT: ClassVar[str] = "blockexpand.comparison"
-    FORMAT_VERSION: ClassVar[int] = 1
-
-    recipe: CompareRecipe
-    base: dict[str, HeldOut]
-    """The base on the test splits."""
-    arms: tuple[ArmResult, ...]
-    contrasts: tuple[Contrast, ...]
-    """The first arm against each other one."""
-    trials: tuple[Trial, ...]
-
-
-def read_comparison(folder: str | Path) -> Comparison:
-    """The comparison in a folder that `compare` wrote.
-
-    Raises:
-        ComparisonError: there is none.
-    """
-    path = Path(folder) / "comparison.json"
-    if not path.is_file():
-        raise ComparisonError(f"{folder} holds no comparison.json; run compare first, or give its `out` folder")
-    return read_record(Comparison, path)
 
 
 def pareto(points: Iterable[Measurement]) -> tuple[Measurement, ...]:
@@ -134,7 +41,7 @@ def summarise(recipe: CompareRecipe, trials: Sequence[Trial], out: Path) -> Comp
     base = read_evaluation(out / "base-eval")
     chosen = {arm.name: _chosen(trials, arm.name) for arm in recipe.arms}
     reference = next((arm.name for arm in recipe.arms if arm.unrestricted), None)
-    losses = {name: _losses(mine, out) for name, mine in chosen.items()}
+    losses = {name: _losses(mine, out, base) for name, mine in chosen.items()}
     base_losses = {name: one.nats_M for name, one in base.losses.items()}
     tokens = {name: one.tokens_M for name, one in base.losses.items()}
     gains = {
@@ -191,8 +98,14 @@ def _chosen(trials: Sequence[Trial], arm: str) -> list[Trial]:
     return [trial for trial in mine if trial.lr == best]
 
 
-def _losses(trials: Sequence[Trial], out: Path) -> dict[str, list[np.ndarray]]:
+def _losses(trials: Sequence[Trial], out: Path, base: Evaluation) -> dict[str, list[np.ndarray]]:
     evaluations = [read_evaluation(out / trial.run / "eval") for trial in trials]
+    for trial, evaluation in zip(trials, evaluations, strict=True):
+        if evaluation.record.corpora != base.record.corpora:
+            raise ComparisonError(
+                f"{out / trial.run / 'eval'} was measured on other documents than {out / 'base-eval'}; expected the "
+                "same, for pairs; remove both folders and run compare again"
+            )
     return {name: [e.losses[name].nats_M for e in evaluations] for name in ("general", "domain")}
 
 

@@ -16,17 +16,18 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from blockexpand.comparison.caching import alone, bring, in_cache
-from blockexpand.comparison.examining import examine
-from blockexpand.comparison.growing import grown
-from blockexpand.comparison.recipe import CompareRecipe, TrialPlan, trial_plans
-from blockexpand.comparison.results import Comparison, Trial, summarise
+from blockexpand.checkpoint.source import locate_model
+from blockexpand.comparison.examiner import examine
+from blockexpand.comparison.summary import summarise
+from blockexpand.comparison.trials import TrialPlan, alone, bring, grown, in_cache, trial_plans
+from blockexpand.corpus import open_corpus
 from blockexpand.digests import digest_file
 from blockexpand.errors import ComparisonError
-from blockexpand.evaluation.measurement import Subject, evaluate
+from blockexpand.evaluation.measurement import Subject, evaluate, model_digest
 from blockexpand.progress import Mode, bar, progress_in, progress_mode
 from blockexpand.records import apply_overrides, from_plain, read_record, read_yaml, write_record
-from blockexpand.records.evaluation import read_evaluation
+from blockexpand.records.comparison import COMPARISON_NAME, CompareRecipe, Comparison, Trial
+from blockexpand.records.evaluation import EvaluationRecord, read_evaluation
 from blockexpand.records.run import CustomArm, Measurement, RunRecord, TrainSettings, read_metrics
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training import Arm, load_shipped, shipped_folder, train
@@ -58,6 +59,7 @@ def compare(recipe: CompareRecipe, workers: int = 1, arms: Arms | None = None) -
     Raises:
         ComparisonError: the arms are not equal, or a run failed.
     """
+    recipe = dataclasses.replace(recipe, base=str(locate_model(recipe.base)))
     out = Path(recipe.out)
     data = {"domain": recipe.data.domain}
     if recipe.data.general is None:
@@ -69,28 +71,46 @@ def compare(recipe: CompareRecipe, workers: int = 1, arms: Arms | None = None) -
     plans = trial_plans(recipe, models, out / "runs")
     if shared is not None:
         plans = [in_cache(plan, shared / "runs") for plan in plans]
-    if not (out / "base-eval" / RECORD_NAME).is_file():
-        evaluate(recipe.base, data, out / "base-eval", split=recipe.test_split)
-    waiting = [plan for plan in plans if not _is_finished(plan)]
+    _measure_base(Path(recipe.base), data, recipe.test_split, out)
+    waiting = [plan for plan in plans if not _is_finished(plan, data, recipe.test_split)]
     _run_all(waiting, data, (recipe.test_split, workers), arms or {})
     for plan in plans:
         bring(plan)
     comparison = summarise(recipe, [_trial(plan, out) for plan in plans], out)
-    write_record(out / "comparison.json", comparison)
+    write_record(out / COMPARISON_NAME, comparison)
     if recipe.examine is not None:
         examine(comparison, out, arms or {})
     return comparison
 
 
-def _is_finished(plan: TrialPlan) -> bool:
-    """Whether the run is there, whole, evaluated, and of these very settings."""
+def _measure_base(base: Path, data: Mapping[str, str], split: str, out: Path) -> None:
+    """The base's losses on the test documents, measured again where the base or the documents are others now."""
+    folder = out / "base-eval"
+    if _is_measured(folder, data, split):
+        if read_record(EvaluationRecord, folder / RECORD_NAME).model_digest == model_digest(base):
+            return
+        (out / "base-examined.json").unlink(missing_ok=True)
+    evaluate(base, data, folder, split=split, overwrite=folder.exists())
+
+
+def _is_measured(folder: Path, data: Mapping[str, str], split: str) -> bool:
+    """Whether the folder has losses on these very documents."""
+    if not (folder / RECORD_NAME).is_file():
+        return False
+    wanted = {name: open_corpus(text).record.splits[split].digest for name, text in data.items()}
+    return read_record(EvaluationRecord, folder / RECORD_NAME).corpora == wanted
+
+
+def _is_finished(plan: TrialPlan, data: Mapping[str, str], split: str) -> bool:
+    """Whether the run is there, whole, evaluated on these documents, and of these very settings and contents."""
     for run in {plan.run, Path(plan.settings.out)}:
-        if not (run / RECORD_NAME).is_file() or not (run / "eval" / RECORD_NAME).is_file():
+        if not (run / RECORD_NAME).is_file() or not _is_measured(run / "eval", data, split):
             continue
         record = read_record(RunRecord, run / RECORD_NAME)
         if record.settings_digest != run_digest(plan.settings):
             raise ComparisonError(
-                f"{run} holds a run of other settings than this recipe asks for; choose another `out`, or remove it"
+                f"{run} holds a run of other settings, or of another base or texts, than this recipe asks for; choose "
+                "another `out`, or remove it"
             )
         return True
     return False
@@ -102,6 +122,7 @@ def _run_all(plans: Sequence[TrialPlan], data: dict[str, str], how: tuple[str, i
         return
     # A fork server that has imported torch once: each run starts in a tenth of a second, in a process of
     # its own that has not yet used threads (a plain fork of a process that has may hang in OpenMP).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait take the neighbours' cores
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["blockexpand.training.run", "blockexpand.evaluation", "transformers"])
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
@@ -166,8 +187,8 @@ def _run_one(plan: TrialPlan, data: dict[str, str], split: str, process: tuple[i
     with progress_in(mode), alone(run):
         if not (run / RECORD_NAME).is_file():
             train(plan.settings, resume=True, arm=arm)
-        if not (run / "eval" / RECORD_NAME).is_file():
-            evaluate(_subject(run, arm), data, run / "eval", split=split)
+        if not _is_measured(run / "eval", data, split):
+            evaluate(_subject(run, arm), data, run / "eval", split=split, overwrite=(run / "eval").exists())
 
 
 def _subject(run: Path, arm: Arm | None) -> Path | Subject:
@@ -209,5 +230,7 @@ def _trial(plan: TrialPlan, out: Path) -> Trial:
         peak_memory_bytes=record.peak_memory_bytes,
         train_seconds=record.train_seconds,
         cpu_seconds=record.cpu_seconds,
+        load=record.load,
+        kept_nothing=record.nothing_inside_budget,
         training_loss=sum(last) / len(last) if last else None,
     )

@@ -1,21 +1,22 @@
-"""The tables of a comparison: its arms, its contrasts, all its trials, and what each arm cost.
+"""The tables of a comparison: its arms, its contrasts, all its trials, and what was seen in the chosen runs.
 
 In: a finished comparison. Out: tables of raw values, which the page, the CSV files and the terminal share.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from blockexpand.comparison import ArmResult, Comparison
+from blockexpand.records.comparison import ArmResult, Comparison, Examination
 from blockexpand.reporting import formats
-from blockexpand.reporting.judging import keeps_budget
-from blockexpand.reporting.methods import methods_of
+from blockexpand.reporting.methods import Method, methods_of
 from blockexpand.reporting.tables import Column, Spread, Table, Value, spread_of
+from blockexpand.reporting.verdict import keeps_budget
 
 METHOD = Column(key="method", title="Method")
-_BASE = "The base, untouched"
-BROKEN = "over the budget"
+BROKEN, NOTHING = "over the budget", "nothing inside"
 
 ARM_COLUMNS = (
     METHOD,
@@ -30,6 +31,8 @@ ARM_COLUMNS = (
     Column(key="general_loss_before", title="General loss before", kind="loss", under=True, before="from\u00a0"),
     Column(key="num_trainable_parameters", title="Trainable", kind="parameters", unit="parameters"),
     Column(key="tokens_per_second", title="Speed", kind="rate", unit="tokens per second"),
+    Column(key="load", title="Load", kind="rate", under=True, before="beside a load of\u00a0"),
+    Column(key="cpu_seconds", title="CPU time", kind="seconds", unit="a run"),
     Column(key="peak_memory_bytes", title="Peak memory", kind="bytes"),
     Column(key="lr", title="Learning rate", kind="lr", unit="chosen"),
     Column(key="num_seeds", title="Seeds", kind="count", under=True, before="seeds:\u00a0"),
@@ -63,11 +66,14 @@ def arms_table(comparison: Comparison) -> Table:
     return Table(name="methods", title="The methods", columns=ARM_COLUMNS, rows=tuple(rows), notes=_notes(comparison))
 
 
-def _costs(arm: ArmResult) -> tuple[float, float, float]:
+def _costs(arm: ArmResult) -> tuple[float | None, ...]:
     trials = arm.trials
+    loads = [t.load for t in trials if t.load is not None]
     return (
         trials[0].num_trainable_parameters,
         float(np.mean([t.tokens_per_second for t in trials])),
+        float(np.mean(loads)) if loads else None,
+        float(np.mean([t.cpu_seconds for t in trials])),
         max(t.peak_memory_bytes for t in trials),
     )
 
@@ -78,6 +84,8 @@ def _budget_word(arm: ArmResult, comparison: Comparison) -> str:
         return "not asked for"
     if budget is None:
         return "no budget"
+    if all(trial.kept_nothing for trial in arm.trials):
+        return NOTHING
     if not keeps_budget(arm, budget):
         return BROKEN
     return "inside the budget" if arm.forgetting.high <= budget else "inside; its interval crosses"
@@ -158,6 +166,8 @@ def trials_table(comparison: Comparison) -> Table:
         Column(key="test_forgetting", title="Forgetting, test", kind="rise"),
         Column(key="shipped_step", title="Shipped at step", kind="count"),
         Column(key="tokens_per_second", title="Tokens per second", kind="rate"),
+        Column(key="load", title="Load", kind="rate", unit="of others beside it"),
+        Column(key="cpu_seconds", title="CPU time", kind="seconds"),
         Column(key="peak_memory_bytes", title="Peak memory", kind="bytes"),
         Column(key="train_seconds", title="Training time", kind="seconds"),
     )
@@ -173,6 +183,8 @@ def trials_table(comparison: Comparison) -> Table:
             trial.held_out["general"].loss / base - 1,
             trial.steering.step,
             trial.tokens_per_second,
+            trial.load,
+            trial.cpu_seconds,
             trial.peak_memory_bytes,
             trial.train_seconds,
         )
@@ -185,31 +197,44 @@ def trials_table(comparison: Comparison) -> Table:
     return Table(name="trials", title="Every run", columns=columns, rows=rows, notes=notes)
 
 
-def losses_table(comparison: Comparison) -> Table:
-    """The base and every arm as loss, perplexity and bits per byte, means over the seeds."""
-    methods = methods_of(comparison.recipe)
-    measures = {"base": [comparison.base], **{a.name: [t.held_out for t in a.trials] for a in comparison.arms}}
+def shifts_table(found: Examination, methods: Mapping[str, Method]) -> Table:
+    """Where the base ranks the tokens that each method's model says greedily."""
     rows: list[tuple[Value, ...]] = []
-    for name, held_outs in measures.items():
-        row: list[Value] = [methods[name].name if name in methods else _BASE]
-        for text in ("general", "domain"):
-            ones = [held_out[text] for held_out in held_outs]
-            row += [float(np.mean([vars(one)[figure] for one in ones])) for figure in _FIGURES]
-        rows.append(tuple(row))
-    columns = [METHOD]
-    for text in ("General", "Domain"):
-        columns += [
-            Column(key=f"{text.lower()}_loss", title=f"{text} loss", kind="loss", unit="nats per token"),
-            Column(key=f"{text.lower()}_perplexity", title="perplexity", kind="perplexity"),
-            Column(key=f"{text.lower()}_bits_per_byte", title="bits per byte", kind="loss"),
-        ]
-    return Table(
-        name="losses",
-        title="The same losses in other units",
-        columns=tuple(columns),
-        rows=tuple(rows),
-        notes=("Perplexity is e to the power of the loss. Bits per byte do not depend on the tokenizer.",),
+    for name, seen in found.arms.items():
+        for text, one in seen.shifts.items():
+            first = Spread(value=one.rank_1, low=one.rank_1_interval.low, high=one.rank_1_interval.high)
+            rows.append((methods[name].name, text, first, one.rank_2_3, one.beyond, one.num_tokens))
+    columns = (
+        METHOD,
+        Column(key="text", title="After text of"),
+        Column(key="rank_1", title="The base\u2019s first", kind="share", unit="of the tokens", spread=True),
+        Column(key="rank_2_3", title="Second or third", kind="share"),
+        Column(key="beyond", title="Lower", kind="share"),
+        Column(key="num_tokens", title="Tokens", kind="count"),
     )
+    notes = (
+        f"Beginnings of test documents, {found.settings.prompt_tokens} tokens long, continued greedily by "
+        f"{found.settings.new_tokens}; the rank of each token under the base in the same place. First seed.",
+    )
+    return Table(name="shifts", title="Whose words the models say", columns=columns, rows=tuple(rows), notes=notes)
 
 
-_FIGURES = ("loss", "perplexity", "bits_per_byte")
+def blocks_table(found: Examination, methods: Mapping[str, Method]) -> Table | None:
+    """Of each new block: how far it moves a hidden state, and what is lost without it."""
+    texts = ("domain", "general")
+    rows: list[tuple[Value, ...]] = [
+        (methods[name].name, b.id, *(b.moved.get(t) for t in texts), *(b.missed.get(t) for t in texts))
+        for name, seen in found.arms.items()
+        for b in seen.blocks
+    ]
+    columns = (
+        METHOD,
+        Column(key="block", title="New block"),
+        Column(key="moved_domain", title="Adds, domain", kind="share", unit="of a hidden state\u2019s size"),
+        Column(key="moved_general", title="Adds, general", kind="share", unit="of a hidden state\u2019s size"),
+        Column(key="missed_domain", title="Lost without it, domain", kind="difference", unit="nats per token"),
+        Column(key="missed_general", title="Lost without it, general", kind="difference", unit="nats per token"),
+    )
+    notes = ("Lost: how much the loss rises when this one block is bypassed and all others stay.",)
+    title = "What each new block does"
+    return Table(name="new-blocks", title=title, columns=columns, rows=tuple(rows), notes=notes) if rows else None

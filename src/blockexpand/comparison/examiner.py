@@ -15,9 +15,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from blockexpand.comparison.examination import EXAMINATION_NAME, BlockEffect, Examination, Seen, Shift
-from blockexpand.comparison.recipe import ExamineSettings
-from blockexpand.comparison.results import Comparison
 from blockexpand.corpus.rows import Corpus, TokenRows, batches, open_corpus
 from blockexpand.corpus.tokenizer import ends_of, load_tokenizer
 from blockexpand.errors import ComparisonError
@@ -25,6 +22,15 @@ from blockexpand.live.forward import RowBatch, cross_entropies
 from blockexpand.live.generation import generate
 from blockexpand.live.parts import blocks_of
 from blockexpand.records import read_record, write_record
+from blockexpand.records.comparison import (
+    EXAMINATION_NAME,
+    BlockEffect,
+    Comparison,
+    Examination,
+    ExamineSettings,
+    Seen,
+    Shift,
+)
 from blockexpand.records.expansion import read_expansion
 from blockexpand.records.intervals import ratio_difference
 from blockexpand.records.plan import NewBlock

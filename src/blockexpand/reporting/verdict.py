@@ -10,14 +10,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from blockexpand.comparison import ArmResult, Comparison
+from blockexpand.records.comparison import ArmResult, Comparison
 from blockexpand.reporting import formats
 from blockexpand.reporting.methods import Method, methods_of
 from blockexpand.reporting.tables import Spread, interval, spread_of
 
 Outcome = Literal[
-    "better", "worse", "noise", "trade", "only ours kept the budget", "budget broken", "none kept the budget", "alone"
+    "better",
+    "worse",
+    "noise",
+    "trade",
+    "only ours kept the budget",
+    "budget broken",
+    "none kept the budget",
+    "alone",
+    "nothing inside",
 ]
+_TONES: dict[Outcome, str] = {
+    "better": "good",
+    "only ours kept the budget": "good",
+    "noise": "quiet",
+    "trade": "quiet",
+    "alone": "plain",
+}
 
 RULES = (
     "The first method of the recipe is compared with one other: of those that kept the budget, the one that gained "
@@ -41,6 +56,11 @@ class Verdict:
     reference: str
     """A second sentence: the share of the unrestricted reference's gain; empty without a reference."""
 
+    @property
+    def tone(self) -> str:
+        """good, bad, quiet or plain."""
+        return _TONES.get(self.outcome, "bad")
+
 
 def keeps_budget(arm: ArmResult, budget: float | None) -> bool:
     """Whether an arm forgot no more than the budget allows; without a budget every arm keeps it."""
@@ -56,6 +76,10 @@ def verdict(comparison: Comparison) -> Verdict:
     methods = methods_of(comparison.recipe)
     budget = comparison.recipe.retention.forgetting_budget
     ours = comparison.arms[0]
+    if comparison.kept_nothing:
+        words = "Nothing inside the budget: every method shipped the base as it was, so there is nothing to compare. "
+        advice = "Allow more forgetting, give more weight to general text, or train less."
+        return Verdict(outcome="nothing inside", sentence=words + advice, reference="")
     rivals = [arm for arm in comparison.arms[1:] if not arm.unrestricted]
     rival = _rival(rivals, budget)
     start = _result_of(ours, methods[ours.name].name, budget)
