@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from blockexpand.checkpoint import digest_tensors, open_checkpoint
+from blockexpand.corpus import open_corpus
 from blockexpand.errors import TrainingError
 from blockexpand.expansion import verify
-from blockexpand.records import read_json, read_record
+from blockexpand.records import read_record
 from blockexpand.records.expansion import read_expansion
 from blockexpand.records.run import (
     NO_RETENTION,
@@ -261,9 +262,12 @@ def test_general_text_can_be_the_bases_own(ground: Ground, tmp_path: Path) -> No
     record = train(ground.settings(tmp_path / "run", data=data, retention=KEEPING))
     assert record.best is not None
     assert record.best.general is not None
-    corpus = read_json(tmp_path / "run" / "self-text" / "prose" / "blockexpand.json")
-    assert set(corpus["splits"]) == {"replay", "validation"}
-    assert corpus["splits"]["replay"]["num_documents"] >= 8 * 2
+    corpus = open_corpus(tmp_path / "run" / "self-text" / "prose").record
+    assert set(corpus.splits) == {"replay", "validation"}
+    assert corpus.splits["replay"].num_rows >= 8 * 2
+    assert record.kept is not None
+    assert record.kept.texts[0].text == "own prose"
+    assert record.kept.texts[0].num_documents >= record.kept.least_documents
     again = ground.settings(tmp_path / "again", data=data, retention=KEEPING)
     train(again)
     assert losses(tmp_path / "again") == losses(tmp_path / "run")

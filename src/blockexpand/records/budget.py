@@ -83,7 +83,8 @@ class BudgetStatement:
 
 
 def _percent(share: float, *, signed: bool = False) -> str:
-    text = f"{100 * share:{'+' if signed else ''}.2f}"
+    digits = ".2g" if 0 < abs(share) < 1e-4 else ".2f"
+    text = f"{100 * share:{'+' if signed else ''}{digits}}"
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
 
 

@@ -43,7 +43,7 @@ _MOST_ROWS = 4096
 _SAMPLES_AT_ONCE = 256
 _MOST_EMPTY = 20
 _SEPARATORS = ("<|endoftext|>", "<s>", "<bos>", "<|begin_of_text|>", "</s>")
-"""What documents are told apart by in training, where the begin token of a chat model is a turn's border."""
+"""What tells documents apart in training, where the begin token of a chat model is a turn's border."""
 _MARK = "blockexpand"
 
 Write = Callable[[int, int], list[Encoded]]
@@ -87,12 +87,12 @@ def _kinds(tokenizer: PreTrainedTokenizerBase, row_tokens: int, folder: str) -> 
     if tokenizer.chat_template:
         prompt = render_prompt(tokenizer, [{"role": "user", "content": _MARK}])
         turns = [{"role": role, "content": _MARK} for role in ("user", "assistant")]
-        borders = {*prompt, *tokens_of(tokenizer, render(tokenizer, turns, prompt=False))}
+        chat = tokens_of(tokenizer, render(tokenizer, turns, prompt=False))
         if len(prompt) <= row_tokens // 2:  # or the template alone leaves no room in a row
             kinds[CHATS] = None
-        if begin in borders:
+        if chat.count(begin) > 1:  # a turn's border, after which the model writes no prose
             known = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
-            free = [known[name] for name in _SEPARATORS if name in known and known[name] not in borders]
+            free = [known[name] for name in _SEPARATORS if name in known and known[name] not in chat]
             begin = free[0] if free else None
     if begin is not None:
         kinds[PROSE] = begin
