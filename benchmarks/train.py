@@ -12,6 +12,7 @@ in bf16 when the arithmetic is; the new blocks are in fp32; bf16 means autocast.
 - LLaMA-Factory's way: the Trainer, and only layers with trainable parameters checkpointed (reentrant), the input of
   the first of them made to require a gradient, as its default does (re-created from model/model_utils/checkpointing.py
   of LLaMA-Factory 0.9; the package itself is not run);
+- LoRA: the Trainer with peft's adapters on every linear layer of the base's blocks, as many parameters as new blocks;
 - ms-swift's way: the Trainer, every layer checkpointed (reentrant) and the embeddings made to require a gradient, its
   default (re-created, as above);
 - blockexpand: `blockexpand.training.loop.Loop`, its own data, loss, clipping and metrics included: as it comes, with
@@ -23,7 +24,9 @@ threads) over the floor's; tokens a second of the median step; the largest resid
 what was resident before the first step; the bytes of a checkpoint over those of new blocks in fp32 and two moments.
 
     .venv/bin/python benchmarks/train.py [--rounds 3] [--steps 4] [--precision float32|bfloat16] [--only NAME ..]
-        [--tiny] [--json]
+        [--tiny] [--model FOLDER] [--json]
+
+With --model a real checkpoint takes the place of the random one, with six new blocks; then there is no floor.
 """
 
 from __future__ import annotations
@@ -57,9 +60,12 @@ if TYPE_CHECKING:
     from blockexpand.training.data import RunData
 
 _ROWS = 4
+_REAL_NEW, _REAL_VOCABULARY = 6, 40_000
+"""With --model: new blocks, and token ids that are drawn."""
 _OURS = "blockexpand"
+_LORA = "Trainer, peft LoRA of as many parameters"
 _PLAIN, _AGAIN, _FACTORY, _SWIFT = "Trainer", "Trainer, recomputing", "LLaMA-Factory's way", "ms-swift's way"
-_TRAINERS = {_PLAIN: "none", _AGAIN: "activation_checkpointing", _FACTORY: "trainable", _SWIFT: "all"}
+_TRAINERS = {_PLAIN: "none", _LORA: "lora", _AGAIN: "activation_checkpointing", _FACTORY: "trainable", _SWIFT: "all"}
 """Each rival that is a Trainer, and how it recomputes."""
 _WAYS: dict[str, dict[str, Any]] = {
     _OURS: {},
@@ -91,14 +97,19 @@ _SIZES = {
 # --- tasks ------------------------------------------------------------------------------------------------
 
 
-def _make(folder: str, size: str, num_steps: int) -> None:
-    """A random base, its expansion, and the rows of all steps."""
+def _make(folder: str, size: str, num_steps: int, model: str | None = None) -> None:
+    """A base (a random one, or the one named), its expansion, and the rows of all steps."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from blockexpand import expand, plan
 
     sizes, work = _SIZES[size], Path(folder)
+    if model is not None:
+        (work / "base").symlink_to(Path(model).resolve())
+        expand(model, work / "model", plan(model, _REAL_NEW))
+        write_rows(work, _REAL_VOCABULARY, (_ROWS * num_steps, sizes.row_tokens))
+        return
     torch.manual_seed(0)
     config = LlamaConfig(
         num_hidden_layers=sizes.num_blocks,
@@ -134,7 +145,7 @@ def _prepared(folder: str, precision: str, **changes: Any) -> tuple[TrainSetting
     import torch
 
     from blockexpand.corpus.rows import TokenRows
-    from blockexpand.records.run import BlocksArm, DataSettings, TrainSettings
+    from blockexpand.records.run import NO_RETENTION, BlocksArm, DataSettings, TrainSettings
     from blockexpand.training.arms import Blocks
     from blockexpand.training.data import RunData
     from blockexpand.training.processes import World
@@ -151,11 +162,13 @@ def _prepared(folder: str, precision: str, **changes: Any) -> tuple[TrainSetting
         rows_per_pass=_ROWS,
         precision="bfloat16" if precision == "bfloat16" else "float32",
         checkpoint_every_steps=10**9,
+        retention=NO_RETENTION,
         **changes,
     )
     world = World(device=torch.device("cpu"))
     data = RunData(settings=settings, domain=rows, general=None, validation={}, world=world)
-    return settings, data, Blocks().load(work / "model", vars(torch)[precision], needs_reference=False)
+    trainee = Blocks().load(work / "model", vars(torch)[precision], needs_reference=False)
+    return settings, data, trainee
 
 
 class _Watch:
@@ -242,9 +255,16 @@ def _checkpointed(model: Any, which: str) -> None:
 
 
 def trainer(folder: str, precision: str, recomputing: str) -> dict[str, float]:
+    import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
+    from blockexpand.training.arms import Lora
+
     settings, data, trainee = _prepared(folder, precision)
+    if recomputing == "lora":
+        number = sum(parameter.numel() for parameter in trainee.trainable.values())
+        lora = Lora(rank=None, trainable_parameters=number)
+        trainee = lora.load(Path(folder) / "base", vars(torch)[precision], needs_reference=False)
     trainee.model.config.use_cache = False
     if recomputing in ("trainable", "all"):
         _checkpointed(trainee.model, recomputing)
@@ -341,9 +361,11 @@ def _rows(folder: str, size: str, precision: str, arguments: argparse.Namespace)
     runs |= {name: partial(run_task, __file__, "ours", **common, changes=changes) for name, changes in _WAYS.items()}
     if arguments.only:
         runs = {name: run for name, run in runs.items() if name in (*arguments.only, _PLAIN)}
+    print(f"  {precision}", file=sys.stderr, flush=True)
+    if arguments.model:
+        return _real_rows(alternate(runs, arguments.rounds), precision)
     first_new = _SIZES[size].num_blocks // _SIZES[size].num_new
     runs["floor"] = partial(run_task, __file__, "floor", size=size, precision=precision, first_new=first_new)
-    print(f"  {precision}", file=sys.stderr, flush=True)
     results = alternate(runs, arguments.rounds)
     floors = results.pop("floor")
     sizes = _SIZES[size]
@@ -369,6 +391,21 @@ def _rows(folder: str, size: str, precision: str, arguments: argparse.Namespace)
     return rows
 
 
+def _real_rows(results: dict[str, list[dict[str, float]]], precision: str) -> list[Row]:
+    """With a real model: each beside the Trainer with the base frozen."""
+    rows: list[Row] = []
+    for name, found in results.items():
+        row: Row = {"who": name, "arithmetic": precision}
+        row["CPU seconds a step"] = Spread.of(run["cpu_seconds"] for run in found)
+        row["times Trainer's"] = _over(found, results[_PLAIN], "cpu_seconds")
+        row["tokens/s"] = Spread.of(run["tokens_per_second"] for run in found)
+        row["peak MB"] = Spread.of(run["peak_bytes"] / 1e6 for run in found)
+        row["growth MB"] = Spread.of(run["growth_bytes"] / 1e6 for run in found)
+        row["first loss"] = f"{found[0]['first_loss']:.4f}"
+        rows.append(row)
+    return rows
+
+
 def _over(mine: list[dict[str, float]], others: list[dict[str, float]], key: str) -> Spread:
     return ratios([run[key] for run in mine], [run[key] for run in others])
 
@@ -379,6 +416,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="steps of each process, the first of which is left out")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help="only this one")
     parser.add_argument("--only", nargs="+", choices=(*_TRAINERS, *_WAYS), help="only these, and the Trainer")
+    parser.add_argument("--model", help="a folder of a real checkpoint, in the place of the random one")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to see whether it runs")
     arguments = parser.parse_args()
     if arguments.steps < 2:
@@ -387,10 +425,18 @@ def main() -> None:
     facts, sizes = machine(), _SIZES[size]
     precisions = [arguments.precision] if arguments.precision else ["float32", "bfloat16"]
     with tempfile.TemporaryDirectory(prefix="blockexpand-train-") as folder:
-        run_task(__file__, "make", folder=folder, size=size, num_steps=arguments.steps)
+        run_task(__file__, "make", folder=folder, size=size, num_steps=arguments.steps, model=arguments.model)
         rows = [row for precision in precisions for row in _rows(folder, size, precision, arguments)]
-    what = f"{sizes.num_blocks} + {sizes.num_new} blocks, hidden {sizes.hidden}, {_ROWS} x {sizes.row_tokens} tokens"
-    show(f"train, {what}, {arguments.rounds} rounds of {arguments.steps} steps", facts, rows, arguments.json)
+    what = (
+        arguments.model
+        or f"{sizes.num_blocks} + {sizes.num_new} blocks, hidden {sizes.hidden}, {_ROWS} x {sizes.row_tokens} tokens"
+    )
+    show(
+        f"train, {arguments.model or what}, {arguments.rounds} rounds of {arguments.steps} steps",
+        facts,
+        rows,
+        arguments.json,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A served model in this process, on a port of its own, and plain HTTP to ask it."""
+"""Tiny models with a template, packs of their base, a served model in this process, and plain HTTP to ask it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,61 @@ import dataclasses
 import http.client
 import json
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 import uvicorn
+from safetensors.torch import load_file, save_file
 
-from blockexpand.serving import Service, Speaker, build_service
+import blockexpand
+from blockexpand.serving import Sampling, Service, Speaker, build_service
 from blockexpand.serving.http import UnderWay, listen
+from blockexpand.serving.speaker import Who
+from helpers import edit_json, make_base
+from packs_ground import make_pack, make_trained
+
+SAID = ("ran red the old to sat", "over mat over and house mat", "dog on cat and over sat")
+"""What the packs a and b and the base find likeliest, as it happens, where no evidence is asked for."""
+
+
+def write_expanded(folder: Path) -> Path:
+    """`folder`/base and `folder`/run/model: an expanded model whose new blocks do something, with a run's record."""
+    base = make_base(folder / "base", "llama", num_hidden_layers=2, seed=4)
+    # Words only, so that every answer can be seen.
+    edit_json(
+        base / "generation_config.json", lambda entries: entries.update(suppress_tokens=[*range(4), *range(22, 96)])
+    )
+    model = folder / "run" / "model"
+    blockexpand.expand(base, model, blockexpand.plan(base, blocks=1))
+    file = next(model.glob("*.safetensors"))
+    tensors = load_file(file)
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in tensors.items():
+        if tensor.count_nonzero() == 0:
+            tensors[name] = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+    save_file(tensors, file, metadata={"format": "pt"})
+    record = {"best": {"step": 4, "domain": 1.25, "general": 3.6, "rise": 0.0075}, "base": {"domain": 2.0, "rise": 0.0}}
+    (folder / "run" / "blockexpand.json").write_text(json.dumps(record))
+    return model
+
+
+def write_packs(base: Path, folder: Path) -> list[Path]:
+    """Two packs of the base, a and b, that SAID tells apart."""
+    made = {name: make_trained(base, folder / name, seed, by=0.3, after=(1,)) for seed, name in enumerate(("a", "b"))}
+    return [make_pack(path, folder / f"{name}.pack", name).folder for name, path in made.items()]
+
+
+GREEDY = Sampling(temperature=0, max_tokens=12)
+
+
+def answered(
+    speaker: Speaker, messages: Sequence[dict[str, str]], sampling: Sampling = GREEDY, stop: Any = None, **who: Any
+) -> str:
+    """What a speaker says to some messages; `who` as Who takes it."""
+    prompt, stream = speaker.begin(messages, sampling, stop)
+    return "".join(speaker.write(prompt, sampling, Who(**who), stream))
 
 
 @dataclasses.dataclass

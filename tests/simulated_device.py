@@ -112,7 +112,11 @@ class Simulated(torch.Tensor):
             _note(operation)
         if target is not None:
             kwargs["device"] = torch.device("cpu")
-        result = func(*tree_map_only(Simulated, _inner, args), **tree_map_only(Simulated, _inner, kwargs))
+        inner = tree_map_only(Simulated, _inner, args)
+        if operation == "aten.histc" and not inner[0].is_floating_point():
+            result = func(inner[0].float(), *inner[1:], **kwargs).to(inner[0].dtype)  # chips count whole numbers
+        else:
+            result = func(*inner, **tree_map_only(Simulated, _inner, kwargs))
         if operation.endswith("_") and not operation.endswith("__"):  # in place
             return args[0]
         if to_host:

@@ -115,6 +115,9 @@ def test_reading_ends_when_every_split_is_full(tmp_path: Path, model: Path) -> N
     record = prepare(recipe_of(tmp_path, sentences(2000, 3), splits=split), model, tmp_path / "out")
     assert record.sources[0].num_read < 1000
     assert record.splits["train"].num_tokens >= 100
+    short = {"train": SplitRecipe(share=1.0, max_tokens=3000, max_document_tokens=3)}
+    record = prepare(recipe_of(tmp_path, sentences(2000, 3), splits=short), model, tmp_path / "short")
+    assert record.splits["train"].num_tokens == 3000  # of each document three
 
 
 @pytest.mark.parametrize("count", [5, 20, 301])

@@ -11,8 +11,7 @@ import pytest
 from blockexpand.packs import route as routing
 from blockexpand.packs.route import Rule
 from blockexpand.serving import Speaker, open_speaker
-from chat_ground import write_expanded, write_packs
-from serving_ground import Served, served
+from serving_ground import Served, served, write_expanded, write_packs
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +33,7 @@ def packs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def speaker(tiny: Path, packs: list[Path]) -> Speaker:
-    return open_speaker(tiny, packs, plain=True)
+    return open_speaker(tiny, packs, plain=True, dtype="float32")
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +41,12 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is said here is short, so that less evidence decides."""
     rule = dataclasses.replace(Rule(), evidence=0.0)
     monkeypatch.setattr(routing, "Rule", lambda: rule)
+
+
+@pytest.fixture(scope="session")
+def talker(expanded: Path) -> Speaker:
+    """The expanded model."""
+    return open_speaker(expanded, dtype="float32")
 
 
 @pytest.fixture(scope="session")

@@ -89,7 +89,8 @@ def test_what_it_says(
 ) -> None:
     assert run(["serve", str(tiny), "--pack", str(packs[0])]) == 0
     shown = capsys.readouterr()
-    first, second, third = shown.out.splitlines()
+    first, page, second, third = shown.out.splitlines()
+    assert page == "page: http://127.0.0.1:8000/"
     assert first == "http://127.0.0.1:8000/v1 (Ctrl-C ends)"
     assert second == "models: tiny, base, a, all, auto"
     assert third.startswith("curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{")

@@ -18,9 +18,8 @@ from blockexpand.packs import attach_on_disk
 from blockexpand.packs.in_memory import enabled, only
 from blockexpand.packs.route import route
 from blockexpand.serving import Speaker, open_speaker
-from chat_ground import SAID
 from helpers import load
-from serving_ground import Served, served
+from serving_ground import SAID, Served, served
 
 WORDS = {"tiny": ("a", "b"), "base": (), "a": ("a",), "b": ("b",), "all": ("a", "b")}
 """Which packs answer under which name."""
@@ -90,7 +89,7 @@ def test_the_attached_folder_says_the_same(server: Served, tiny: Path, packs: li
     ids = tokenizer("the cat sat", return_tensors="pt")["input_ids"]
     expected = plain.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=0)[0, ids.shape[1] :].tolist()
     asked = {"model": "all", "max_tokens": 20, "logprobs": 0}
-    with served(open_speaker(folder, plain=True)) as attached:
+    with served(open_speaker(folder, plain=True, dtype="float32")) as attached:
         assert list(WORDS)[1:] == [entry["id"] for entry in attached.ask("/v1/models").data["data"]][1:-1]
         said = [one.complete("the cat sat", **asked).data["choices"][0] for one in (server, attached)]
     assert said[0] == said[1]

@@ -33,8 +33,8 @@ CHATS: list[tuple[dict[str, Any], str, str | None, str | None]] = [
     ({"modalities": ["audio"]}, "modalities is ['audio'], which", "modalities", UNSUPPORTED),
     ({"temprature": 1}, "no field 'temprature' here, given 1; did you mean 'temperature'?", "temprature",
      "unknown_parameter"),
-    ({"top_k": 5}, "there is no field 'top_k' here, given 5", "top_k", "unknown_parameter"),
-    ({"temperature": 11}, "temperature is 11, expected 0 to 10", "temperature", "invalid_value"),
+    ({"top_k": -1}, "top_k is -1, expected a whole number", "top_k", "invalid_value"),
+    ({"temperature": 11}, "temperature is 11, expected 0, or 0.01 to 2", "temperature", "invalid_value"),
     ({"temperature": "hot"}, "temperature is 'hot', expected a number", "temperature", "invalid_value"),
     ({"temperature": True}, "temperature is True, expected a number", "temperature", "invalid_value"),
     ({"top_p": 0}, "top_p is 0, expected more than 0", "top_p", "invalid_value"),
@@ -64,8 +64,8 @@ CHATS: list[tuple[dict[str, Any], str, str | None, str | None]] = [
     ({"messages": [{"role": "user"}]}, "messages[0].content is None", "messages[0].content", "invalid_value"),
     ({"messages": [{**USER, "tool_calls": [1]}]}, "messages[0].tool_calls is [1]", "messages[0].tool_calls",
      "invalid_value"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "{'type': 'image_url'}, expected a text",
-     "messages[0].content[0]", "invalid_value"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "expected a text, or a list of parts",
+     "messages[0].content", "invalid_value"),
     ({"messages": [{"role": "user", "content": "a\ud83d"}]}, "it has half a surrogate pair", "messages[0].content",
      "invalid_value"),
     ({"messages": [{"role": "user", "content": "cat " * 200}]}, "the messages and the answer come to 203 + 1 = "
@@ -173,8 +173,7 @@ def test_a_model_without_a_template_completes_and_does_not_chat(tiny: Path) -> N
     with served(speaker, name="plain") as server:
         said = server.chat("x", model="plain")
         assert said.status == 400
-        assert said.error["message"].startswith("tiny has no chat template, so it cannot be talked to; ")
-        assert "/v1/completions" in said.error["message"]
+        assert "tiny has no chat template" in said.error["message"]
         assert server.complete("the cat", model="plain").status == 200
         assert [entry["id"] for entry in server.ask("/v1/models").data["data"]] == ["plain"], "and has no base inside"
 
@@ -185,7 +184,7 @@ def test_what_the_template_does_not_take(tiny: Path) -> None:
     with served(speaker) as server:
         said = server.chat("x", model="tiny")
         assert said.status == 400
-        assert "does not take these messages (roles must alternate): user; expected" in said.error["message"]
+        assert "roles must alternate" in said.error["message"]
 
 
 def test_names_that_would_mean_two_things(speaker: Speaker, expanded: Path, tiny: Path, tmp_path: Path) -> None:

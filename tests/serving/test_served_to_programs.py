@@ -24,11 +24,10 @@ from blockexpand.records.evaluation import read_samples
 from blockexpand.sandbox import describe
 from blockexpand.serving import Speaker, open_speaker
 from blockexpand.serving.likelihoods import text_of
-from chat_ground import SAID
-from helpers import edit_config
+from helpers import edit_config, load
 from lm_helpers import make_lm
 from packs_ground import make_pack, make_trained
-from serving_ground import Served, served
+from serving_ground import SAID, Served, served
 
 SUITE = """\
 format: blockexpand.suite
@@ -44,8 +43,10 @@ tasks:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One that conversations of several turns fit into."""
-    return edit_config(make_lm(tmp_path_factory.mktemp("served") / "m"), max_position_embeddings=4096)
+    """One that conversations of several turns fit into, in float32, so that the order of sums decides nothing."""
+    folder = edit_config(make_lm(tmp_path_factory.mktemp("served") / "m"), max_position_embeddings=4096)
+    load(folder).float().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")

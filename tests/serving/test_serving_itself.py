@@ -16,7 +16,7 @@ import pytest
 
 from blockexpand.errors import ChatError
 from blockexpand.serving import Service, Speaker, serve
-from blockexpand.serving.text_stream import Pieces
+from blockexpand.serving.text_stream import TextStream
 from serving_ground import Served, served
 
 ASKED = {"model": "base", "messages": [{"role": "user", "content": "the cat sat"}], "temperature": 0, "max_tokens": 100}
@@ -137,16 +137,16 @@ def test_who_leaves_stops_the_model(
 ) -> None:
     made: list[int] = []
     going, begun = threading.Event(), threading.Event()
-    take = Pieces._take
+    take = TextStream._take
 
-    def slowly(self: Pieces, token: int) -> None:
+    def slowly(self: TextStream, token: int) -> None:
         made.append(token)
         if len(made) == 3:
             begun.set()
             assert going.wait(30)
         take(self, token)
 
-    monkeypatch.setattr(Pieces, "_take", slowly)
+    monkeypatch.setattr(TextStream, "_take", slowly)
     connection = http.client.HTTPConnection("127.0.0.1", server.port)
     connection.request(
         "POST", "/v1/chat/completions", json.dumps(ASKED | {"stream": stream}), {"Content-Type": "application/json"}
@@ -187,16 +187,16 @@ def test_who_leaves_the_queue_has_no_turn(speaker: Speaker, tmp_path: Path, held
 def test_the_end_ends_answers(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those under way and those that wait: none is taken for whole."""
     with served(speaker) as server:
-        take = Pieces._take
+        take = TextStream._take
         found: dict[int, Any] = {}
 
-        def ending(self: Pieces, token: int) -> None:
+        def ending(self: TextStream, token: int) -> None:
             if len(self.tokens) == 4:
                 wait_until(lambda: num_under_way(server) == 3)
                 server.under_way.end()
             take(self, token)
 
-        monkeypatch.setattr(Pieces, "_take", ending)
+        monkeypatch.setattr(TextStream, "_take", ending)
 
         def ask(number: int) -> None:
             found[number] = server.ask("/v1/chat/completions", ASKED | {"stream": number != 1})

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from blockexpand.checkpoint.ends import GENERATION
 from blockexpand.checkpoint.folder import CONFIG, INDEX, Checkpoint, is_shard_name
 from blockexpand.checkpoint.header import LENGTH_BYTES, Header, TensorEntry, open_to_read, parse_header
 from blockexpand.checkpoint.passes import Place, TensorDigest, copy_tensors
@@ -58,7 +59,7 @@ def write_skeleton(
     for file in files:
         if file.name == CONFIG:
             _check_config(file, folder, config_digest)
-        if file.name in (CONFIG, INDEX):
+        if file.name in (CONFIG, INDEX, GENERATION):
             (folder / file.name).write_bytes(file.text.encode())
             continue
         header = _header(file, source, folder)

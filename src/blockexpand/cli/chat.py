@@ -1,4 +1,4 @@
-"""The verb chat: talk to a model, in the terminal or on a page."""
+"""The verb chat: talk to a model in the terminal."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class Answers:
     """0 takes the likeliest token each time."""
     top_p: float = 0.95
     """Only the likeliest tokens that together have this probability."""
+    top_k: int = 0
+    """Only so many of the likeliest tokens; 0: all."""
     seed: int | None = None
     """For the same answers again."""
     system: str = ""
@@ -34,24 +36,8 @@ class Answers:
 DRAWN = Answers()
 
 
-@Parameter(name="*", group=Group("Page", sort_key=51))
-@dataclass(frozen=True, kw_only=True)
-class OnPage:
-    """Where the page is."""
-
-    web: Flag = False
-    """Serve a page, with the base's answers beside the expanded model's, instead of reading lines."""
-    host: str = "127.0.0.1"
-    """With --web: the address to listen on; other addresses than this machine's own let others in."""
-    port: int = 7860
-    """With --web: the port."""
-
-
-NO_PAGE = OnPage()
-
-
 def chat(
-    model: Path,
+    model: str,
     *,
     pack: Names = None,
     route: Literal["auto", "always"] = "always",
@@ -60,15 +46,14 @@ def chat(
     device: str = "auto",
     log: Path | None = None,
     answers: Annotated[Answers, Parameter(name="*")] = DRAWN,
-    page: Annotated[OnPage, Parameter(name="*")] = NO_PAGE,
     common: Shared = DEFAULTS,
 ) -> int:
-    """Talk to a model; /base answers as the base inside it.
+    """Talk to a model in the terminal; /base answers as the base inside it. `serve` has a page for the same.
 
     Parameters
     ----------
     model
-        The folder of a checkpoint, expanded or not.
+        A model, expanded or not: a folder, a run, a GGUF file, or a hub id.
     pack
         A pack to put on the model; may be given several times.
     route
@@ -86,36 +71,26 @@ def chat(
 
     from rich.console import Console
 
-    from blockexpand import serving as chatting
+    from blockexpand import serving
     from blockexpand.serving.terminal import greet, typed
 
-    sampling = chatting.Sampling(
-        max_tokens=answers.max_tokens, temperature=answers.temperature, top_p=answers.top_p, seed=answers.seed
+    sampling = serving.Sampling(
+        max_tokens=answers.max_tokens,
+        temperature=answers.temperature,
+        top_p=answers.top_p,
+        top_k=answers.top_k,
+        seed=answers.seed,
     )
-    speaker = chatting.open_speaker(model, pack or (), dtype=dtype, device=device, plain=plain)
+    speaker = serving.open_speaker(model, pack or (), dtype=dtype, device=device, plain=plain)
     if route == "auto":
         speaker.check_route()
     console = Console()
-    if page.web:
-        if not common.quiet:
-            console.print(f"http://{page.host}:{page.port} (Ctrl-C ends)", markup=False, highlight=False)
-        chatting.serve_page(
-            speaker,
-            chatting.Page(
-                host=page.host,
-                port=page.port,
-                log=log,
-                system=answers.system,
-                sampling=sampling,
-                routes=route == "auto",
-            ),
-        )
-        return DONE
-    conversation = chatting.Conversation(speaker, sampling, system=answers.system, log=log)
+    conversation = serving.Conversation(speaker, sampling, system=answers.system, log=log)
     conversation.routes = route == "auto"
     if not sys.stdin.isatty():
-        chatting.talk(conversation, sys.stdin, console)
+        serving.talk(conversation, sys.stdin, console)
         return DONE
-    greet(conversation, console)
-    chatting.talk(conversation, typed(conversation, console), console)
+    if not common.quiet:
+        greet(conversation, console)
+    serving.talk(conversation, typed(conversation, console), console)
     return DONE

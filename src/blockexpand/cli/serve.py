@@ -31,7 +31,7 @@ HERE = Address()
 
 
 def serve(
-    model: Path,
+    model: str,
     *,
     pack: Names = None,
     route: Literal["auto", "always"] = "always",
@@ -42,12 +42,12 @@ def serve(
     address: Annotated[Address, Parameter(name="*")] = HERE,
     common: Shared = DEFAULTS,
 ) -> int:
-    """Serve a model by OpenAI's API: it, the base inside it and each of its packs under a name of its own.
+    """Serve a model by OpenAI's API, and a page to talk to it beside its base: each pack has a name of its own.
 
     Parameters
     ----------
     model
-        The folder of a checkpoint, expanded or not.
+        A model, expanded or not: a folder, a run, a GGUF file, or a hub id.
     pack
         A pack to put on the model; may be given several times.
     route
@@ -80,11 +80,11 @@ def serve(
             file=sys.stderr,
         )
     chats = bool(speaker.tokenizer.chat_template)
-    serving.serve(speaker, service, lambda url, names: _tell(common, url, names, (address.key_variable, chats)))
+    serving.serve(speaker, service, lambda url, names: _tell(common, url, names, address.key_variable, chats))
     return DONE
 
 
-def _tell(common: Common, url: str, names: list[str], asking: tuple[str | None, bool]) -> None:
+def _tell(common: Common, url: str, names: list[str], key_variable: str | None, chats: bool) -> None:
     """Where it is, who is there, and a line to try it with, which bears the key and chats where that can be."""
     import json
 
@@ -93,10 +93,9 @@ def _tell(common: Common, url: str, names: list[str], asking: tuple[str | None, 
     if common.json:
         sys.stdout.write(dump_json({"url": url, "models": names}))
     elif not common.quiet:
-        key_variable, chats = asking
         bearing = f' -H "Authorization: Bearer ${key_variable}"' if key_variable is not None else ""
         said: dict = {"messages": [{"role": "user", "content": "Hello"}]} if chats else {"prompt": "Hello"}
         asked = json.dumps({"model": names[0]} | said).replace("'", "\\u0027")
-        print(f"{url} (Ctrl-C ends)\nmodels: {', '.join(names)}")
+        print(f"{url} (Ctrl-C ends)\npage: {url.removesuffix('/v1')}/\nmodels: {', '.join(names)}")
         print(f"curl {url}/{'chat/' * chats}completions{bearing} -H 'Content-Type: application/json' -d '{asked}'")
     sys.stdout.flush()

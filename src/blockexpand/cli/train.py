@@ -75,6 +75,8 @@ def train(
 
 
 def _show_takes(settings: TrainSettings, found: RunTakes, common: Shared) -> int:
+    from blockexpand.live.device import choose_device, total_bytes
+
     cost = found.cost
     lines = [f"{settings.out}: would train the arm {settings.arm.kind!r}"]
     if cost is not None:
@@ -98,6 +100,9 @@ def _show_takes(settings: TrainSettings, found: RunTakes, common: Shared) -> int
             f"  disk    {format_bytes(cost.checkpoint_bytes)} a checkpoint, {settings.keep_checkpoints} kept",
         ]
     lines.append("  time    not known before a step has been made on this machine")
+    there = total_bytes(choose_device())
+    if found.memory_bytes is not None and found.memory_bytes > there:
+        lines.append(f"  note    this machine's device has {format_bytes(there)}")
     lines += [f"  note    {warning}" for warning in found.warnings]
     lines.append("Computed from headers and records; nothing was started.")
     show(common, found, "\n".join(lines))

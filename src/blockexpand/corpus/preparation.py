@@ -215,7 +215,7 @@ class _Preparation:
         for key, signature in itertools.zip_longest(known["key"].tolist(), shards.signatures()):
             self._seen.remember(key, signature)
         for position, length in zip(known["position"].tolist(), known["length"].tolist(), strict=True):
-            self._tokens[self._split_at(position)] += length
+            self._count(position, length)
         tally = _Tally(shards.state)
         if shards.state.is_done:
             progress.advance(contents.num_bytes, "")
@@ -311,11 +311,13 @@ class _Preparation:
                 signature=one.signature,
                 plain=not self._chats,
             )
-            self._tokens[self._split_at(one.position)] += len(tokens.tokens_A)
+            self._count(one.position, len(tokens.tokens_A))
         return self._is_full(contents.source)
 
-    def _split_at(self, position: float) -> str:
-        return list(self._recipe.splits)[int(np.searchsorted(self._borders, position, side="right"))]
+    def _count(self, position: float, length: int) -> None:
+        """Count a document's tokens for the split in whose share it lies, as many as that takes of one."""
+        name = list(self._recipe.splits)[int(np.searchsorted(self._borders, position, side="right"))]
+        self._tokens[name] += min(length, self._recipe.splits[name].max_document_tokens or length)
 
     def _is_full(self, source: Source) -> bool:
         """Whether every split that is written has what it can hold; weights need all that a source has."""

@@ -83,6 +83,7 @@ def answer(
                 made = generate(
                     model, [prompts[n] for n in numbers], num_new=max_new_tokens, ends=ends, done=progress.advance
                 )
+            made = [tokens[:-1] if tokens and tokens[-1] in ends else tokens for tokens in made]
             texts = tokenizer.batch_decode(made, skip_special_tokens=True)
             for number, text in zip(numbers, texts, strict=True):
                 outputs[number] = text

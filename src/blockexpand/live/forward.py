@@ -12,8 +12,10 @@ as we know it, gives.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextvars import ContextVar
 from typing import cast
 from weakref import WeakKeyDictionary
 
@@ -21,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, masking_utils
 
 from blockexpand.errors import TrainingError
 from blockexpand.live.loss import linear_losses
@@ -91,8 +93,9 @@ def _to(device: torch.device, values: np.ndarray) -> Tensor:
 
 def hidden_states(model: PreTrainedModel, batch: RowBatch) -> Tensor:
     """The final hidden states [B, T, D] of a causal language model, after its last norm; no document sees another."""
-    if len(batch.starts_N) == len(batch.tokens_BT) or isolates(model):
-        return packed_states(model, batch.tokens_BT, batch.positions_BT)
+    borders = len(batch.starts_N) > len(batch.tokens_BT)
+    if not borders or isolates(model):
+        return packed_states(model, batch.tokens_BT, batch.positions_BT, borders)
     return states_apart(model, batch.tokens_BT, batch.starts_N)
 
 
@@ -143,14 +146,46 @@ _ISOLATES: WeakKeyDictionary[PreTrainedModel, dict[str, bool]] = WeakKeyDictiona
 """What was found out of each model, by its attention implementation."""
 
 
-def packed_states(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
-    """Hidden states [B, T, D] of whole rows; that documents are told apart is left to the model."""
+def packed_states(
+    model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor, borders: bool | None = None
+) -> Tensor:
+    """Hidden states [B, T, D] of whole rows; that documents are told apart is left to the model.
+
+    `borders`: whether a row holds more than one document. If it is not said, transformers asks the device.
+    """
     shape = tokens_BT.shape
     if attention_of(model).startswith("flash"):
         # transformers takes varlen flash attention by positions for a batch of one row only.
         tokens_BT, positions_BT = tokens_BT.reshape(1, -1), positions_BT.reshape(1, -1)
-    output = decoder_of(model)(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False)
+        borders = None if borders is None else borders or shape[0] > 1
+    with _said(borders):
+        output = decoder_of(model)(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False)
     return output.last_hidden_state.reshape(*shape, -1)
+
+
+_BORDERS: ContextVar[bool | None] = ContextVar("borders", default=None)
+_find_on_device = masking_utils.find_packed_sequence_indices
+
+
+def _find_documents(positions_BT: Tensor) -> Tensor | None:
+    """What transformers' own gives, without asking the device whether there is more than one document to a row."""
+    borders = _BORDERS.get()
+    if borders is None:
+        return _find_on_device(positions_BT)
+    if not borders:
+        return None
+    return (torch.diff(positions_BT, prepend=positions_BT[:, :1] - 1, dim=-1) != 1).cumsum(-1)
+
+
+@contextlib.contextmanager
+def _said(borders: bool | None) -> Generator[None]:
+    """Inside, transformers' masks take it from the host (masking_utils.py, 5.24: otherwise each pass waits once)."""
+    vars(masking_utils)["find_packed_sequence_indices"] = _find_documents
+    token = _BORDERS.set(borders)
+    try:
+        yield
+    finally:
+        _BORDERS.reset(token)
 
 
 def states_apart(model: PreTrainedModel, tokens_BT: Tensor, starts_N: Sequence[int]) -> Tensor:
@@ -174,7 +209,8 @@ def states_apart(model: PreTrainedModel, tokens_BT: Tensor, starts_N: Sequence[i
             places[start : start + length] = offset + row * longest + np.arange(length)
         tokens_NL = tokens_A.index_select(0, _to(device, taken_NL.reshape(-1))).reshape(taken_NL.shape)
         positions_NL = torch.arange(longest, device=device).expand(len(group), -1)
-        output = decoder_of(model)(input_ids=tokens_NL, position_ids=positions_NL, use_cache=False)
+        with _said(False):
+            output = decoder_of(model)(input_ids=tokens_NL, position_ids=positions_NL, use_cache=False)
         found.append(output.last_hidden_state.flatten(0, 1))
         offset += taken_NL.size
     return torch.cat(found).index_select(0, _to(device, places)).reshape(*tokens_BT.shape, -1)

@@ -186,26 +186,27 @@ class _Batch:
         self._made: list[list[int]] = [[] for _ in prompts]
         self._draws: dict[int, np.ndarray] = {}
         self._rows: list[_Row] = []
+        self._num_ended = 0
         self._cache = Cache(layer_class_to_replicate=_Columns)
 
     def run(self, most_rows: int, done: Callable[[int], None]) -> list[list[int]]:
         """All sequences to their ends."""
-        waiting = deque(range(len(self._prompts)))
+        waiting, num_told = deque(range(len(self._prompts))), 0
         if self._num_new < 1:
             return self._made
         while True:
-            before = sum(row.ended for row in self._rows)
-            free = most_rows - len(self._rows) + before
+            num_idle = sum(row.ended for row in self._rows)
+            free = most_rows - len(self._rows) + num_idle
             if waiting and free >= max(1, most_rows // _SHARE_TO_REFILL):
                 self._bring_in([waiting.popleft() for _ in range(min(free, len(waiting)))])
-            elif not waiting and before > len(self._rows) // 4:
-                self._keep_running()
+            elif not waiting and num_idle > len(self._rows) // 4:
+                self._merge([], None)
             if not self._rows and not waiting:
                 return self._made
-            before = sum(row.ended for row in self._rows)
-            if before < len(self._rows):
+            if not all(row.ended for row in self._rows):
                 self._step()
-            done(sum(row.ended for row in self._rows) - before)
+            done(self._num_ended - num_told)
+            num_told = self._num_ended
 
     def _bring_in(self, numbers: list[int]) -> None:
         """Read the prompts of waiting sequences, and put their rows beside those that run."""
@@ -226,9 +227,6 @@ class _Batch:
         new = [_Row(number=n, held=len(p), last=0) for n, p in zip(numbers, prompts, strict=True)]
         self._merge(new, cache)
         self._take(new, logits_NV)
-
-    def _keep_running(self) -> None:
-        self._merge([], None)
 
     def _merge(self, new: list[_Row], cache: Cache | None) -> None:
         """Leave out the rows that ended and add new ones, all at the right edge of as few columns as will do."""
@@ -287,6 +285,7 @@ class _Batch:
             made = self._made[row.number]
             made.append(token)
             row.ended = token in self._ends or len(made) == self._num_new
+            self._num_ended += row.ended
 
     def _drawn(self, number: int) -> float:
         """The sequence's next number in [0, 1): its own stream, whatever stands beside it."""

@@ -242,7 +242,7 @@ def _base_words(subject: Subject) -> str:
 
 
 def _trained_words(subject: Subject) -> str:
-    if subject.training is None:
+    if subject.training is None or subject.training.get("nothing_inside_budget"):
         start = "the model computes what its base does" if subject.plan.init == "identity" else "they are an ablation"
         return f"nothing yet; the new blocks are as they were inserted, and {start}"
     if subject.other_arms:

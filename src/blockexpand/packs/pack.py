@@ -178,6 +178,8 @@ def scaled_words(scaled: Scaled) -> str:
 def _trained(record: PackRecord) -> str:
     if record.training is None:
         return "no: the blocks are as they were inserted"
+    if record.training.get("nothing_inside_budget"):
+        return "no: nothing that the run tried was inside its budget, so these blocks are as they were inserted"
     run = record.training.get("run")
     steps, tokens = (run.get(key) if isinstance(run, dict) else None for key in ("num_steps", "num_tokens"))
     return f"yes, {steps} steps on {tokens:,} tokens" if isinstance(steps, int) and isinstance(tokens, int) else "yes"

@@ -361,8 +361,8 @@ class RunRecord:
     cpu_seconds: float
     """Processor time of the steps, all threads of the first process together."""
     tokens_per_second: float
-    load: float | None
-    """Other processes' share of the machine while it trained: mean number of runnable ones (None: not known here)."""
+    load: float
+    """The machine's load average over its steps, this run's own threads included: speeds under load are noise."""
     peak_memory_bytes: int
     """Largest resident memory of the process (on an accelerator: largest allocation on the device)."""
     machine: str

@@ -1,10 +1,9 @@
-"""A model with its packs behind an OpenAI-compatible address, each pack under a name of its own."""
+"""Talking to a model: in the terminal, by OpenAI's API, on a page with the base and the expanded model side by side."""
 
 from blockexpand.serving.answers import Choice, names_of
 from blockexpand.serving.api import Service, build_service, serve
 from blockexpand.serving.conversation import Conversation
 from blockexpand.serving.facts import Facts
-from blockexpand.serving.page import Page, build_page, serve_page
 from blockexpand.serving.sampling import Sampling
 from blockexpand.serving.speaker import Speaker, open_speaker
 from blockexpand.serving.terminal import talk
@@ -12,12 +11,9 @@ from blockexpand.serving.terminal import talk
 __all__ = [
     "Conversation",
     "Facts",
-    "Page",
     "Sampling",
     "Speaker",
-    "build_page",
     "open_speaker",
-    "serve_page",
     "talk",
     "Choice",
     "Service",

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from blockexpand.errors import ServingError, nearest
-from blockexpand.serving.requests import Asked
+from blockexpand.serving.requests import CompletionRequest
 from blockexpand.serving.speaker import Prompt, Speaker, Who
-from blockexpand.serving.text_stream import Pieces
+from blockexpand.serving.text_stream import TextStream
 
 if TYPE_CHECKING:
     from blockexpand.packs.route import Route
@@ -38,7 +38,7 @@ class Choice:
     """Whether one of them, or the base, is chosen by what was said."""
 
 
-class Chosen(NamedTuple):
+class Answerer(NamedTuple):
     """Who answers a prompt."""
 
     index: int
@@ -48,14 +48,14 @@ class Chosen(NamedTuple):
     """Nats per token of what was said, by candidate; empty where nothing was chosen, or too little was said."""
 
 
-class Piece(NamedTuple):
+class AnswerText(NamedTuple):
     """Some of an answer."""
 
     index: int
     text: str
 
 
-class Ended(NamedTuple):
+class AnswerEnd(NamedTuple):
     """The end of an answer."""
 
     index: int
@@ -65,7 +65,7 @@ class Ended(NamedTuple):
     logprobs: dict[str, Any] | None
 
 
-Event = Chosen | Piece | Ended
+Event = Answerer | AnswerText | AnswerEnd
 
 
 def names_of(speaker: Speaker, name: str | None = None, *, routes: bool = False) -> dict[str, Choice]:
@@ -127,7 +127,7 @@ class Prepared(NamedTuple):
     most_tokens: int
 
 
-def prepare(speaker: Speaker, asked: Asked) -> list[Prepared]:
+def prepare(speaker: Speaker, asked: CompletionRequest) -> list[Prepared]:
     """The prompts of a request.
 
     Raises:
@@ -147,7 +147,7 @@ def _of_text(speaker: Speaker, text: str) -> tuple[Prompt, str]:
 
 
 def _of_tokens(speaker: Speaker, tokens: Sequence[int]) -> tuple[Prompt, str]:
-    vocabulary_size = speaker.model.get_input_embeddings().num_embeddings
+    vocabulary_size = speaker.num_embeddings
     if odd := [token for token in tokens if not 0 <= token < vocabulary_size]:
         raise ServingError(
             f"the prompt has the token {odd[0]}, expected 0 to {vocabulary_size - 1}; take this model's tokenizer",
@@ -176,7 +176,7 @@ def _room(speaker: Speaker, prompt: Prompt, wanted: int | None, param: str) -> i
 
 
 def answer(
-    speaker: Speaker, asked: Asked, choice: Choice, prepared: Sequence[Prepared], stop: threading.Event
+    speaker: Speaker, asked: CompletionRequest, choice: Choice, prepared: Sequence[Prepared], stop: threading.Event
 ) -> Generator[Event]:
     """Each prompt's answer, one after the other. Leaving the iteration, or setting `stop`, ends it.
 
@@ -186,15 +186,15 @@ def answer(
     for index, one in enumerate(prepared):
         if stop.is_set():
             raise _stopped()
-        yield from _Turn(speaker=speaker, asked=asked, choice=choice, index=index).events(one, stop)
+        yield from _PromptAnswer(speaker=speaker, asked=asked, choice=choice, index=index).events(one, stop)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Turn:
+class _PromptAnswer:
     """One prompt of a request."""
 
     speaker: Speaker
-    asked: Asked
+    asked: CompletionRequest
     choice: Choice
     index: int
     heard: list[Route] = dataclasses.field(default_factory=list)
@@ -203,41 +203,41 @@ class _Turn:
     def events(self, one: Prepared, stop: threading.Event) -> Generator[Event]:
         who = Who(self.choice.as_base, self.choice.packs, self.heard.append if self.choice.routes else None)
         before = () if self.asked.messages else one.prompt.tokens
-        pieces = self.speaker.pieces(one.most_tokens, stops=self.asked.stops, stop=stop, before=before)
-        with contextlib.closing(self._texts(one, who, pieces)) as texts:
+        stream = self.speaker.stream(one.most_tokens, stops=self.asked.stops, stop=stop, before=before)
+        with contextlib.closing(self._texts(one, who, stream)) as texts:
             first = next(texts, "")  # which packs answer is known once a piece has come, or none will
             yield self._chosen()
             for text in (one.text if self.asked.echo else "", first):
                 if text:
-                    yield Piece(self.index, text)
-            yield from (Piece(self.index, text) for text in texts)
-        if one.most_tokens and pieces.finish is None:
+                    yield AnswerText(self.index, text)
+            yield from (AnswerText(self.index, text) for text in texts)
+        if one.most_tokens and stream.finish is None:
             raise _stopped()
         num_prompt = len(one.prompt.tokens)
-        logprobs = self._logprobs(one, pieces) if self.asked.logprobs is not None else None
-        yield Ended(self.index, pieces.finish or "length", num_prompt, len(pieces.tokens), logprobs)
+        logprobs = self._logprobs(one, stream) if self.asked.logprobs is not None else None
+        yield AnswerEnd(self.index, stream.finish or "length", num_prompt, len(stream.tokens), logprobs)
 
-    def _texts(self, one: Prepared, who: Who, pieces: Pieces) -> Generator[str]:
+    def _texts(self, one: Prepared, who: Who, stream: TextStream) -> Generator[str]:
         if one.most_tokens:
-            yield from self.speaker.write(one.prompt, self.asked.sampling, who, pieces)
+            yield from self.speaker.write(one.prompt, self.asked.sampling, who, stream)
         else:  # nothing is to be written; whose likelihoods they are is still to be chosen
             with self.speaker.acting(who, one.prompt.said):
                 pass
 
-    def _chosen(self) -> Chosen:
+    def _chosen(self) -> Answerer:
         from blockexpand.packs.route import name_of
 
         if not self.heard:
-            return Chosen(self.index, self.choice.packs, {})
+            return Answerer(self.index, self.choice.packs, {})
         route = self.heard[0]
-        return Chosen(self.index, route.names, {name_of(names): nats for names, nats in route.nats.items()})
+        return Answerer(self.index, route.names, {name_of(names): nats for names, nats in route.nats.items()})
 
-    def _logprobs(self, one: Prepared, pieces: Pieces) -> dict[str, Any]:
+    def _logprobs(self, one: Prepared, stream: TextStream) -> dict[str, Any]:
         """Of the answer, the token that ended it included, and with an echo of the prompt's before it."""
         from blockexpand.serving.likelihoods import as_logprobs, score
 
-        end = [] if pieces.end is None else [pieces.end]
-        tokens = [*one.prompt.tokens, *pieces.tokens, *end]
+        end = [] if stream.end is None else [stream.end]
+        tokens = [*one.prompt.tokens, *stream.tokens, *end]
         who = Who(self.choice.as_base, self.heard[0].names if self.heard else self.choice.packs)
         with self.speaker.acting(who, "") as model:
             scored = score(model, tokens, self.asked.logprobs or 0)

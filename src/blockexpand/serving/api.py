@@ -1,25 +1,28 @@
-"""The application: addresses, who may ask, the queue, the log.
+"""The application: addresses, who may ask, the queue, the log, and the page.
 
 In: a speaker, where to listen and under which names. Out: a Starlette application of OpenAI's addresses; requests are
 answered one after another, in the order in which they came, since there is one model; who leaves loses the turn. It has
-the guards of `chat.listening`, asks for a key where one is set, keeps nothing of what is said unless a file is named,
-and sends nothing anywhere. Refused, in OpenAI's shape: other addresses, other methods, a wrong key; what reading.py and
-answering.py refuse.
+the guards of http.py, asks for a key where one is set, keeps nothing of what is said unless a file is named, and sends
+nothing anywhere; a line a request goes to standard error. Refused, in OpenAI's shape: other addresses, other methods, a
+wrong key; what requests.py and answers.py refuse.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hmac
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockexpand.errors import BlockexpandError, ChatError, ServingError
-from blockexpand.serving.answers import Choice, Chosen, Event, Piece, answer, choice_of, names_of, prepare
+from blockexpand.progress import say
+from blockexpand.serving.answers import Answerer, AnswerText, Choice, Event, answer, choice_of, names_of, prepare
 from blockexpand.serving.conversation import keep
 from blockexpand.serving.http import (
     LOOPBACK,
@@ -33,14 +36,18 @@ from blockexpand.serving.http import (
     stream,
 )
 from blockexpand.serving.replies import Shape, error_entry, model_entry, sse, usage_of
-from blockexpand.serving.requests import Asked, read_chat, read_text
+from blockexpand.serving.requests import CompletionRequest, read_chat, read_text
 from blockexpand.serving.speaker import Speaker
+from blockexpand.units import format_seconds
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
 
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
+)
 _PACKS_HEADER = "x-blockexpand-packs"
 _ADDRESSES = "POST /v1/chat/completions, POST /v1/completions, GET /v1/models or GET /health"
 
@@ -100,13 +107,15 @@ def build_service(speaker: Speaker, service: Service, under_way: UnderWay | None
         speaker.check_route()
     if service.log is not None:
         keep(service.log, None)
-    desk = _Desk(
+    desk = _Counter(
         speaker=speaker,
         service=service,
         names=names_of(speaker, service.name, routes=service.routes),
         under_way=under_way or UnderWay(),
     )
     routes = [
+        Route("/", desk.page),
+        Route("/facts", desk.facts),
         Route("/health", desk.health),
         Route("/v1/models", desk.models),
         Route("/v1/models/{name:path}", desk.model),
@@ -118,7 +127,7 @@ def build_service(speaker: Speaker, service: Service, under_way: UnderWay | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Desk:
+class _Counter:
     """Where requests are taken, one after another."""
 
     speaker: Speaker
@@ -128,6 +137,25 @@ class _Desk:
     created: int = field(default_factory=lambda: int(time.time()))
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """First come, first served."""
+
+    async def page(self, _request: Request) -> Response:
+        """The chat: one file, nothing fetched from elsewhere; base and expanded model side by side."""
+        from starlette.responses import Response
+
+        html = (resources.files("blockexpand.serving") / "page.html").read_text(encoding="utf-8")
+        headers = {"Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"}
+        return Response(html, media_type="text/html", headers=headers)
+
+    async def facts(self, request: Request) -> Response:
+        """What the page shows of the model, and under which names it asks."""
+        from starlette.responses import JSONResponse
+
+        self._check_key(request)
+        facts = dataclasses.asdict(self.speaker.facts)
+        chats = bool(self.speaker.tokenizer.chat_template)
+        return JSONResponse(
+            {**facts, "models": list(self.names), "chats": chats, "logged": str(self.service.log or "")}
+        )
 
     async def health(self, _request: Request) -> Response:
         from starlette.responses import JSONResponse
@@ -155,7 +183,7 @@ class _Desk:
     async def text(self, request: Request) -> Response:
         return await self._answer(request, read_text)
 
-    async def _answer(self, request: Request, read: Callable[[bytes], Asked]) -> Response:
+    async def _answer(self, request: Request, read: Callable[[bytes], CompletionRequest]) -> Response:
         from starlette.responses import JSONResponse
 
         self._check_key(request)
@@ -169,17 +197,23 @@ class _Desk:
         headers = {"cache-control": "no-cache", **_headers([first])}
         return stream(_chunks(shape, first, events), "text/event-stream", headers)
 
-    async def _events(self, request: Request, asked: Asked) -> AsyncGenerator[Event]:
+    async def _events(self, request: Request, asked: CompletionRequest) -> AsyncGenerator[Event]:
         """What comes of a request, in its turn."""
         from starlette.concurrency import run_in_threadpool
 
         choice = choice_of(self.names, asked.model)
         prepared = await run_in_threadpool(prepare, self.speaker, asked)
         found: list[Event] = []
+        begun = time.monotonic()
         async with self.under_way.one(request) as stop, self.turn:
             async for event in in_thread(answer(self.speaker, asked, choice, prepared, stop), stop):
                 found.append(event)
                 yield event
+            used = usage_of(found)
+            say(
+                f"{asked.model}: {used['prompt_tokens']:,} tokens read, {used['completion_tokens']:,} written, "
+                f"{format_seconds(time.monotonic() - begun)}"
+            )
             if self.service.log is not None:
                 await run_in_threadpool(_keep, self.service.log, asked, found)
 
@@ -219,11 +253,11 @@ def _headers(events: Sequence[Event]) -> dict[str, str]:
     """Which packs answer each prompt, where there are any."""
     from blockexpand.packs.route import name_of
 
-    packs = [name_of(event.packs) for event in events if isinstance(event, Chosen) and event.packs is not None]
+    packs = [name_of(event.packs) for event in events if isinstance(event, Answerer) and event.packs is not None]
     return {_PACKS_HEADER: ", ".join(packs)} if packs else {}
 
 
-def _keep(log: Path, asked: Asked, events: Sequence[Event]) -> None:
+def _keep(log: Path, asked: CompletionRequest, events: Sequence[Event]) -> None:
     """One line for each answer. ServingError where it cannot be written."""
     shape = Shape(asked=asked).whole(events)
     for number, choice in enumerate(shape["choices"]):
@@ -232,7 +266,7 @@ def _keep(log: Path, asked: Asked, events: Sequence[Event]) -> None:
         entry: dict[str, Any] = {
             "model": asked.model,
             **said,
-            "answer": "".join(e.text for e in mine if isinstance(e, Piece)),
+            "answer": "".join(e.text for e in mine if isinstance(e, AnswerText)),
         }
         entry |= {"finish_reason": choice["finish_reason"], "usage": usage_of(mine), **choice.get("blockexpand", {})}
         try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from blockexpand.errors import ChatError, nearest
 from blockexpand.serving.sampling import Sampling
-from blockexpand.serving.speaker import Message, Speaker
+from blockexpand.serving.speaker import Message, Speaker, Who
 
 if TYPE_CHECKING:
     from blockexpand.packs.route import Route
@@ -23,14 +23,14 @@ HELP = """\
 /packs [NAMES]   the packs, and which are on; with names (or none) switch exactly these on
 /route [HOW]     auto: of the packs that are on, the likelier one (or the base) answers each turn; always: all of them
 /system [TEXT]   what the model is told first; without text, nothing
-/set NAME=VALUE  max_tokens, temperature (0: likeliest), top_p, seed (none: a new one each time)
+/set NAME=VALUE  max_tokens, temperature (0: likeliest), top_p, top_k, seed (none: new each time)
 /reset           forget what was said
 /help            this
 /quit            end"""
 
 
 class Conversation:
-    """One person and one model."""
+    """One person and one model; the base inside has a history of its own, so that the two can be compared."""
 
     def __init__(
         self, speaker: Speaker, sampling: Sampling | None = None, *, system: str = "", log: Path | None = None
@@ -42,11 +42,23 @@ class Conversation:
         """Whether each turn's packs are chosen by what was said."""
         self.route: Route | None = None
         """What was chosen for the latest answer; none where nothing was."""
+        self.was_cut = False
+        """Whether the latest answer ended at the limit of its tokens."""
         self.has_ended = False
-        self.turns: list[Message] = []
+        self._histories: dict[bool, list[Message]] = {False: [], True: []}
         self._log = log
         if log is not None:
             self._keep({"role": "system", "content": system})
+
+    @property
+    def turns(self) -> list[Message]:
+        """What was said with whoever answers now."""
+        return self._histories[self.as_base]
+
+    @property
+    def answerer(self) -> str:
+        """Who answers now, in a word."""
+        return "base" if self.as_base else self.speaker.facts.name
 
     def command(self, line: str) -> str:
         """Carry out a line that begins with a slash; what to say about it.
@@ -69,19 +81,19 @@ class Conversation:
         """The answer to `text`, in pieces; it is remembered as far as it was read, and the question with it."""
         asked: Message = {"role": "user", "content": text}
         messages = [{"role": "system", "content": self.system}] if self.system else []
-        pieces: list[str] = []
-        is_whole = False
-        self.route = None
-        more: dict[str, Any] = {"as_base": self.as_base, "routed": self._hear if self.routes else None}
+        turns, said, is_whole = self.turns, "", False
+        self.route, self.was_cut = None, False
+        who = Who(self.as_base, None, self._hear if self.routes and not self.as_base else None)
+        prompt, stream = self.speaker.begin([*messages, *turns, asked], self.sampling)
         try:
-            for piece in self.speaker.answer([*messages, *self.turns, asked], self.sampling, **more):
-                pieces.append(piece)
+            for piece in self.speaker.write(prompt, self.sampling, who, stream):
+                said += piece
                 yield piece
-            is_whole = True
+            is_whole, self.was_cut = True, stream.finish == "length"
         finally:
-            if pieces or is_whole:
-                answered: Message = {"role": "assistant", "content": "".join(pieces)}
-                self.turns += [asked, answered]
+            if said or is_whole:
+                answered: Message = {"role": "assistant", "content": said}
+                turns += [asked, answered]
                 self._keep(asked)
                 self._keep(answered)
 
@@ -113,7 +125,7 @@ class Conversation:
     def _switch_packs(self, rest: str) -> str:
         names = rest.replace(",", " ").split()
         if names:
-            self.speaker.wear([] if names == ["none"] else names)
+            self.speaker.switch_on([] if names == ["none"] else names)
         on = self.speaker.packs_on
         return "packs: " + (
             ", ".join(f"{name} ({'on' if name in on else 'off'})" for name in self.speaker.packs) or "none"
@@ -140,7 +152,8 @@ class Conversation:
         return ", ".join(f"{key}={value}" for key, value in vars(self.sampling).items())
 
     def _reset(self, _rest: str) -> str:
-        self.turns.clear()
+        for turns in self._histories.values():
+            turns.clear()
         return "forgotten"
 
     def _quit(self, _rest: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from blockexpand.errors import RecordError
-from blockexpand.records.expansion import RECORD_NAME, ExpansionRecord, read_expansion
+from blockexpand.records.expansion import RECORD_NAME
 from blockexpand.records.plan import Plan
 
 
@@ -43,11 +43,6 @@ def gather_facts(folder: str | Path, blocks: tuple[str, ...], packs: list[tuple[
         blocks=blocks,
         measured=tuple(sentence for sentence in sentences if sentence),
     )
-
-
-def read_record(folder: str | Path) -> ExpansionRecord | None:
-    """The record of an expanded folder, None where nothing is recorded."""
-    return read_expansion(folder) if (Path(folder) / RECORD_NAME).is_file() else None
 
 
 def stack(plan: Plan) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ def score(model: PreTrainedModel, tokens: Sequence[int], num_likeliest: int) -> 
     head, found = head_of(model), [Scored(tokens[0], None, ())]
     hidden_TD = hidden_states(model, batch)[0, :-1]
     for start in range(0, len(hidden_TD), _CHUNK_POSITIONS):
-        logprobs_CV = head.logits_CV(hidden_TD[start : start + _CHUNK_POSITIONS]).log_softmax(-1)
+        logprobs_CV = head.logits_CV(hidden_TD[start : start + _CHUNK_POSITIONS]).float().log_softmax(-1)
         logprobs_CV.clamp_(min=_LEAST)
         targets_C = batch.tokens_BT[0, start + 1 : start + 1 + len(logprobs_CV)]
         top_CK = logprobs_CV.topk(num_likeliest)

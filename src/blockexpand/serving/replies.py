@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from blockexpand.errors import ServingError
-from blockexpand.serving.answers import Chosen, Ended, Event, Piece
-from blockexpand.serving.requests import Asked
+from blockexpand.serving.answers import AnswerEnd, Answerer, AnswerText, Event
+from blockexpand.serving.requests import CompletionRequest
 
 DONE = "data: [DONE]\n\n"
 
@@ -24,7 +24,7 @@ DONE = "data: [DONE]\n\n"
 class Shape:
     """Of the answers to one request."""
 
-    asked: Asked
+    asked: CompletionRequest
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -41,23 +41,23 @@ class Shape:
 
     def _choice(self, number: int, events: Sequence[Event]) -> dict[str, Any]:
         mine = [event for event in events if event.index == number]
-        text = "".join(event.text for event in mine if isinstance(event, Piece))
+        text = "".join(event.text for event in mine if isinstance(event, AnswerText))
         said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.is_chat else {"text": text}
         choice: dict[str, Any] = {"index": number, **said, "logprobs": None, "finish_reason": None}
         for event in mine:
-            if isinstance(event, Chosen):
+            if isinstance(event, Answerer):
                 choice |= chosen(event)
-            elif isinstance(event, Ended):
+            elif isinstance(event, AnswerEnd):
                 choice |= {"finish_reason": event.finish, "logprobs": event.logprobs}
         return choice
 
     def chunks(self, event: Event) -> Iterator[str]:
         """What of a stream an event is."""
-        if isinstance(event, Chosen):
+        if isinstance(event, Answerer):
             beginning = chosen(event)
             if self.is_chat or beginning:
                 yield self._chunk(event.index, {"role": "assistant", "content": ""}, "", **beginning)
-        elif isinstance(event, Piece):
+        elif isinstance(event, AnswerText):
             yield self._chunk(event.index, {"content": event.text}, event.text)
         else:
             yield self._chunk(event.index, {}, "", finish_reason=event.finish)
@@ -83,7 +83,7 @@ class Shape:
         return {"id": f"{prefix}-{self.id}", "object": kind, "created": self.created, "model": self.asked.model}
 
 
-def chosen(event: Chosen) -> dict[str, Any]:
+def chosen(event: Answerer) -> dict[str, Any]:
     """Who answers, for a choice; nothing where there are no packs."""
     if event.packs is None:
         return {}
@@ -93,7 +93,7 @@ def chosen(event: Chosen) -> dict[str, Any]:
 
 def usage_of(events: Sequence[Event]) -> dict[str, int]:
     """Tokens read and written; the one that ends an answer is none of it."""
-    ended = [event for event in events if isinstance(event, Ended)]
+    ended = [event for event in events if isinstance(event, AnswerEnd)]
     read, written = sum(e.num_prompt_tokens for e in ended), sum(e.num_tokens for e in ended)
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 

@@ -1,8 +1,8 @@
 """What a client asks for, read strictly.
 
-In: the body of a request to chat/completions or completions. Out: `Asked`. Let pass: what changes nothing of the
-answer (who asks, what to keep), and null. Refused, by name (ServingError): what would change the answer and cannot be
-had, with the value that would not; fields that are not known; values of another type or out of bounds.
+In: the body of a request to chat/completions or completions. Out: `CompletionRequest`. Let pass: what changes nothing
+of the answer (who asks, what to keep), and null. Refused, by name (ServingError): what would change the answer and
+cannot be had, with the value that would not; fields that are not known; values of another type or out of bounds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from blockexpand.errors import ChatError, ServingError, nearest
+from blockexpand.corpus.chats import content_text
+from blockexpand.errors import ChatError, CorpusError, ServingError, nearest
 from blockexpand.serving.sampling import Sampling
 from blockexpand.serving.speaker import Message
 
@@ -23,7 +24,7 @@ _MOST_PROMPTS = 256
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """The role that the template is given."""
 
-_READ = ("model", "stream", "stream_options", "temperature", "top_p", "max_tokens", "seed", "stop")
+_READ = ("model", "stream", "stream_options", "temperature", "top_p", "max_tokens", "top_k", "seed", "stop")
 _READ_CHAT = (*_READ, "messages", "max_completion_tokens")
 _READ_TEXT = (*_READ, "prompt", "echo", "logprobs")
 _LET_PASS = (
@@ -46,7 +47,7 @@ TextPrompt = str | tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class CompletionRequest:
     """One request."""
 
     model: str
@@ -67,7 +68,7 @@ class Asked:
     """How many of the likeliest tokens to name at each position; None: no likelihoods."""
 
 
-def read_chat(body: bytes) -> Asked:
+def read_chat(body: bytes) -> CompletionRequest:
     """A request to chat/completions.
 
     Raises:
@@ -79,14 +80,14 @@ def read_chat(body: bytes) -> Asked:
         raise _refused("max_tokens", both[1], f"the value of max_completion_tokens, {both[0]!r}; leave one out")
     name = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
     messages = _value(fields, "messages", list, "a list of messages, not empty", required=True)
-    return Asked(
+    return CompletionRequest(
         messages=tuple(_message(message, number) for number, message in enumerate(messages)),
         max_tokens=_whole(fields, name, 1, None),
         **_shared(fields),
     )
 
 
-def read_text(body: bytes) -> Asked:
+def read_text(body: bytes) -> CompletionRequest:
     """A request to completions.
 
     Raises:
@@ -101,7 +102,7 @@ def read_text(body: bytes) -> Asked:
     for name, is_given in (("echo", echo), ("logprobs", logprobs is not None)):
         if is_given and shared["stream"]:
             raise _refused(name, fields[name], "none with stream, since likelihoods come last; ask without stream")
-    return Asked(
+    return CompletionRequest(
         prompts=_prompts(fields),
         max_tokens=_whole(fields, "max_tokens", 0 if echo else 1, _COMPLETION_TOKENS),
         echo=echo,
@@ -151,7 +152,7 @@ def _shared(fields: dict[str, Any]) -> dict[str, Any]:
         _whole(fields, "seed", 0, None),
     )
     try:
-        sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+        sampling = Sampling(temperature=temperature, top_p=top_p, top_k=_whole(fields, "top_k", 0, 0) or 0, seed=seed)
     except ChatError as error:
         raise ServingError(error, param=str(error).partition(" ")[0], code="invalid_value") from None
     return {
@@ -181,17 +182,11 @@ def _message(message: Any, number: int) -> Message:
     for name in ("tool_calls", "function_call", "audio"):
         if message.get(name):
             raise _refused(f"{where}.{name}", message[name], "none; this server knows no tools and no sounds")
-    if isinstance(content, list):
-        content = "\n".join(_part(part, f"{where}.content[{n}]") for n, part in enumerate(content))
-    if not isinstance(content, str):
-        raise _refused(f"{where}.content", content, "a text, or a list of parts of type text")
-    return {"role": _ROLES[role], "content": _whole_text(content, f"{where}.content")}
-
-
-def _part(part: Any, where: str) -> str:
-    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-        raise _refused(where, part, 'a text, e.g. {"type": "text", "text": "hello"}; this server reads nothing else')
-    return part["text"]
+    try:
+        text = content_text(content, f"{where}.content")
+    except CorpusError:
+        raise _refused(f"{where}.content", content, "a text, or a list of parts of type text") from None
+    return {"role": _ROLES[role], "content": _whole_text(text, f"{where}.content")}
 
 
 def _prompts(fields: dict[str, Any]) -> tuple[TextPrompt, ...]:

@@ -15,10 +15,13 @@ class Sampling:
     """Of an answer, at most."""
 
     temperature: float = 0.7
-    """0 takes the likeliest token each time."""
+    """0 takes the likeliest token each time; less than a hundredth would divide logits beyond what floats hold."""
 
     top_p: float = 0.95
     """Only the likeliest tokens that together have this probability."""
+
+    top_k: int = 0
+    """Only so many of the likeliest tokens; 0: all."""
 
     seed: int | None = None
     """The same seed gives the same answer again; none: a new one each time."""
@@ -26,7 +29,10 @@ class Sampling:
     def __post_init__(self) -> None:
         """ChatError for values that mean nothing."""
         _expect("max_tokens", self.max_tokens, 1 <= self.max_tokens <= 100_000, "1 to 100000")
-        _expect("temperature", self.temperature, 0 <= self.temperature <= 10, "0 to 10")
+        _expect(
+            "temperature", self.temperature, self.temperature == 0 or 0.01 <= self.temperature <= 2, "0, or 0.01 to 2"
+        )
+        _expect("top_k", self.top_k, 0 <= self.top_k <= 1_000_000, "0 to 1000000")
         _expect("top_p", self.top_p, 0 < self.top_p <= 1, "more than 0, at most 1")
         _expect("seed", self.seed, self.seed is None or 0 <= self.seed < 2**63, "0 to 2^63 - 1, or none")
 
@@ -36,7 +42,7 @@ class Sampling:
         Raises:
             ChatError: there is no such setting, or the value is no number or out of bounds.
         """
-        kinds = {"max_tokens": int, "temperature": float, "top_p": float, "seed": int}
+        kinds = {"max_tokens": int, "temperature": float, "top_p": float, "top_k": int, "seed": int}
         if name not in kinds:
             raise ChatError(f"there is no setting {name!r}; {nearest(name, kinds)}; change one as /set temperature=0.5")
         if name == "seed" and value in (None, "", "none"):

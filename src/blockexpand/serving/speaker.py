@@ -14,16 +14,23 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from blockexpand.checkpoint import locate_model
+from blockexpand.corpus.chats import check_embeddings, check_template, render_prompt, tokens_of
+from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.errors import ChatError
-from blockexpand.serving.facts import Facts, gather_facts, read_record, stack
+from blockexpand.packs import load_attached, load_with_packs, read_pack
+from blockexpand.records.expansion import read_expansion
+from blockexpand.serving.facts import Facts, gather_facts, stack
 from blockexpand.serving.sampling import Sampling
-from blockexpand.serving.text_stream import Pieces
+from blockexpand.serving.text_stream import TextStream
+from blockexpand.staging import RECORD_NAME
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from blockexpand.live.device import Dtype
     from blockexpand.packs.route import Route
 
 Message = dict[str, str]
@@ -57,7 +64,8 @@ class Speaker:
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, facts: Facts, *, plain: bool = False) -> None:
         """`plain`: text is completed, and no template is used."""
-        _check_template(tokenizer, facts.name, plain)
+        if not plain:
+            check_template(tokenizer)
         self.model, self.tokenizer, self.facts, self.plain = model, tokenizer, facts, plain
         self._turn = threading.Lock()
 
@@ -76,67 +84,56 @@ class Speaker:
         with self._turn:  # a bypassed model has none on
             return enabled(self.model)
 
-    def wear(self, names: Sequence[str]) -> None:
+    def switch_on(self, names: Sequence[str]) -> None:
         """Switch exactly these packs on, waiting for an answer under way.
 
         Raises:
             PackError: the model has no such pack.
         """
         with self._turn:
-            self._wear(names)
+            self._switch_on(names)
 
-    def _wear(self, names: Sequence[str]) -> None:
-        from blockexpand.packs.in_memory import disable, enable
+    def _switch_on(self, names: Sequence[str]) -> None:
+        from blockexpand.packs.in_memory import set_enabled
 
-        if names:
-            enable(self.model, *names)
-        disable(self.model, *(name for name in self.packs if name not in names))
+        if names or self.packs:
+            set_enabled(self.model, names)
 
-    def answer(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        as_base: bool = False,
-        packs: Sequence[str] | None = None,
-        routed: Callable[[Route], None] | None = None,
-        stop: threading.Event | None = None,
-    ) -> Generator[str]:
-        """The answer's text, in pieces. Leaving the iteration, or setting `stop`, ends it. With `packs`, exactly these
-        are switched on for it and after it. With `routed`, of the packs that are on the one answers (or the base) with
-        which what the person has said is likelier; it is called with what was chosen before the first piece comes.
+    def begin(
+        self, messages: Sequence[Message], sampling: Sampling, stop: threading.Event | None = None
+    ) -> tuple[Prompt, TextStream]:
+        """A conversation as a prompt that leaves room for an answer, and where the answer is to go. The oldest turns
+        go where the context is too short.
 
         Raises:
-            ChatError: there is no base inside, or there are no packs to choose among, or the last message alone is
-                longer than the context.
-            PackError: the model has no such pack.
+            ChatError: the last message alone is longer than the context.
+            CorpusError: the chat template does not take the messages.
         """
-        who = Who(as_base, packs, routed)
-        self._check(who)
         tokens, room = self._cut(messages, sampling)
         said = messages[-1]["content"] if self.plain else _said(messages)
-        yield from self.write(Prompt(tokens, said), sampling, who, self.pieces(room, stop=stop))
+        return Prompt(tokens, said), self.stream(room, stop=stop)
 
-    def pieces(self, most_tokens: int, **more: Any) -> Pieces:
-        """Where an answer of at most so many tokens is to go; `more` as Pieces takes it."""
+    def stream(self, most_tokens: int, **more: Any) -> TextStream:
+        """Where an answer of at most so many tokens is to go; `more` as TextStream takes it."""
         from blockexpand.live.generation import ends_of_model
 
-        return Pieces(self.tokenizer, ends_of_model(self.model, self.tokenizer), most_tokens, **more)
+        return TextStream(self.tokenizer, ends_of_model(self.model, self.tokenizer), most_tokens, **more)
 
-    def write(self, prompt: Prompt, sampling: Sampling, who: Who, pieces: Pieces) -> Generator[str]:
-        """The text that goes on from a prompt, in pieces; `pieces` (not the sampling) has the most tokens, and knows in
+    def write(self, prompt: Prompt, sampling: Sampling, who: Who, stream: TextStream) -> Generator[str]:
+        """The text that goes on from a prompt, in pieces; `stream` (not the sampling) has the most tokens, and knows in
         the end how it ended. Leaving the iteration ends it.
 
         Raises:
-            ChatError, PackError: as `answer`, but for the context, which is not looked at.
+            ChatError: there is no base inside, or there are no packs to choose among.
+            PackError: the model has no such pack.
         """
         self._check(who)
         with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(self._generate, prompt, sampling, who, pieces)
+            future = pool.submit(self._generate, prompt, sampling, who, stream)
             try:
-                yield from pieces
+                yield from stream
             finally:
-                pieces.leave()
+                stream.leave()
             future.result()
 
     def _check(self, who: Who) -> None:
@@ -145,7 +142,7 @@ class Speaker:
         if who.as_base and not self.facts.is_expanded:
             raise ChatError(f"{self.facts.name} holds no base to answer as; expected an expanded model or packs")
 
-    def _generate(self, prompt: Prompt, sampling: Sampling, who: Who, pieces: Pieces) -> None:
+    def _generate(self, prompt: Prompt, sampling: Sampling, who: Who, stream: TextStream) -> None:
         import torch
 
         try:
@@ -155,14 +152,14 @@ class Speaker:
                 model.generate(
                     tokens,
                     attention_mask=torch.ones_like(tokens),
-                    max_new_tokens=pieces.most_tokens,
-                    stopping_criteria=[pieces],
-                    eos_token_id=list(pieces.ends) or None,
+                    max_new_tokens=stream.most_tokens,
+                    stopping_criteria=[stream],
+                    eos_token_id=list(stream.ends) or None,
                     pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
                     **_drawing(sampling),
                 )
         finally:
-            pieces.close()
+            stream.close()
 
     @contextlib.contextmanager
     def acting(self, who: Who, said: str | Sequence[int]) -> Generator[Any]:
@@ -174,7 +171,7 @@ class Speaker:
         with contextlib.ExitStack() as entered:
             entered.enter_context(self._turn)
             if who.packs is not None:
-                self._wear(who.packs)
+                self._switch_on(who.packs)
             if who.as_base:
                 entered.enter_context(bypass(self.model))
             elif who.routed is not None:
@@ -188,9 +185,7 @@ class Speaker:
         from blockexpand.packs.in_memory import enabled, only
         from blockexpand.packs.route import candidates_of, route
 
-        if isinstance(said, str):
-            said = list(self.tokenizer(said, add_special_tokens=False, verbose=False)["input_ids"])
-        tokens = said
+        tokens = tokens_of(self.tokenizer, said) if isinstance(said, str) else said
         found = route(self.model, tokens, candidates=candidates_of(self.model, among=enabled(self.model)))
         routed(found)
         with only(self.model, *found.names):
@@ -219,14 +214,15 @@ class Speaker:
         """A conversation as the template renders it.
 
         Raises:
-            ChatError: there is no template, or it does not take these messages.
+            CorpusError: there is no template, or it does not take these messages.
         """
-        _check_template(self.tokenizer, self.facts.name, plain=False)
-        return Prompt(self._rendered(messages), _said(messages))
+        return Prompt(render_prompt(self.tokenizer, messages, self.num_embeddings), _said(messages))
 
     def text_prompt(self, text: str) -> Prompt:
         """A text that is to be gone on with."""
-        return Prompt(list(self.tokenizer(text, verbose=False)["input_ids"]), text)
+        tokens = list(self.tokenizer(text, verbose=False)["input_ids"])
+        check_embeddings(max(tokens, default=0), self.num_embeddings, self.tokenizer)
+        return Prompt(tokens, text)
 
     def _cut(self, messages: Sequence[Message], sampling: Sampling) -> tuple[list[int], int]:
         """Token ids and the answer's most tokens; the oldest turns go where the context is too short."""
@@ -245,21 +241,14 @@ class Speaker:
             del kept[first : first + (2 if len(kept) - first > 2 else 1)]
 
     def _encode(self, messages: list[Message]) -> list[int]:
-        return list(self.text_prompt(messages[-1]["content"]).tokens) if self.plain else self._rendered(messages)
+        if self.plain:
+            return list(self.text_prompt(messages[-1]["content"]).tokens)
+        return render_prompt(self.tokenizer, messages, self.num_embeddings)
 
-    def _rendered(self, messages: Sequence[Message]) -> list[int]:
-        from jinja2 import TemplateError
-
-        turns = list(messages)
-        try:
-            text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in turns)
-            raise ChatError(
-                f"the chat template of {self.facts.name} does not take these messages ({error}): {roles}; expected "
-                "what it was written for; most want user and assistant by turns, some no system"
-            ) from None
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    @property
+    def num_embeddings(self) -> int:
+        """Tokens that the model knows."""
+        return self.model.get_input_embeddings().num_embeddings
 
 
 def _said(messages: Sequence[Message]) -> str:
@@ -268,61 +257,59 @@ def _said(messages: Sequence[Message]) -> str:
     return "\n".join(message["content"] for message in messages if message["role"] == "user")
 
 
-def _check_template(tokenizer: PreTrainedTokenizerBase, name: str, plain: bool) -> None:
-    if not plain and not tokenizer.chat_template:
-        raise ChatError(
-            f"{name} has no chat template, so it cannot be talked to; expected an instruction-tuned model; add "
-            "chat_template.jinja, or complete text (chat --plain; where it is served, POST /v1/completions)"
-        )
-
-
 def _drawing(sampling: Sampling) -> dict[str, Any]:
     if sampling.temperature == 0:
         return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    return {"do_sample": True, "temperature": float(sampling.temperature), "top_p": float(sampling.top_p), "top_k": 0}
+    return {
+        "do_sample": True,
+        "temperature": float(sampling.temperature),
+        "top_p": float(sampling.top_p),
+        "top_k": sampling.top_k,
+    }
 
 
 def open_speaker(
-    folder: str | Path,
+    model: str | Path,
     packs: Sequence[str | Path] = (),
     *,
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
+    dtype: Dtype = "auto",
     device: str = "auto",
     plain: bool = False,
 ) -> Speaker:
     """Load a checkpoint, an expanded one, one with packs attached, or a base with these packs.
 
+    Args:
+        model: a folder, a run folder, a GGUF file or a hub id, as `locate_model` takes it.
+        packs: folders of packs to put on it.
+        dtype: what weights are held as; "auto": as the checkpoint has them.
+        device: where it runs; "auto": the accelerator, if there is one.
+        plain: text is completed, and no template is needed.
+
     Raises:
-        ChatError: it has no chat template and `plain` is not set.
-        CheckpointError, PackError, LiveError, CorpusError: something cannot be read or does not fit.
+        CorpusError: it has no chat template and `plain` is not set.
+        CheckpointError, PackError, LiveError, DeviceError: something cannot be read or does not fit.
     """
+    folder = locate_model(model)
+    tokenizer = load_tokenizer(folder)
+    if not plain:
+        check_template(tokenizer)
+    record = read_expansion(folder) if (folder / RECORD_NAME).is_file() else None
+    read = [read_pack(pack) for pack in packs]
+    known = [(pack.record.name, pack.record.evaluation) for pack in read]
     from blockexpand import live
-    from blockexpand.checkpoint import locate_model
-    from blockexpand.corpus.tokenizer import load_tokenizer
     from blockexpand.families.modules import load_model
     from blockexpand.live.device import choose_device, dtype_named
     from blockexpand.live.state import expanded, is_expanded
-    from blockexpand.packs import read_pack
 
-    folder = locate_model(folder)
-    tokenizer = load_tokenizer(folder)
-    _check_template(tokenizer, str(folder), plain)
-    record, kind, device = read_record(folder), dtype_named(dtype), str(choose_device(device))
-    read = [read_pack(pack) for pack in packs]
-    known = [(pack.record.name, pack.record.evaluation) for pack in read]
-    model: Any
+    kind, place = dtype_named(dtype), str(choose_device(device))
     if read:
-        from blockexpand.packs import load_with_packs
-
-        model = load_with_packs(folder, read, kind, device)
+        loaded = load_with_packs(folder, read, kind, place)
     elif record is None:
-        model = load_model(folder, dtype=kind, device=device)
+        loaded = load_model(folder, dtype=kind, device=place)
     elif record.packs:
-        from blockexpand.packs import load_attached
-
-        model = load_attached(folder, kind, device)
+        loaded = load_attached(folder, kind, place)
         known = [(pack.name, pack.about.get("evaluation")) for pack in record.packs]
     else:
-        model = live.load(folder, kind, device)[0]
-    blocks = stack(expanded(model).plan) if is_expanded(model) else ()
-    return Speaker(model, tokenizer, gather_facts(folder, blocks, known), plain=plain)
+        loaded = live.load(folder, kind, place)[0]
+    blocks = stack(expanded(loaded).plan) if is_expanded(loaded) else ()
+    return Speaker(loaded, tokenizer, gather_facts(folder, blocks, known), plain=plain)

@@ -1,8 +1,8 @@
 """The chat in a terminal, or from a pipe: a line is a turn, answers stream, Ctrl-C stops an answer.
 
-In: lines, a conversation. Out: what is printed; where packs are chosen, a dim line before each answer says which. From
-a pipe there are no prompts, no such lines and no colours, so that the output is the answers and nothing else but what
-commands say.
+In: lines, a conversation. Out: what is printed; a dim line before each answer says whose it is, and one behind it
+where it was cut at its limit. From a pipe there are no prompts, no such lines and no colours, so that the output is the
+answers and nothing else but what commands say.
 """
 
 from __future__ import annotations
@@ -33,18 +33,21 @@ def talk(conversation: Conversation, lines: Iterable[str], console: Console) -> 
 
 
 def _say(conversation: Conversation, text: str, console: Console) -> None:
-    reply = conversation.reply(text)
-    is_first = console.is_terminal
+    reply, is_first = conversation.reply(text), console.is_terminal
     try:
         for piece in reply:
-            if is_first and conversation.told():
-                console.print(conversation.told(), style="dim", markup=False, highlight=False, soft_wrap=True)
+            if is_first:
+                who = conversation.told() or conversation.answerer
+                console.print(f"{who}:", style="dim", markup=False, highlight=False, soft_wrap=True)
             is_first = False
             console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
             console.file.flush()
     except KeyboardInterrupt:
         reply.close()
         console.print(" (stopped)", style="dim", end="")
+    if conversation.was_cut and console.is_terminal:
+        limit = conversation.sampling.max_tokens
+        console.print(f" (cut at {limit:,} tokens; /set max_tokens=N)", style="dim", end="", highlight=False)
     console.print()
 
 

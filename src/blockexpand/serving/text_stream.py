@@ -24,7 +24,7 @@ _BEFORE_TOKENS = 8
 """Of the text before; more than a character may have."""
 
 
-class Pieces:
+class TextStream:
     """One answer under way."""
 
     def __init__(

@@ -19,18 +19,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockexpand.checkpoint import CONFIG, Checkpoint, TensorEntry, copy_files, open_checkpoint, other_files
+from blockexpand.checkpoint import (
+    CONFIG,
+    Checkpoint,
+    TensorEntry,
+    copy_files,
+    declare_end,
+    open_checkpoint,
+    other_files,
+)
+from blockexpand.checkpoint.ends import GENERATION
 from blockexpand.checkpoint.header import open_to_read
 from blockexpand.errors import TrainingError
 from blockexpand.records import read_json, write_record
-from blockexpand.records.expansion import ExpansionRecord, read_expansion
+from blockexpand.records.expansion import ExpansionRecord, FileText, read_expansion
 from blockexpand.staging import RECORD_NAME, staged_folder
 from blockexpand.units import FLOATS, torch_dtype
 
 _INDEX = "model.safetensors.index.json"
 
 
-def export_model(source: Path, out: Path, tensors: Mapping[str, Tensor], training: Mapping[str, Any]) -> None:
+def export_model(
+    source: Path,
+    out: Path,
+    tensors: Mapping[str, Tensor],
+    training: Mapping[str, Any],
+    turn_end: int | None = None,
+) -> None:
     """Write `out`: the checkpoint in `source` with `tensors` in place of its own, in the file's dtypes.
 
     Args:
@@ -38,6 +53,8 @@ def export_model(source: Path, out: Path, tensors: Mapping[str, Tensor], trainin
         out: The folder to write; an earlier one of the same run is replaced.
         tensors: What was trained, by the names on disk.
         training: What an expanded folder's record says of it.
+        turn_end: The token that ends a chat's turn, where chats were trained: it becomes one of those that the shipped
+            folder's generation_config.json names, so that every program stops there. The record keeps the base's file.
 
     Raises:
         TrainingError: a tensor is not in the checkpoint, has another shape, or an unknown dtype.
@@ -60,7 +77,11 @@ def export_model(source: Path, out: Path, tensors: Mapping[str, Tensor], trainin
         copy_files(checkpoint, [*others, CONFIG, *checkpoint.shards, *index], folder)
         for name, tensor in tensors.items():
             _overwrite(checkpoint, folder, name, tensor)
+        before = declare_end(folder, turn_end) if turn_end is not None else None
         if record is not None:
+            if before is not None and record.base_files and all(file.name != GENERATION for file in record.base_files):
+                files = (*record.base_files, FileText(name=GENERATION, text=before))
+                record = dataclasses.replace(record, base_files=files)
             history = {**training, "before": record.training} if record.training else dict(training)
             write_record(folder / RECORD_NAME, dataclasses.replace(record, proof=None, training=history))
     if new.exists():

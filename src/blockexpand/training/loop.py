@@ -256,6 +256,8 @@ class Loop:
         with self._autocast:
             check_isolation(self.trainee.model)
             check_head(self.trainee.model, batch)
+            for other in self.trainee.others:
+                isolates(other)  # found out now, not in the middle of a step
             if self._asks_base and self.world.size == 1 and isolates(self.trainee.model):
                 self._shares_prefix = shares_prefix(
                     self._prefix, lambda: hidden_states(self.trainee.model, batch), lambda: self._as_base(batch)

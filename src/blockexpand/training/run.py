@@ -24,7 +24,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from blockexpand import __version__
-from blockexpand.checkpoint import digest_tensors, locate_model, open_checkpoint
+from blockexpand.checkpoint import digest_tensors, end_of_turn, locate_model, open_checkpoint
+from blockexpand.corpus import open_corpus
+from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import Interrupted, Preempted, TrainingError
 from blockexpand.live.attention import set_attention
@@ -310,7 +312,9 @@ def _ship(start: RunStart | None, loop: Loop, progress: Progress, shipped: Shipp
     empty = shipped.kept is not None and not shipped.kept.holds
     training = {"settings_digest": digest, "arm": settings.arm.kind, "blockexpand_version": __version__}
     training |= {"nothing_inside_budget": True} if empty else {}
-    export_model(source, out / "model", shipped.tensors, training)
+    chats = open_corpus(settings.data.domain).record.conversations
+    end = end_of_turn(load_tokenizer(source)) if chats else None
+    export_model(source, out / "model", shipped.tensors, training, end)
     num_unchanged = prove_unchanged(source, out / "model", shipped.tensors)
     counts = {"num_trained_tensors": len(shipped.tensors), "num_unchanged_tensors": num_unchanged}
     write_record(out / RECORD_NAME, dataclasses.replace(_record(start, digest, loop, progress, shipped), **counts))

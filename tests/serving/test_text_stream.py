@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from blockexpand.data import TINY_BASE as BASE
-from blockexpand.serving.text_stream import Pieces
+from blockexpand.serving.text_stream import TextStream
 from helpers import make_tokenizer
 
 
@@ -41,9 +41,9 @@ def with_bytes() -> PreTrainedTokenizerFast:
 TOKENIZERS = {"bytes": AutoTokenizer.from_pretrained(BASE), "words": make_tokenizer(), "fallback": with_bytes()}
 
 
-def taken(tokenizer: Any, tokens: Sequence[int], **more: Any) -> tuple[list[str], Pieces]:
+def taken(tokenizer: Any, tokens: Sequence[int], **more: Any) -> tuple[list[str], TextStream]:
     """What comes out when these tokens are made one after the other, as far as they are asked for."""
-    pieces = Pieces(tokenizer, more.pop("ends", ()), more.pop("most_tokens", 10**6), **more)
+    pieces = TextStream(tokenizer, more.pop("ends", ()), more.pop("most_tokens", 10**6), **more)
     for number in range(len(tokens)):
         if bool(pieces(torch.tensor([[7, *tokens[: number + 1]]]), None)[0]):
             break
@@ -85,7 +85,7 @@ def test_no_character_comes_in_halves() -> None:
 def test_bytes_that_are_no_text_do_not_hold_up_what_comes(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     half = tokenizer.encode("\N{GRINNING FACE}", add_special_tokens=False)[-1]
-    pieces = Pieces(tokenizer, (), 10**6)
+    pieces = TextStream(tokenizer, (), 10**6)
     for length in range(1, 40):
         pieces(torch.tensor([[7, *[half] * length]]), None)
     assert pieces._pieces.qsize() > 20

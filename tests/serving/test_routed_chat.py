@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import sys
@@ -12,38 +11,28 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from test_chat_page import Server, wait
 from tokenizers.processors import TemplateProcessing
 
 from blockexpand.cli.main import run
 from blockexpand.errors import ChatError
 from blockexpand.packs import route as routing
-from blockexpand.packs.in_memory import enabled, only
-from blockexpand.packs.route import Route, Rule
-from blockexpand.serving import Conversation, Page, Sampling, Speaker, build_page, open_speaker, talk
-from browser import browser, find_chromium
-from chat_ground import SAID, write_packs
-
-GREEDY = Sampling(temperature=0, max_tokens=12)
-
-
-@pytest.fixture(scope="module")
-def packs(expanded: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two packs of the chat's base."""
-    return write_packs(expanded.parents[1] / "base", tmp_path_factory.mktemp("routed"))
+from blockexpand.packs.in_memory import enable, enabled, only
+from blockexpand.packs.route import Route
+from blockexpand.records.pack import name_of
+from blockexpand.serving import Conversation, Speaker, open_speaker, talk
+from serving_ground import GREEDY, SAID, answered
 
 
 @pytest.fixture
-def speaker(expanded: Path, packs: list[Path], monkeypatch: pytest.MonkeyPatch) -> Speaker:
-    """With these packs on; what is said here is short, so that less evidence decides."""
-    eager = dataclasses.replace(Rule(), evidence=0.0)
-    monkeypatch.setattr(routing, "Rule", lambda: eager)
-    return open_speaker(expanded.parents[1] / "base", packs)
+def speaker(speaker: Speaker) -> Speaker:
+    """The same model to chat with, all packs on whatever was asked of it before."""
+    enable(speaker.model)
+    return Speaker(speaker.model, speaker.tokenizer, speaker.facts)
 
 
 def said(speaker: Speaker, messages: Sequence[str], **more: Any) -> str:
     asked = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(messages)]
-    return "".join(speaker.answer(asked, GREEDY, **more))
+    return answered(speaker, asked, **more)
 
 
 def test_answers_are_those_of_the_chosen_packs(speaker: Speaker) -> None:
@@ -68,24 +57,26 @@ def test_only_what_the_person_said_is_scored(speaker: Speaker) -> None:
     said(speaker, [f"{SAID[0]}\n{SAID[1]}"], routed=heard.append)
     assert heard[0] == heard[1], "answers in between count for nothing"
     told = [{"role": "system", "content": SAID[2]}, {"role": "user", "content": SAID[1]}]
-    list(speaker.answer(told, GREEDY, routed=heard.append))
+    answered(speaker, told, routed=heard.append)
     said(speaker, [SAID[1]], routed=heard.append)
     assert heard[2] == heard[3], "nor what the model is told first"
 
 
-def test_no_token_comes_before_the_text(speaker: Speaker) -> None:
+def test_no_token_comes_before_the_text(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokenizers of most bases put one there."""
     heard: list[Route] = []
     said(speaker, [SAID[0]], routed=heard.append)
     backend: Any = speaker.tokenizer
-    backend.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    monkeypatch.setattr(
+        backend.backend_tokenizer, "post_processor", TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    )
     assert speaker.tokenizer(SAID[0])["input_ids"][0] == 1
     said(speaker, [SAID[0]], routed=heard.append)
     assert heard[0].nats == heard[1].nats
 
 
-def test_plain_text_is_routed_by_what_is_completed(expanded: Path, packs: list[Path], speaker: Speaker) -> None:
-    plain = open_speaker(expanded.parents[1] / "base", packs, plain=True)
+def test_plain_text_is_routed_by_what_is_completed(tiny: Path, packs: list[Path], speaker: Speaker) -> None:
+    plain = open_speaker(tiny, packs, plain=True, dtype="float32")
     heard: list[Route] = []
     said(plain, [SAID[0], SAID[2], SAID[1]], routed=heard.append)
     said(plain, [SAID[1]], routed=heard.append)
@@ -124,7 +115,7 @@ def test_the_terminal_says_who_answers_and_a_pipe_does_not(speaker: Speaker, tmp
         assert [entry["role"] for entry in first if "packs" in entry] == ["assistant"]
     heard: list[Route] = []
     answer = said(speaker, [SAID[0]], routed=heard.append)
-    name = "+".join(heard[0].names) or "base"
+    name = name_of(heard[0].names)
     lines = shown[False].splitlines()
     assert lines[0] == "each turn's packs are chosen by what was said"
     assert lines[1].split() == answer.split()
@@ -139,7 +130,7 @@ def test_the_terminal_says_who_answers_and_a_pipe_does_not(speaker: Speaker, tmp
 def test_what_cannot_be_routed(expanded: Path, speaker: Speaker, capsys: pytest.CaptureFixture[str]) -> None:
     plain = open_speaker(expanded)
     with pytest.raises(ChatError, match=r"run has no packs to choose among; .* give --pack PACK"):
-        next(plain.answer([{"role": "user", "content": "x"}], GREEDY, routed=lambda _: None))
+        said(plain, ["x"], routed=lambda _: None)
     with pytest.raises(ChatError, match="has no packs to choose among"):
         Conversation(plain).command("/route auto")
     with pytest.raises(ChatError, match="/route was given 'on', expected auto, always or nothing"):
@@ -150,69 +141,20 @@ def test_what_cannot_be_routed(expanded: Path, speaker: Speaker, capsys: pytest.
 
 
 def test_the_verb_routes(
-    expanded: Path, packs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path, packs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{SAID[2]}\n/route\n"))
-    base = str(expanded.parents[1] / "base")
-    arguments = ["chat", base, "--pack", str(packs[0]), "--route", "auto", "--temperature", "0", "--max-tokens", "4"]
+    arguments = [
+        "chat",
+        str(tiny),
+        "--pack",
+        str(packs[0]),
+        "--route",
+        "auto",
+        "--temperature",
+        "0",
+        "--max-tokens",
+        "4",
+    ]
     assert run(arguments) == 0
     assert "; the latest answer: " in capsys.readouterr().out.splitlines()[-1]
-
-
-def test_the_verb_opens_a_page_that_routes(
-    expanded: Path, packs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    served: list[bool] = []
-    monkeypatch.setattr("blockexpand.serving.serve_page", lambda _, page: served.append(page.routes))
-    arguments = ["chat", str(expanded.parents[1] / "base"), "--pack", str(packs[0]), "--web"]
-    assert run([*arguments, "--route", "auto"]) == run(arguments) == 0
-    assert served == [True, False]
-
-
-def test_the_page_is_told_first(speaker: Speaker, tmp_path: Path) -> None:
-    from starlette.testclient import TestClient
-
-    page = Page(sampling=GREEDY, routes=True, log=tmp_path / "log")
-    client = TestClient(build_page(speaker, page), base_url="http://localhost")
-    assert client.get("/facts").json()["routes"] is True
-    asked = {"messages": [{"role": "user", "content": SAID[0]}], "sampling": {}, "routes": True, "packs": ["a", "b"]}
-    lines = [json.loads(line) for line in client.post("/answer", json=asked).text.splitlines()]
-    heard: list[Route] = []
-    answer = said(speaker, [SAID[0]], routed=heard.append)
-    assert lines[0]["route"].startswith("+".join(heard[0].names) or "base")
-    assert "".join(line["text"] for line in lines[1:-1]) == answer
-    assert json.loads((tmp_path / "log").read_text())["packs"] == list(heard[0].names)
-    asked["packs"] = ["b"]
-    first = json.loads(client.post("/answer", json=asked).text.splitlines()[0])
-    assert ", a " not in first["route"], "of the packs that are ticked"
-    assert enabled(speaker.model) == ("b",)
-    asked["routes"] = "false"
-    assert "route" not in client.post("/answer", json=asked).text
-    asked["routes"] = False
-    assert "route" not in client.post("/answer", json=asked).text
-
-
-@pytest.mark.skipif(find_chromium() is None, reason="no chromium is installed")
-def test_the_page_shows_a_badge(speaker: Speaker, tmp_path: Path) -> None:
-    made = Server(speaker, routes=True)
-    last = "document.querySelector('main section:last-child').lastElementChild"
-    try:
-        with browser(tmp_path / "profile") as tab:
-            tab.open(f"http://127.0.0.1:{made.port}/", 1280, "light")
-            wait(tab, "document.getElementById('routes') && document.getElementById('routes').checked")
-            for is_routed in (True, False):
-                tab.value(f"document.getElementById('text').value = {SAID[1]!r}")
-                tab.value("document.getElementById('form').requestSubmit()")
-                wait(tab, "document.getElementById('stop').disabled && document.querySelectorAll('.turn').length == 4")
-                badge = tab.value(f"({last}.querySelector('.route') || {{}}).textContent || ''")
-                answer = tab.value(f"{last}.lastElementChild.textContent")
-                heard: list[Route] = []
-                expected = said(speaker, [SAID[1]], **({"routed": heard.append} if is_routed else {}))
-                assert answer.split() == expected.split()[:8]
-                assert badge.startswith("b (base ") if is_routed else badge == ""
-                assert tab.value("document.querySelectorAll('main section:first-child .route').length") == 0
-                assert tab.value("document.scrollingElement.scrollWidth") <= 1280
-                tab.value("document.getElementById('routes').click()")
-                tab.value("document.getElementById('reset').click()")
-    finally:
-        made.close()
