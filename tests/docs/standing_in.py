@@ -158,7 +158,7 @@ class Ground:
         return folder
 
 
-WORDS = ROOT / "src/blockexpand/demonstration/words.txt"
+WORDS = Path(__file__).parent / "words.txt"
 NAMES = {name: kind for kind, names in STAND_INS.items() for name in names.split()}
 
 

@@ -62,6 +62,10 @@ _FREE = ("out", "keep_checkpoints", "track", "rows_per_pass", "checkpoint_every_
 pass takes (the same step up to rounding)."""
 
 
+_PREPARED = "work"
+"""Where `learn` keeps, in the run's folder, what it has prepared for the run."""
+
+
 def train(settings: TrainSettings, resume: bool = False, device: str = "auto", arm: Arm | None = None) -> RunRecord:
     """Run the settings to their end. A run that has ended already is given back as it is.
 
@@ -128,7 +132,8 @@ def _check_free(out: Path, resume: bool) -> None:
             raise TrainingError(f"{out} already holds a run; add --resume to go on with it, or choose another `out`")
         return
     others = [] if not out.exists() else ["a file"] if not out.is_dir() else [path.name for path in out.iterdir()]
-    if any(SELF_TEXT not in name for name in others):
+    others = [name for name in others if SELF_TEXT not in name and name != _PREPARED]
+    if others:
         raise TrainingError(
             f"{out} exists and is not a run folder (it holds {min(others)}); expected a new one; choose another `out`"
         )
