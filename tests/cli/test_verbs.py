@@ -157,7 +157,9 @@ REFUSED = [
     (("eval", "{base}", "--out", "{out}", "--data", "general"), ("name=folder",)),
     (("eval", "{base}", "--out", "{out}"), ("data",)),
     (("report", "{base}", "--out", "{out}"), ("base",)),
-    (("demo", "--out", "{base}"), ("no demo's folder",)),
+    (("demo", "--out", "{base}"), ("already exists",)),
+    (("learn", "{base}-none", "stdlib"), ("base-none",)),
+    (("learn", "{base}", "stdlib", "--keep", "2"), ("2",)),
 ]
 
 
