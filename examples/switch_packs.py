@@ -27,7 +27,7 @@ def make_pack(name: str, text: str, out: Path) -> Path:
 
     ids = AutoTokenizer.from_pretrained(BASE)(text)["input_ids"]
     blockexpand.expand(BASE, out / "deeper" / name, blockexpand.plan(BASE, blocks=2))
-    model, _ = blockexpand.load(out / "deeper" / name)
+    model, _ = blockexpand.load(out / "deeper" / name, dtype=torch.float32)
     settings = TrainingArguments(
         output_dir=str(out / "trainer"),
         max_steps=12,

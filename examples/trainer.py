@@ -9,6 +9,7 @@ tensors have the bytes they had.
 import sys
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 import blockexpand
@@ -24,7 +25,7 @@ def main(out: Path) -> None:
     rows = [{"input_ids": ids, "labels": ids}] * 16
 
     blockexpand.expand(BASE, out / "deeper", blockexpand.plan(BASE, blocks=2))  # blockexpand 1
-    model, _ = blockexpand.load(out / "deeper")  # blockexpand 2, instead of AutoModelForCausalLM.from_pretrained
+    model, _ = blockexpand.load(out / "deeper", dtype=torch.float32)  # blockexpand 2, as from_pretrained
     callback = blockexpand.BlockExpansionCallback(out / "deeper", out / "blocks")  # blockexpand 3
 
     settings = TrainingArguments(

@@ -8,6 +8,7 @@ It trains for a few steps on the CPU, with no network. `OUT/blocks/model` is the
 import sys
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
@@ -31,7 +32,7 @@ def main(out: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(BASE)
 
     blockexpand.expand(BASE, out / "deeper", blockexpand.plan(BASE, blocks=2))  # blockexpand 1
-    model, _ = blockexpand.load(out / "deeper")  # blockexpand 2, instead of the model's name
+    model, _ = blockexpand.load(out / "deeper", dtype=torch.float32)  # blockexpand 2, instead of the model's name
     callback = blockexpand.BlockExpansionCallback(out / "deeper", out / "blocks")  # blockexpand 3
 
     settings = SFTConfig(

@@ -25,7 +25,10 @@ from lm_helpers import make_lm
 from players import PlainTools
 
 MISSING = [name for name in ("fastapi", "uvicorn", "openai", "pydantic") if find_spec(name) is None]
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"transformers serve needs {', '.join(MISSING)}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"transformers serve needs {', '.join(MISSING)}"),
+]
 
 START_SECONDS = 120
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from blockexpand.corpus import open_corpus
+from blockexpand.corpus.chats import render_prompt
 from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.errors import CorpusError, EvaluationError
 from blockexpand.evaluation.answers import AnswerTask, answer, load_tasks, score
@@ -21,6 +22,7 @@ from blockexpand.evaluation.held_out import document_losses
 from blockexpand.evaluation.measurement import evaluate, model_digest, subject_of
 from blockexpand.evaluation.verdict import compare_records
 from blockexpand.live.device import choose_device, computes_in_bfloat16, own_dtype
+from blockexpand.live.generation import generate
 from blockexpand.records.evaluation import read_evaluation
 from blockexpand.records.intervals import mean_difference, ratio_difference
 from helpers import load
@@ -221,3 +223,14 @@ def test_a_run_s_folder_is_the_model_in_it(model: Path, corpus: Path, tmp_path: 
     shutil.copytree(model, run / "model")
     (run / "blockexpand.json").write_text('{"format": "blockexpand.run"}')
     assert evaluate(run, {"code": corpus}, tmp_path / "o").model_digest == model_digest(model)
+
+
+def test_an_answer_ends_at_every_token_that_ends_one(model: Path) -> None:
+    """What the model writes first is made an end by its settings: then nothing is answered."""
+    loaded, tokenizer = load(model, torch.float32), load_tokenizer(model)
+    (whole,) = answer(loaded, tokenizer, TASKS[:1], 6)
+    assert whole.output
+    prompt = render_prompt(tokenizer, [{"role": "user", "content": TASKS[0].prompt}])
+    first = int(generate(loaded, torch.tensor([prompt]), num_new=1, eos=0, sample=False)[0, -1])
+    loaded.generation_config.eos_token_id = [tokenizer.eos_token_id, first]
+    assert answer(loaded, tokenizer, TASKS[:1], 6)[0].output == ""

@@ -45,7 +45,7 @@ def test_the_same_model_the_same_step(method: ModuleType, tiny_base: MakeBase, t
     assert torch.equal(by_hand(rows[0]).logits, logits)
 
     blockexpand.expand(base, tmp_path / "deeper", blockexpand.plan(base, blocks=2))
-    ours, _ = blockexpand.load(tmp_path / "deeper")
+    ours, _ = blockexpand.load(tmp_path / "deeper", dtype=torch.float32)
     trained = dict(blockexpand.freeze(ours))
     assert same(by_hand, ours)
     assert {n for n, p in by_hand.named_parameters() if p.requires_grad} == set(trained)

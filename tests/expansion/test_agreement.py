@@ -58,7 +58,7 @@ def test_a_tied_pair_that_differs_is_refused(own_base: MakeBase, tmp_path: Path)
     edit_weights(base, lambda t: t.update({HEAD: t[EMBED].clone()}))
     expand(base, tmp_path / "equal", plan(base, 1), prove=True)
     edit_weights(base, lambda t: t.update({HEAD: t[EMBED] + 1}))
-    with pytest.raises(PlanError, match="'lm_head.weight' is not .*tie_word_embeddings true"):
+    with pytest.raises(PlanError, match="'lm_head.weight' in .* is not .*tie_word_embeddings true"):
         expand(base, tmp_path / "out", plan(base, 1))
     assert not (tmp_path / "out").exists()
 
@@ -99,7 +99,7 @@ def test_one_block_in_another_dtype_is_a_kind_of_its_own(own_base: MakeBase, tmp
 def test_odd_names_and_missing_blocks_are_named_with_their_file(own_base: MakeBase) -> None:
     base = own_base("llama", sharded=False)
     edit_weights(base, lambda t: t.update({"model.layers.01.odd": torch.ones(2)}))
-    with pytest.raises(PlanError, match=r"model\.safetensors.*'model\.layers\.01\.odd'"):
+    with pytest.raises(PlanError, match=r"'model\.layers\.01\.odd' in model\.safetensors"):
         plan(base, 1)
     edit_weights(base, lambda t: [t.pop(n) for n in list(t) if ".01." in n or ".layers.2." in n])
     with pytest.raises(PlanError, match=r"blocks 2 are missing \(model\.layers\.2\.\*\)"):

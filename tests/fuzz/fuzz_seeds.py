@@ -37,7 +37,7 @@ MOST_BLOCKS = 8
 
 def config_of(family: Family) -> dict[str, Any]:
     """A config that the family takes, with every per-layer entry it knows."""
-    text: dict[str, Any] = {family.depth_key: DEPTH, "vocab_size": 8, "max_position_embeddings": 64}
+    text: dict[str, Any] = {family.depth_key: DEPTH, "vocab_size": 4, "max_position_embeddings": 64}
     for rule in family.per_layer:
         text |= _entries_of(rule)
     for rule in family.only:

@@ -6,12 +6,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
-from blockexpand.checkpoint import open_checkpoint
+from blockexpand.checkpoint import open_checkpoint, stated_ends
 from blockexpand.errors import TrainingError
+from blockexpand.packs import detach_on_disk
 from blockexpand.training import run as running_module
 from blockexpand.training import train
-from blockexpand.training.export import prove_unchanged
+from blockexpand.training.export import export_model, prove_unchanged
+from helpers import tree
 from training_ground import Ground
 
 
@@ -55,3 +58,15 @@ def test_a_run_whose_old_tensors_changed_leaves_no_record(
     with pytest.raises(TrainingError, match="holds model.norm.weight with other bytes"):
         train(ground.settings(tmp_path / "run"))
     assert not (tmp_path / "run" / "blockexpand.json").exists()
+
+
+def test_where_chats_trained_the_end_of_a_turn_is_shipped_and_the_base_comes_back(
+    ground: Ground, tmp_path: Path
+) -> None:
+    """The folder names the token beside its own; the base's own file is in the record, for `pack detach`."""
+    tensors = {"model.norm.weight": load_file(ground.expanded / "model.safetensors")["model.norm.weight"]}
+    export_model(ground.expanded, tmp_path / "tuned", tensors, {"arm": "blocks"}, turn_end=3)
+    before, after = (stated_ends(folder) for folder in (ground.expanded, tmp_path / "tuned"))
+    assert after == [*before, 3]
+    detach_on_disk(tmp_path / "tuned", tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(ground.base)

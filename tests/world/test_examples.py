@@ -26,7 +26,11 @@ def run(script: str, out: Path) -> str:
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {*TRAINERS, "switch_packs.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        *TRAINERS,
+        "switch_packs.py",
+        "method.py",
+    }
 
 
 @pytest.mark.parametrize("script", TRAINERS)

@@ -20,7 +20,7 @@ CHATS = [
 
 @pytest.mark.parametrize("recompute", [True, False])
 def test_only_the_new_blocks_train_in_sft(world: World, tmp_path: Path, recompute: bool) -> None:
-    model, plan = blockexpand.load(world.grown)
+    model, plan = blockexpand.load(world.grown, dtype=torch.float32)
     trainable = dict(blockexpand.freeze(model))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     settings = SFTConfig(

@@ -28,7 +28,7 @@ _LIBRARIES = (
     # package, what for, the line that installs it
     ("datasets", "sources of kind huggingface in `prepare`", "pip install 'blockexpand[datasets]'"),
     ("lm_eval", "the suites of `eval`", "pip install 'blockexpand[evaluation]'"),
-    ("starlette", "`serve`, `chat --web`", "pip install 'blockexpand[chat]'"),
+    ("starlette", "`serve`", "pip install 'blockexpand[chat]'"),
     ("bitsandbytes", "base_precision int8 and nf4", "pip install 'blockexpand[quantised]'"),
     ("trl", "new blocks inside TRL's trainers", "pip install trl"),
     ("trackio", "track: [trackio]", "pip install trackio"),

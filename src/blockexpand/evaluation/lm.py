@@ -16,6 +16,7 @@ from lm_eval.api.model import LM, CacheHook
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from blockexpand.corpus.chats import render
 from blockexpand.errors import EvaluationError
 from blockexpand.evaluation.endpoint import Request, ask_all
 from blockexpand.live.generation import ends_of_model
@@ -119,6 +120,10 @@ class LoadedLM(HFLM):
     def set_cache_hook(self, cache_hook: Any) -> None:
         """The harness's, with a bar around it."""
         super().set_cache_hook(cast(Any, _Hook(self, cache_hook)))
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """As everything else here renders chats: what a template raises is one line."""
+        return render(self.tokenizer, chat_history, prompt=add_generation_prompt)
 
     def _watched(self, ask: Callable[..., list], requests: list[Instance]) -> list:
         task = requests[0].task_name or "answers"

@@ -22,7 +22,7 @@ _COUNTS = (_HEADS, _KEY_HEADS, "hidden_size", "intermediate_size", "vocab_size",
 
 def place_of(checkpoint: Checkpoint, name: str) -> str:
     """A tensor, and the file that it is in, as the beginning of an error."""
-    return f"{checkpoint.folder / checkpoint.tensors[name].file}: the tensor {name!r}"
+    return f"{checkpoint.source}: the tensor {name!r} in {checkpoint.tensors[name].file}"
 
 
 def check_numbers(family: Family, config: dict[str, Any], where: str) -> None:

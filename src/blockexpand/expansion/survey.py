@@ -251,8 +251,8 @@ def _check_alike(family: Family, pair: tuple[int, int], blocks: dict[int, dict[s
             )
         if first.shape != entry.shape:
             raise PlanError(
-                f"{where}/{entry.file}: {name!r} has the shape {list(entry.shape)}, and {list(first.shape)} in block "
-                f"{model}; expected all blocks alike; expand a checkpoint as transformers saves it"
+                f"{where}: {name!r} in {entry.file} has the shape {list(entry.shape)}, and {list(first.shape)} in "
+                f"block {model}; expected all blocks alike; expand a checkpoint as transformers saves it"
             )
     if len(blocks[index]) != len(blocks[model]):
         tail = next(t for t in blocks[model] if t not in blocks[index])
