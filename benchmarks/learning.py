@@ -17,11 +17,11 @@ from pathlib import Path
 from blockexpand.comparison import compare
 from blockexpand.corpus import prepare
 from blockexpand.data import TINY_BASE as BASE
-from blockexpand.demonstration.recipe import load_demo
 from blockexpand.progress import progress_on_stderr
 from blockexpand.records import from_plain, read_yaml
 from blockexpand.records.comparison import CompareRecipe, Comparison, Trial
 from blockexpand.staging import RECORD_NAME
+from texts import english_text, python_text
 
 STUDIES = Path(__file__).parent / "learning"
 WORK = Path("runs/learning")
@@ -29,8 +29,7 @@ WORK = Path("runs/learning")
 
 def make_texts() -> dict[str, str]:
     """Prepare the demo's Python and English, unless they are there."""
-    demo = load_demo(full=False)
-    for name, recipe in (("domain", demo.domain), ("general", demo.general)):
+    for name, recipe in (("domain", python_text()), ("general", english_text())):
         if not (WORK / name / RECORD_NAME).is_file():
             prepare(recipe, BASE, WORK / name)
     return {"domain": str(WORK / "domain"), "general": str(WORK / "general")}

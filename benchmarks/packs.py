@@ -25,7 +25,6 @@ import torch
 from blockexpand import live
 from blockexpand.corpus import Source, open_corpus, prepare
 from blockexpand.data import TINY_BASE as BASE
-from blockexpand.demonstration.recipe import load_demo
 from blockexpand.evaluation.held_out import document_losses
 from blockexpand.expansion import expand, plan
 from blockexpand.packs import About, extract, load_with_packs, read_pack
@@ -42,6 +41,7 @@ from blockexpand.records.run import (
 from blockexpand.staging import RECORD_NAME
 from blockexpand.training import train
 from packs_speed import speed
+from texts import english_text, python_text
 
 WORK = Path("runs/packs")
 TOKENS = 32_000
@@ -65,16 +65,15 @@ def make_texts(wanted: Collection[str]) -> None:
     """
     import torch as installed
 
-    demo = load_demo(full=False)
     headers = Source(kind="code", path=str(Path(installed.__file__).parent / "include"), endings=(".h",))
     texts = {
-        "code": demo.domain,
-        "cpp": dataclasses.replace(demo.domain, sources=(headers,)),
+        "code": python_text(),
+        "cpp": dataclasses.replace(python_text(), sources=(headers,)),
         "code+cpp": dataclasses.replace(
-            demo.domain,
-            sources=(dataclasses.replace(demo.domain.sources[0], share=0.5), dataclasses.replace(headers, share=0.5)),
+            python_text(),
+            sources=(dataclasses.replace(Source(path="stdlib"), share=0.5), dataclasses.replace(headers, share=0.5)),
         ),
-        "general": demo.general,
+        "general": english_text(),
     }
     for name, recipe in texts.items():
         if name in wanted and not (WORK / "text" / name / RECORD_NAME).is_file():

@@ -26,11 +26,11 @@ import torch
 from blockexpand.corpus import Source, open_corpus, prepare
 from blockexpand.corpus.rows import TokenRows, batches
 from blockexpand.data import TINY_BASE as BASE
-from blockexpand.demonstration.recipe import load_demo
 from blockexpand.live.forward import RowBatch
 from blockexpand.packs import load_with_packs
 from blockexpand.packs.route import Names, Rule, candidates_of, choose, cost_of, losses_by_set, name_of, route
 from blockexpand.staging import RECORD_NAME
+from texts import english_text, python_text
 
 WORK = Path("runs/packs")
 """Of benchmarks/packs.py."""
@@ -54,10 +54,9 @@ Margin = Callable[[int], float]
 
 def wide_texts() -> None:
     """The demo's texts and the headers with larger validation and test splits, unless they are there."""
-    demo = load_demo(full=False)
     headers = Source(kind="code", path=str(Path(torch.__file__).parent / "include"), endings=(".h",))
-    cpp = dataclasses.replace(demo.domain, sources=(headers,))
-    for name, recipe in {"code": demo.domain, "cpp": cpp, "general": demo.general}.items():
+    cpp = dataclasses.replace(python_text(), sources=(headers,))
+    for name, recipe in {"code": python_text(), "cpp": cpp, "general": english_text()}.items():
         splits = {
             split: dataclasses.replace(one, max_tokens=WIDE_TOKENS) if split in MOST_ROWS else one
             for split, one in recipe.splits.items()

@@ -34,7 +34,7 @@ ROWS: list[set[str]] = [
     {"reporting"},
     {"serving"},
     {"publishing"},
-    {"demonstration"},
+    {"learn"},
     {"cli"},
 ]
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
@@ -196,7 +196,7 @@ def test_functions_are_functions_whatever_was_imported_first(first: str) -> None
         ("blockexpand", ("numpy", "torch", "rich", "yaml", "cyclopts")),
         ("blockexpand.expansion", ("numpy", "torch", "transformers", "rich", "yaml", "huggingface_hub")),
         ("blockexpand.expansion", ("numpy", "torch", "transformers", "rich", "huggingface_hub")),
-        ("blockexpand.demonstration", ("torch", "transformers", "matplotlib")),
+        ("blockexpand.learn", ("torch", "transformers", "matplotlib", "datasets")),
         ("blockexpand.cli.main", ("numpy", "torch", "transformers", "yaml", "blockexpand.expansion")),
     ],
 )

@@ -7,6 +7,8 @@ Every name below is a function or value of one room, imported when it is first u
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -14,10 +16,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from blockexpand.comparison import compare
     from blockexpand.corpus import prepare
-    from blockexpand.demonstration import demo
     from blockexpand.errors import BlockexpandError
     from blockexpand.evaluation.measurement import evaluate
     from blockexpand.expansion import expand, plan, verify
+    from blockexpand.learn import learn
     from blockexpand.live import adopt, bypass, detach, expand_live, freeze, load, new_blocks
     from blockexpand.packs import attach as attach_packs
     from blockexpand.packs import detach as detach_packs
@@ -38,7 +40,6 @@ _ROOMS = {
     "attach_packs": "packs:attach",
     "bypass": "live",
     "compare": "comparison",
-    "demo": "demonstration",
     "detach": "live",
     "detach_packs": "packs:detach",
     "evaluate": "evaluation.measurement",
@@ -46,6 +47,7 @@ _ROOMS = {
     "expand_live": "live",
     "extract_pack": "packs:extract",
     "freeze": "live",
+    "learn": "learn",
     "load": "live",
     "load_with_packs": "packs",
     "new_blocks": "live",
@@ -60,6 +62,8 @@ _ROOMS = {
 }
 
 __all__ = [
+    # the whole job
+    "learn",
     # grow
     "plan",
     "read_plan",
@@ -89,7 +93,6 @@ __all__ = [
     "evaluate",
     "compare",
     "report",
-    "demo",
     "BlockexpandError",
     "__version__",
 ]
@@ -106,3 +109,16 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """This package, in which a function stands before the file that has its name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # What imports `blockexpand.learn`, the file, leaves the file under that name: the function is meant.
+        if isinstance(value, ModuleType) and _ROOMS.get(name) == name:
+            value = vars(value).get(name, value)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

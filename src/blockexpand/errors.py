@@ -99,6 +99,10 @@ class TrainingError(BlockexpandError):
     """A run cannot start, go on or resume."""
 
 
+class LearnError(BlockexpandError):
+    """`learn` cannot be done as asked, or its output is another's."""
+
+
 class EvaluationError(BlockexpandError):
     """A model cannot be measured on the data given."""
 

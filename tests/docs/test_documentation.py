@@ -31,7 +31,7 @@ NOT_RUN = {
     r".*: hf ": "downloads data sets from the hub",
     r".*: (pytest|python benchmarks/)": "the suite itself; figures",
     r".*: head=": "asks Slurm for a name",
-    r".*: blockexpand demo\b": "five minutes; tests/demonstration runs its parts",
+    r".*: blockexpand demo\b": "three minutes; tests/learn runs the same on a smaller model",
     r".*: blockexpand serve ": "serves until it is stopped; tests/serving has it",
     r"docs/serving.md:": "asks a server; test_serving_page.py has one asked",
     r".*: blockexpand push (?!.*--dry-run)": "sends to the hub; tests/publishing has a stand-in of it",

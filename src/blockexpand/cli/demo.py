@@ -1,35 +1,26 @@
-"""The verb demo: the whole story on the tiny base."""
+"""The verb demo: `learn` on the tiny base, the running Python's standard library as the data."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from blockexpand.cli.output import DEFAULTS, DONE, Shared, show
+from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
+from blockexpand.records.learn import say_outcome
+
+_TOKENS = 60_000
 
 
-def demo(
-    *,
-    out: Path = Path("demo-out"),
-    full: bool = False,
-    workers: int = 1,
-    overwrite: bool = False,
-    common: Shared = DEFAULTS,
-) -> int:
-    """The whole story on the tiny base: plan, expand, prove, prepare, train, instruct, compare, report.
+def demo(*, out: Path = Path("demo-out"), common: Shared = DEFAULTS) -> int:
+    """`learn` on a small model that comes with us and the running Python's standard library, in minutes.
 
     Parameters
     ----------
     out
-        The folder for everything it makes.
-    full
-        Three seeds and three learning rates for each method, with intervals; takes about an hour.
-    workers
-        Runs at a time, in the comparison.
-    overwrite
-        Start over when the folder holds a finished demo, or one of other settings.
+        The folder to write. The same command goes on with what is in it.
     """
-    from blockexpand import demonstration
+    import blockexpand
+    from blockexpand.data import TINY_BASE
 
-    story = demonstration.demo(out, full=full, workers=workers, overwrite=overwrite)
-    show(common, story, story.text)
-    return DONE
+    record = blockexpand.learn(TINY_BASE, "stdlib", tokens=_TOKENS, out=out, against=("full", "lora"))
+    show(common, record, "\n".join(say_outcome(record)))
+    return DONE if record.passed else FAILED

@@ -23,6 +23,7 @@ USAGE, INTERRUPTED = 2, 130
 # verb: (module, function, what it does) - in the order in which the job is done.
 VERBS = {
     "doctor": ("blockexpand.cli.doctor:doctor", "Say what this machine can do, and what is missing."),
+    "learn": ("blockexpand.cli.learn:learn", "Teach a model your data and keep what it knew: the whole job."),
     "plan": ("blockexpand.cli.growing:plan", "Decide where new blocks go, and show what that costs."),
     "expand": ("blockexpand.cli.growing:expand", "Write the deeper checkpoint."),
     "verify": ("blockexpand.cli.growing:verify", "Prove that the deeper checkpoint is the base."),

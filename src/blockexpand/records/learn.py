@@ -291,7 +291,7 @@ def say_outcome(record: LearnRecord) -> list[str]:
     advice = _advice(record, learnt)
     lines += ["", f"To try: {advice}."] if advice else []
     made = ["model", *(["pack"] if learnt.arm == "blocks" else []), "report/index.html", "recipe.yaml", "learn.json"]
-    return [*lines, "", "  ".join(f"{record.out}/{name}" for name in made)]
+    return [*lines, "", f"In {record.out}: {', '.join(made)}."]
 
 
 def _verdict(learnt: Learnt) -> str:
@@ -301,6 +301,8 @@ def _verdict(learnt: Learnt) -> str:
         return "FAILED: nothing that was learnt is inside the budget, and what is in model/ is the base."
     if not learnt.budget.holds:
         return "FAILED: the budget cannot be promised."
+    if learnt.bypass_is_base is False:
+        return "FAILED: the base is not inside the model any more."
     return "FAILED: nothing was learnt that could be told from chance."
 
 

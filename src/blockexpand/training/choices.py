@@ -1,0 +1,357 @@
+"""What somebody who names only a model, data and a time has left open: rules that were measured, and a measured step.
+
+In: the model's headers, how much data there is, the device. Out: a `LearnPlan`: how many new blocks, which rows and
+steps, the optimiser and its rate; how long a step takes here and what a row needs in memory, from one row that really
+trains. The rules and their figures: docs/learn.md. Refused: what does not fit into memory or onto the disk, with what
+would.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from blockexpand.checkpoint import Checkpoint
+from blockexpand.errors import PlanError, TrainingError
+from blockexpand.expansion import plan
+from blockexpand.families import family_for
+from blockexpand.families.modules import load_model
+from blockexpand.live import bypass, expand_live, freeze
+from blockexpand.live.device import choose_device, free_bytes, peak_bytes, total_bytes, training_dtype
+from blockexpand.live.forward import RowBatch, cross_entropies, hidden_states
+from blockexpand.live.generation import CONTEXT_KEYS
+from blockexpand.live.loss import linear_losses
+from blockexpand.live.parts import head_of
+from blockexpand.records.learn import Arm, DataSeen, LearnPlan, LearnSettings
+from blockexpand.records.plan import Plan
+from blockexpand.records.run import (
+    BlocksArm,
+    DataSettings,
+    FullArm,
+    LoraArm,
+    OptimizerSettings,
+    RetentionSettings,
+    TrainSettings,
+)
+from blockexpand.training.budget import LEAST_DOCUMENTS
+from blockexpand.units import format_bytes
+
+_GENERAL_SHARE = 0.25
+"""Of the rows of a step; with _KL_WEIGHT the best of what was tried on the tiny base (benchmarks/RESULTS.md)."""
+_KL_WEIGHT = 8.0
+RATES: dict[str, tuple[Literal["adamw", "muon"], float]] = {
+    "blocks": ("muon", 2e-2),
+    "full": ("adamw", 4e-4),
+    "lora": ("adamw", 2e-3),
+}
+"""Each arm's optimiser and rate. Measured: docs/learn.md."""
+_STEERING_ROWS, _MEASUREMENTS, _CHECKPOINTS = 8, 6, 12
+"""Rows of each kind that are measured on the way, how often, and how often a run is saved."""
+_HELD_OUT_TOKENS = 16_384
+"""Of each held-out split at most: enough to tell, and a few passes on a processor."""
+_LEAST_GENERAL = 2 * LEAST_DOCUMENTS
+"""Documents of the user's general text: a tenth is tested on, or more where they are few, and some are rehearsed."""
+_BLOCK_SHARE, _LEAST_BLOCKS = 0.2, 4
+"""New blocks over old ones; of shallow models more, up to half: four of eight, four of eighteen, six of thirty were
+tried (docs/learn.md)."""
+_MANY_TOKENS, _LARGER_SHARE = 20_000_000, 0.25
+"""With so much to learn, the paper's share: 8 of 32."""
+_ROW_TOKENS, _ROW_TOKENS_ON_DEVICE = 512, 1024
+_LEAST_ROWS, _MOST_ROWS, _LEAST_STEPS = 8, 128, 200
+"""Rows of a step: eight, and more while that leaves so many steps."""
+_MOST_EPOCHS = 4
+"""Repeated text is nearly as good as new up to here (Muennighoff et al. 2023, arXiv 2305.16264)."""
+_FEW_STEPS = 10
+_WARM_TOKENS = 64
+_SHARE_OF_FREE = 0.5
+"""Of the free memory, that the rows of a pass may take."""
+_OTHER_PASSES = 40
+"""Short forward passes that proving and looking take, in rows."""
+_WRITTEN_TOKENS_AS_ROWS = 120
+"""What writing general text takes, in forward passes of rows."""
+_OVERHEAD = 1.1
+"""The optimiser, and what the host does between passes."""
+
+
+def decide(
+    asked: LearnSettings, base: Checkpoint, depth: int, data: DataSeen, general: DataSeen, device: str, out: Path
+) -> LearnPlan:
+    """Everything that was left open.
+
+    Raises:
+        PlanError: the model cannot be expanded, or not by as many blocks as asked for.
+        TrainingError: it does not fit into memory or onto the disk.
+        DeviceError: there is no such device.
+    """
+    if asked.general and general.num_documents < _LEAST_GENERAL:
+        raise TrainingError(
+            f"{', '.join(asked.general)}: {general.num_documents} documents of general text; expected at least "
+            f"{_LEAST_GENERAL}: a budget is promised by documents; give more, or leave out --general, and the model "
+            "writes its own"
+        )
+    where = choose_device(device)
+    dtype = training_dtype("auto", base.folder, where)
+    grown = choose_plan(base, depth, asked.blocks, data.num_tokens)
+    row_tokens = choose_row_tokens(base, where)
+    _check_memory(base, grown, asked, where)
+    measured = measure_row(base, grown if asked.arm == "blocks" else None, row_tokens, dtype, where)
+    other = (
+        _OVERHEAD
+        * measured.forward_seconds
+        * (
+            _MEASUREMENTS * 2 * _STEERING_ROWS
+            + (1 + len(asked.against)) * 4 * _HELD_OUT_TOKENS / row_tokens
+            + _OTHER_PASSES
+            + (0 if asked.general else _WRITTEN_TOKENS_AS_ROWS)
+        )
+    )
+    learnable = max(1, round(0.8 * data.num_tokens))
+    tokens = asked.tokens if asked.tokens is not None else _MOST_EPOCHS * learnable
+    rows = choose_rows(tokens, row_tokens)
+    step_seconds = _OVERHEAD * measured.step_seconds(rows)
+    general_rows = round(_GENERAL_SHARE * rows)
+    step_tokens = (rows - general_rows) * row_tokens
+    num_steps = max(1, -(-tokens // step_tokens))
+    if asked.minutes is not None:
+        left = (60 * asked.minutes - other) / (1 + len(asked.against))
+        num_steps = max(1, min(num_steps, int(left / step_seconds)))
+    optimizer, rate = RATES[asked.arm]
+    blocks = grown.new_blocks if asked.arm == "blocks" else ()
+    plan_made = LearnPlan(
+        num_old_blocks=depth,
+        after=tuple(block.after for block in blocks),
+        num_trained=measured.num_trained if asked.arm != "lora" else grown.cost.parameters_new,
+        num_parameters=measured.num_parameters,
+        data=data,
+        domain_tokens=num_steps * step_tokens,
+        epochs=num_steps * step_tokens / learnable,
+        held_out_tokens=_HELD_OUT_TOKENS,
+        row_tokens=row_tokens,
+        rows_per_step=rows,
+        rows_per_pass=measured.rows_per_pass(rows, where),
+        general_rows=general_rows,
+        num_steps=num_steps,
+        optimizer=optimizer,
+        lr=rate,
+        precision="bfloat16" if dtype == torch.bfloat16 else "float32",
+        device=str(where),
+        step_seconds=step_seconds,
+        other_seconds=other,
+        memory_bytes=measured.peak_bytes(rows, where, grown, asked.arm),
+        free_memory_bytes=free_bytes(where),
+        disk_bytes=_disk_bytes(base, grown, asked),
+        free_disk_bytes=shutil.disk_usage(next(p for p in (out, *out.absolute().parents) if p.exists())).free,
+        warnings=_warnings(asked, num_steps, num_steps * step_tokens / learnable, 60 * (asked.minutes or 0) - other),
+    )
+    wanted, free = plan_made.disk_bytes, plan_made.free_disk_bytes
+    if wanted > free:
+        raise TrainingError(
+            f"{out} would take {format_bytes(wanted)} of disk, and {format_bytes(free)} are free; expected room for "
+            "the model twice and its checkpoints; free some, or choose another --out"
+        )
+    return plan_made
+
+
+def _warnings(asked: LearnSettings, num_steps: int, epochs: float, seconds: float) -> tuple[str, ...]:
+    found = []
+    if num_steps < _FEW_STEPS:
+        found.append(f"{num_steps} steps are few: the data is small or the time short, and little will be learnt")
+    if epochs > 2 * _MOST_EPOCHS:
+        found.append(f"each token is seen {epochs:.0f} times; from about {_MOST_EPOCHS} on, more data helps more")
+    if asked.minutes is not None and seconds < 0:
+        found.append(f"{asked.minutes:g} minutes do not reach for proving and measuring alone, which are not left out")
+    return tuple(found)
+
+
+def _check_memory(base: Checkpoint, grown: Plan, asked: LearnSettings, device: torch.device) -> None:
+    """Refuse what cannot fit whatever its rows, before anything is loaded."""
+    there = total_bytes(device)
+    needed = grown.cost.training_memory_bytes
+    if asked.arm == "full" or "full" in asked.against:
+        needed = 2 * base.num_bytes + 16 * grown.cost.parameters_before
+    if needed > there:
+        raise TrainingError(
+            f"{base.source} needs {format_bytes(needed)} for weights, gradients and moments, and {device} has "
+            f"{format_bytes(there)}; expected it to fit; take fewer --blocks or --arm lora (the weights alone are "
+            f"{format_bytes(base.num_bytes)}), a smaller model, or `train` on several devices"
+        )
+
+
+def _disk_bytes(base: Checkpoint, grown: Plan, asked: LearnSettings) -> int:
+    """The deeper model twice (before and after), a few checkpoints of what trains, and rivals' models."""
+    return (
+        2 * grown.cost.weights_bytes_after
+        + 3 * 12 * grown.cost.parameters_new
+        + len(asked.against) * (base.num_bytes + 3 * 12 * grown.cost.parameters_before)
+    )
+
+
+def settings_of(
+    asked: LearnSettings, plan: LearnPlan, arm: Arm, *, model: Path, out: Path, corpora: Mapping[str, Path]
+) -> TrainSettings:
+    """A run of the plan: for each arm the same tokens and the same retention.
+
+    Args:
+        asked: What is kept, and the seed.
+        plan: Rows, steps and tokens.
+        arm: What trains.
+        model: The checkpoint it starts from.
+        out: The run's folder.
+        corpora: Prepared folders, `domain` and `general`.
+    """
+    optimizer, rate = RATES[arm]
+    kinds = {"blocks": BlocksArm(), "full": FullArm(kind="full")}
+    return TrainSettings(
+        model=str(model),
+        out=str(out),
+        arm=kinds.get(arm) or LoraArm(kind="lora", trainable_parameters=plan.num_trained),
+        data=DataSettings(
+            domain=str(corpora["domain"]), general=str(corpora["general"]), validation_rows=_STEERING_ROWS
+        ),
+        domain_tokens=plan.domain_tokens,
+        rows_per_step=plan.rows_per_step,
+        rows_per_pass=plan.rows_per_pass,
+        optimizer=OptimizerSettings(name=optimizer, lr=rate),
+        retention=RetentionSettings(
+            replay=plan.general_rows / plan.rows_per_step,
+            ce_weight=0.0,
+            kl_weight=_KL_WEIGHT,
+            forgetting_budget=min(asked.keep.values()),
+        ),
+        precision=plan.precision,
+        measure_every_steps=max(1, plan.num_steps // _MEASUREMENTS),
+        checkpoint_every_steps=max(1, plan.num_steps // _CHECKPOINTS),
+        seed=asked.seed,
+    )
+
+
+def choose_plan(base: Checkpoint, depth: int, blocks: int | None, data_tokens: int) -> Plan:
+    """The plan with as many blocks as asked for, or as the rule says and the family can state.
+
+    Raises:
+        PlanError, FamilyError: the base cannot be expanded, or not by as many as asked for.
+    """
+    if blocks is not None:
+        return plan(base, blocks)
+    share = _LARGER_SHARE if data_tokens >= _MANY_TOKENS else _BLOCK_SHARE
+    wanted = max(min(_LEAST_BLOCKS, depth // 2), round(share * depth), 1)
+    counts = sorted(range(1, depth + 1), key=lambda count: (abs(count - wanted), -count))
+    for count in counts:
+        try:
+            return plan(base, count)
+        except PlanError:  # a config that cannot say so
+            if count == counts[-1]:
+                raise
+    raise AssertionError("a model without blocks")
+
+
+def choose_rows(num_tokens: int, row_tokens: int) -> int:
+    """Rows of a step, general ones included, for so many domain tokens."""
+    rows = _LEAST_ROWS
+    while rows < _MOST_ROWS and num_tokens // (2 * rows * row_tokens) >= _LEAST_STEPS:
+        rows *= 2
+    return rows
+
+
+def choose_row_tokens(base: Checkpoint, device: torch.device) -> int:
+    """The length of a row: short enough for a processor, and for the model."""
+    longest = _ROW_TOKENS if device.type == "cpu" else _ROW_TOKENS_ON_DEVICE
+    text = family_for(base.config, base.source, base.tensors).text(base.config)
+    stated = [text[key] for key in CONTEXT_KEYS if isinstance(text.get(key), int)]
+    return min([longest, *stated])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One row, on this machine."""
+
+    train_seconds: float
+    """Forward and backward."""
+    forward_seconds: float
+    """Of the base inside."""
+    row_bytes: int
+    """What a row in a pass needs on top of the weights."""
+    num_trained: int
+    num_parameters: int
+
+    def rows_per_pass(self, rows_per_step: int, device: torch.device) -> int:
+        """As many rows as fit well, by halves of a step."""
+        rows = rows_per_step
+        while rows > 1 and rows * self.row_bytes > _SHARE_OF_FREE * free_bytes(device):
+            rows = -(-rows // 2)
+        return rows
+
+    def peak_bytes(self, rows: int, device: torch.device, grown: Plan, arm: str) -> int:
+        """Of the whole run."""
+        state = grown.cost.training_memory_bytes
+        if arm == "full":
+            state = grown.cost.weights_bytes_before + 16 * grown.cost.parameters_before
+        return state + self.rows_per_pass(rows, device) * self.row_bytes
+
+    def step_seconds(self, rows_per_step: int) -> float:
+        """A step, the reference's passes on general rows included."""
+        general = round(_GENERAL_SHARE * rows_per_step)
+        return rows_per_step * self.train_seconds + general * self.forward_seconds
+
+
+def measure_row(
+    base: Checkpoint, grown: Plan | None, row_tokens: int, dtype: torch.dtype, device: torch.device
+) -> Measured:
+    """Train one row of random tokens, and forget the model again.
+
+    Raises:
+        LiveError: the base cannot be loaded.
+    """
+    family = family_for(base.config, base.source, base.tensors)
+    model = load_model(Path(base.folder), dtype=dtype, device=str(device), loader=family.loader)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if grown is not None:
+        expand_live(model, grown)
+        trained = [parameter for _, parameter in freeze(model)]
+    else:
+        trained = list(model.requires_grad_(True).parameters())
+    tokens_1T = np.random.default_rng(0).integers(vocabulary, size=(1, row_tokens))
+
+    def row_of(length: int) -> RowBatch:
+        shape_1T = (1, length)
+        return RowBatch.of(tokens_1T[:, :length], np.arange(length)[None], np.ones(shape_1T, dtype=bool), device)
+
+    def timed(row: RowBatch) -> float:
+        start = time.perf_counter()
+        hidden_RD = row.predicting(hidden_states(model, row))
+        weight_R = torch.full((len(hidden_RD),), 1 / len(hidden_RD), device=device)
+        linear_losses(hidden_RD, head_of(model), row.targets_R, weight_R)[0].backward()
+        _wait(device)
+        return time.perf_counter() - start
+
+    row = row_of(row_tokens)
+    timed(row_of(min(_WARM_TOKENS, row_tokens)))
+    before = peak_bytes(device)
+    train_seconds = timed(row)
+    row_bytes = max(peak_bytes(device) - before, 1)
+    start = time.perf_counter()
+    if grown is not None:
+        with bypass(model):
+            cross_entropies(model, row)
+    else:
+        cross_entropies(model, row)
+    _wait(device)
+    return Measured(
+        train_seconds=train_seconds,
+        forward_seconds=time.perf_counter() - start,
+        row_bytes=row_bytes,
+        num_trained=sum(parameter.numel() for parameter in trained),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
