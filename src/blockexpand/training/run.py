@@ -280,7 +280,8 @@ def _run(loop: Loop, resume: bool) -> Progress:
         tracker.close()
     if progress.step < loop.num_steps:
         kind = Preempted if signal.SIGTERM in stopping else Interrupted
-        raise kind(f"stopped at step {progress.step} of {loop.num_steps}, which is saved; go on with --resume")
+        saved = ", which is saved" if progress.step else ""
+        raise kind(f"stopped at step {progress.step} of {loop.num_steps}{saved}; go on with --resume")
     return progress
 
 
