@@ -66,6 +66,11 @@ def make_corpus(folder: Path, model: Path, *, seed: int = 1, domain: bool = Fals
     return folder
 
 
+def make_general(folder: Path, model: Path) -> Path:
+    """Write a prepared corpus of general text, with documents enough to promise a budget on."""
+    return make_corpus(folder, model, seed=2, documents=600)
+
+
 def make_chats(folder: Path, model: Path, *, count: int = 40) -> Path:
     """Write a prepared corpus of conversations: the right answer repeats the question's last word."""
     source = folder.parent / f"{folder.name}.jsonl"

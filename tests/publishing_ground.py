@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from blockexpand.cli.main import run
-from lm_helpers import make_corpus, make_lm
+from lm_helpers import make_corpus, make_general, make_lm
 
 BASE_CARD = "---\nlicense: llama2\nlanguage:\n- en\n---\n\n# The base\n"
 
@@ -39,7 +39,10 @@ def make_story(root: Path) -> Story:
     """Base, expansion, run, measurements and pack, by the verbs."""
     base = make_lm(root / "base")
     (base / "README.md").write_text(BASE_CARD)
-    domain, general = make_corpus(root / "domain", base, domain=True), make_corpus(root / "general", base, seed=2)
+    domain, general = (
+        make_corpus(root / "domain", base, domain=True),
+        make_general(root / "general", base),
+    )
     done("expand", base, root / "deeper", "--blocks", 2)
     recipe = {
         "model": str(root / "deeper"),

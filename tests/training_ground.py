@@ -18,7 +18,7 @@ from blockexpand.records.run import (
     TrainSettings,
 )
 from blockexpand.training import train
-from lm_helpers import make_chats, make_corpus, make_expanded, make_lm
+from lm_helpers import make_chats, make_corpus, make_expanded, make_general, make_lm
 
 KEEPING = RetentionSettings(replay=0.5, ce_weight=1.0, kl_weight=0.5, forgetting_budget=0.05)
 
@@ -57,7 +57,7 @@ class Ground:
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     root = tmp_path_factory.mktemp("ground")
     untrained = make_lm(root / "untrained")
-    general = make_corpus(root / "general", untrained, seed=2)
+    general = make_general(root / "general", untrained)
     base = learnt(untrained, general, root / "learning")
     return Ground(
         base=base,
@@ -79,6 +79,7 @@ def learnt(untrained: Path, general: Path, out: Path) -> Path:
         rows_per_step=8,
         rows_per_pass=8,
         optimizer=OptimizerSettings(lr=1e-2),
+        retention=NO_RETENTION,
     )
     train(settings)
     return out / "model"

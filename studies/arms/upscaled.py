@@ -46,7 +46,7 @@ class Upscaled:
         return Trainee(
             model=model,
             trainable=make_trainable(dict(model.named_parameters())),
-            writers=live.writers(loaded),
+            writers=frozenset(live.writers(loaded)),
             reference=reference,
             tensors=dict,
             others=(base,) if base is not None else (),

@@ -33,7 +33,7 @@ from blockexpand.records.run import (
     read_metrics,
 )
 from blockexpand.training.checkpoints import newest_checkpoint, read_progress
-from lm_helpers import make_corpus, make_lm
+from lm_helpers import make_corpus, make_general, make_lm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,11 @@ class Ground:
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     root = tmp_path_factory.mktemp("ground")
     base = make_lm(root / "base")
-    return Ground(base, make_corpus(root / "domain", base, domain=True), make_corpus(root / "general", base, seed=2))
+    return Ground(
+        base,
+        make_corpus(root / "domain", base, domain=True),
+        make_general(root / "general", base),
+    )
 
 
 def test_a_whole_comparison(ground: Ground, tmp_path: Path) -> None:

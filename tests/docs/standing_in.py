@@ -23,7 +23,7 @@ from blockexpand.cli.main import run
 from blockexpand.packs import About, extract
 from blockexpand.records.run import load_settings
 from blockexpand.training import train
-from lm_helpers import make_chats, make_corpus, make_expanded, make_lm, sentences
+from lm_helpers import make_chats, make_corpus, make_expanded, make_general, make_lm, sentences
 from suite_ground import HUMANEVAL, MBPP, write_rows
 
 STAND_INS = {
@@ -98,7 +98,7 @@ class Ground:
 
     @functools.cached_property
     def general(self) -> Path:
-        return make_corpus(self.folder / "general", self.base, seed=2)
+        return make_general(self.folder / "general", self.base)
 
     @functools.cached_property
     def chats(self) -> Path:

@@ -37,7 +37,7 @@ from blockexpand.records.run import (
 )
 from blockexpand.training import train
 from blockexpand.training.loop import Loop
-from lm_helpers import make_corpus, make_lm
+from lm_helpers import make_corpus, make_general, make_lm
 
 ARMS: dict[str, ArmSettings] = {
     "blocks": BlocksArm(), "full": FullArm(kind="full"), "lora": LoraArm(kind="lora", rank=2),
@@ -101,7 +101,7 @@ def main() -> None:
     assert choose_device().type == simulated_device.NAME
     language = make_lm(Path(root) / "language")
     domain = make_corpus(Path(root) / "domain", language, domain=True)
-    general = make_corpus(Path(root) / "general", language, seed=2)
+    general = make_general(Path(root) / "general", language)
     count_waits()
     found: dict[str, Any] = {}
     for family in families:

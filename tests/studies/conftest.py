@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from comparison_ground import Place
-from lm_helpers import make_corpus, make_lm
+from lm_helpers import make_corpus, make_general, make_lm
 from training_ground import ground as ground
 
 
@@ -15,4 +15,8 @@ from training_ground import ground as ground
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     root: Path = tmp_path_factory.mktemp("study-place")
     base = make_lm(root / "base")
-    return Place(base, make_corpus(root / "domain", base, domain=True), make_corpus(root / "general", base, seed=2))
+    return Place(
+        base,
+        make_corpus(root / "domain", base, domain=True),
+        make_general(root / "general", base),
+    )

@@ -88,10 +88,10 @@ def test_the_walk_ends_at_the_first_failure() -> None:
 
     def measure(scale: float) -> Measured:
         seen.append(scale)
-        rise = {0.25: 0.001, 0.5: 0.002, 0.75: 0.02, 1.0: 0.0, 1.25: 0.0}[scale]  # 1.0 would pass, and is not reached
+        rise = {0.25: 0.001, 0.5: 0.002, 0.75: 0.02, 1.0: 0.0}[scale]  # 1.0 would pass, and is not reached
         return Measured(texts={"prose": risen(rise)}, domain_loss=3 - scale)
 
-    found = walk_up({"prose": BASE}, {"prose": 0.01}, measure, scales=(0.25, 0.5, 0.75, 1.0, 1.25))
+    found = walk_up({"prose": BASE}, {"prose": 0.01}, measure, scales=(0.25, 0.5, 0.75, 1.0))
     assert seen == [0.25, 0.5, 0.75]
     assert found.scale == 0.5
     assert found.holds
@@ -130,6 +130,7 @@ def test_where_nothing_passes_the_base_is_shipped_and_what_was_seen_is_said() ->
     assert found.texts[0].documents_needed is None
 
 
-def test_a_loss_that_is_not_finite_is_refused() -> None:
-    with pytest.raises(TrainingError, match="1 of 400"):
-        state({"prose": BASE}, {"prose": np.where(np.arange(NUM) == 7, np.nan, BASE.losses_N)}, {"prose": 0.5})
+def test_a_loss_that_is_no_number_is_outside() -> None:
+    found = state({"prose": BASE}, {"prose": np.where(np.arange(NUM) == 7, np.nan, BASE.losses_N)}, {"prose": 0.5})
+    assert not found.holds
+    assert found.texts[0].rise is None

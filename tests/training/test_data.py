@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from blockexpand.corpus.rows import open_corpus
 from blockexpand.errors import CorpusError, TrainingError
 from blockexpand.records.run import DataSettings, RetentionSettings
-from blockexpand.training.data import attention_cost, deal, open_data, shuffled
+from blockexpand.training.budget import LEAST_DOCUMENTS
+from blockexpand.training.data import HeldOut, attention_cost, deal, open_data, shuffled
 from blockexpand.training.processes import World
 from helpers import edit_json
 from lm_helpers import make_corpus, make_lm
-from training_ground import Ground
+from training_ground import KEEPING, Ground
 
 CPU = World(device=torch.device("cpu"))
 
@@ -70,10 +71,55 @@ def test_the_domain_rows_do_not_depend_on_retention(ground: Ground, tmp_path: Pa
 
 
 def test_what_the_run_steers_by_is_always_the_same(ground: Ground, tmp_path: Path) -> None:
-    first = list(open_data(ground.settings(tmp_path), CPU).validation_batches("general"))
-    again = list(open_data(ground.settings(tmp_path, seed=9, rows_per_pass=2), CPU).validation_batches("general"))
-    assert torch.equal(torch.cat([b.tokens_BT for b in first]), torch.cat([b.tokens_BT for b in again]))
-    assert sum(len(b.tokens_BT) for b in first) == 4
+    first = open_data(ground.settings(tmp_path), CPU).validation["general"]
+    again = open_data(ground.settings(tmp_path, seed=9), CPU).validation["general"]
+    assert np.array_equal(first.chosen_K, again.chosen_K)
+    assert len(first.chosen_K) == 4
+    whole, halves = (list(first.batches(size, CPU)) for size in (4, 2))
+    assert torch.equal(whole[0][0].tokens_BT, torch.cat([batch.tokens_BT for batch, _ in halves]))
+    assert np.array_equal(whole[0][1], np.concatenate([documents for _, documents in halves]))
+
+
+def test_documents_that_test_the_budget_steered_nothing(ground: Ground, tmp_path: Path) -> None:
+    settings = ground.settings(tmp_path, retention=KEEPING)
+    data = open_data(settings, CPU)
+    steering, testing = data.validation["general"], data.calibration["general"]
+
+    def texts(found: HeldOut) -> set[int]:
+        """The numbers in the split of the documents that count."""
+        numbers: set[int] = set()
+        for row, counts in zip(found.chosen_K, found.documents_KT >= 0, strict=True):
+            (lengths,), (documents,) = found.rows.lengths(row[None]), found.rows.documents(row[None])
+            flat = np.repeat(documents, lengths)
+            numbers |= set(flat[counts[: len(flat)]].tolist())
+        return numbers
+
+    assert not texts(steering) & texts(testing)
+    assert len(texts(testing)) == testing.num_documents >= LEAST_DOCUMENTS
+    (batch, documents_R), *_ = testing.batches(10**6, CPU)
+    assert np.array_equal(np.bincount(documents_R), testing.tokens_N)
+    assert len(batch.targets_R) == testing.tokens_N.sum()
+
+
+def test_a_budget_on_too_few_documents_is_refused_before_training(ground: Ground, tmp_path: Path) -> None:
+    few = make_corpus(tmp_path / "few", ground.base, documents=120)
+    data = DataSettings(domain=str(ground.domain), general=str(few))
+    settings = ground.settings(tmp_path / "run", data=data, retention=KEEPING)
+    with pytest.raises(TrainingError, match=f"a bound takes {LEAST_DOCUMENTS}"):
+        open_data(settings, CPU)
+
+
+def test_several_kinds_of_general_text_are_rehearsed_and_measured_each(ground: Ground, tmp_path: Path) -> None:
+    data = DataSettings(
+        domain=str(ground.domain), general=str(ground.general), more_general={"code": str(ground.domain)}
+    )
+    found = open_data(ground.settings(tmp_path, data=data, retention=RetentionSettings(replay=0.5)), CPU)
+    assert list(found.validation) == ["domain", "general", "code"]
+    assert found.general is not None
+    parts = [open_corpus(folder).rows("replay") for folder in (ground.general, ground.domain)]
+    assert found.general.num_rows == sum(part.num_rows for part in parts)
+    last = np.array([found.general.num_rows - 1])
+    assert np.array_equal(found.general.tokens_NT(last), parts[1].tokens_NT(np.array([parts[1].num_rows - 1])))
 
 
 def test_without_a_split_to_replay_the_general_text_is_replayed_whole(ground: Ground, tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
 from blockexpand.records.run import Measurement
-from blockexpand.training.retention import adapted_weight, is_better
+from blockexpand.training.budget import rise_of
+from blockexpand.training.retention import adapted_weight, budget_used, is_better, put_scale
 
 
 def at(step: int, domain: float, rise: float | None) -> Measurement:
@@ -30,15 +33,47 @@ def test_a_loss_that_is_not_a_number_is_never_better() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weight", "rise", "expected"),
+    ("weight", "used", "expected"),
     [
-        (1.0, 0.0075, 1.0),  # at three quarters of the budget, where it should be
-        (1.0, 0.0125, 2.0),
-        (1.0, 0.1, 4.0),
-        (1.0, -0.1, 2**-0.5),
-        (60.0, 0.1, 64.0),
-        (0.26, -0.1, 0.25),
+        (1.0, 0.9, 1.0),  # nine tenths of the budget, where it should be
+        (1.0, 1.4, 2.0),
+        (1.0, 10.0, 4.0),
+        (1.0, -10.0, 2**-0.5),
+        (60.0, 10.0, 64.0),
+        (0.26, -10.0, 0.25),
     ],
 )
-def test_the_weight_tightens_outside_and_eases_well_inside(weight: float, rise: float, expected: float) -> None:
-    assert adapted_weight(weight, rise, 0.01) == pytest.approx(expected)
+def test_the_weight_tightens_outside_and_eases_well_inside(weight: float, used: float, expected: float) -> None:
+    assert adapted_weight(weight, used) == pytest.approx(expected)
+
+
+def test_the_foreseen_bound_decides_where_there_is_one() -> None:
+    inside, outside = (Measurement(step=1, domain=4.0, general=2.0, rise=0.0, budget_used=used) for used in (0.9, 1.1))
+    assert is_better(inside, at(0, 5.0, 0.0), 0.01)
+    assert not is_better(outside, at(0, 5.0, 0.0), 0.01)
+
+
+def test_a_budget_is_used_up_sooner_on_fewer_documents() -> None:
+    base = np.full(40, 30.0)
+    rise = rise_of(base, base * (1 + np.linspace(-0.01, 0.015, 40)))
+    few, many = (budget_used(rise, 0.01, number) for number in (60, 600))
+    assert rise.mean / 0.01 < many < few
+
+
+@pytest.mark.parametrize("origin", [0.0, -1.0, torch.tensor([0.3, -0.0, 1.1])])
+def test_scales_0_and_1_are_exact(origin: float | torch.Tensor) -> None:
+    learnt = {"writer": torch.tensor([0.1, -0.7, 1e-30]), "inner": torch.tensor([0.1])}
+    held = {name: torch.zeros_like(value) for name, value in learnt.items()}
+    put_scale(held, learnt, {"writer": origin}, 1.0)
+    assert all(same_bits(held[name], learnt[name]) for name in held)
+    put_scale(held, learnt, {"writer": origin}, 0.0)
+    expected = origin if isinstance(origin, torch.Tensor) else torch.full((3,), origin)
+    assert same_bits(held["writer"], expected)
+    assert same_bits(held["inner"], learnt["inner"])
+    put_scale(held, learnt, {"writer": origin}, 0.5, torch.bfloat16)
+    assert torch.allclose(held["writer"], (expected + learnt["writer"]) / 2, atol=1e-2)
+    assert same_bits(held["writer"], held["writer"].bfloat16().float())
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one.view(torch.int32), other.view(torch.int32))

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from blockexpand.checkpoint import digest_tensors, open_checkpoint
+from blockexpand.corpus import open_corpus
 from blockexpand.errors import TrainingError
 from blockexpand.expansion import verify
-from blockexpand.records import read_json, read_record
+from blockexpand.records import read_record
 from blockexpand.records.expansion import read_expansion
 from blockexpand.records.run import (
     NO_RETENTION,
@@ -239,9 +240,12 @@ def test_the_best_checkpoint_inside_the_budget_is_shipped_not_the_last(ground: G
     )
     record = train(settings)
     measured = [row for row in losses(tmp_path / "run") if row["kind"] == "measure"]
-    inside = [row for row in measured if row["rise"] <= 0.02]
+    inside = [row for row in measured if row["budget_used"] <= 1]
     assert record.best is not None
-    assert record.best.domain == min(row["domain"] for row in inside)
+    assert record.kept is not None
+    assert record.kept.holds
+    assert record.kept.texts[0].bound is not None
+    assert record.kept.texts[0].bound <= 0.02
     assert len(inside) < len(measured), "the trial was too tame to show anything"
     weights_seen = {row["general_weight"] for row in measured}
     assert max(weights_seen) > 1.0
@@ -258,9 +262,12 @@ def test_general_text_can_be_the_bases_own(ground: Ground, tmp_path: Path) -> No
     record = train(ground.settings(tmp_path / "run", data=data, retention=KEEPING))
     assert record.best is not None
     assert record.best.general is not None
-    corpus = read_json(tmp_path / "run" / "self-text" / "blockexpand.json")
-    assert set(corpus["splits"]) == {"replay", "validation"}
-    assert corpus["splits"]["replay"]["num_documents"] >= 8 * 2
+    corpus = open_corpus(tmp_path / "run" / "self-text" / "prose").record
+    assert set(corpus.splits) == {"replay", "validation"}
+    assert corpus.splits["replay"].num_rows >= 8 * 2
+    assert record.kept is not None
+    assert record.kept.texts[0].text == "own prose"
+    assert record.kept.texts[0].num_documents >= record.kept.least_documents
     again = ground.settings(tmp_path / "again", data=data, retention=KEEPING)
     train(again)
     assert losses(tmp_path / "again") == losses(tmp_path / "run")
@@ -407,6 +414,8 @@ def test_nothing_inside_the_budget_is_said(ground: Ground, tmp_path: Path) -> No
     )
     record = train(settings)
     assert record.nothing_inside_budget
+    assert record.kept is not None
+    assert (record.kept.scale, record.kept.holds) == (0, False)
     assert record.best is not None
     assert record.best.step == 0
     training = read_expansion(tmp_path / "run" / "model").training

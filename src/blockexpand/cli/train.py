@@ -12,6 +12,7 @@ from cyclopts import Group, Parameter
 
 from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
 from blockexpand.errors import Interrupted
+from blockexpand.records.budget import say_budget
 from blockexpand.records.run import RunRecord, TrainSettings, load_settings, read_metrics
 from blockexpand.units import format_bytes, format_scaled
 
@@ -126,6 +127,8 @@ def _outcome(record: RunRecord) -> str:
             lines.append(
                 f"  general loss {record.base.general:.4f} -> {record.best.general:.4f} ({record.best.rise or 0:+.2%})"
             )
+    if record.kept is not None:
+        lines.append(f"  {say_budget(record.kept)}")
     return "\n".join(lines)
 
 

@@ -122,8 +122,11 @@ class _Examiner:
         return found
 
     def _said(self, model: PreTrainedModel, prompts_PA: Tensor) -> Tensor:
-        eos = ends_of(self._tokenizer).eos
-        return generate(model, prompts_PA, num_new=self._settings.new_tokens, eos=eos, sample=False)
+        eos, prompts = ends_of(self._tokenizer).eos, prompts_PA.tolist()
+        made = generate(model, prompts, num_new=self._settings.new_tokens, ends=[eos])
+        longest = max(map(len, made))
+        whole = [prompt + new + [eos] * (longest - len(new)) for prompt, new in zip(prompts, made, strict=True)]
+        return torch.tensor(whole, device=prompts_PA.device)
 
     def _blocks(self, model: PreTrainedModel, new: Sequence[NewBlock]) -> tuple[BlockEffect, ...]:
         if not self._settings.ablation_rows:

@@ -48,6 +48,20 @@ class TokenRows:
         self.row_tokens: int = schemas.pop()
         self.num_rows: int = int(self._starts[-1])
 
+    def beside(self, other: TokenRows) -> TokenRows:
+        """These rows and then the other's; document numbers are each one's own.
+
+        Raises:
+            CorpusError: their rows are not of one length.
+        """
+        if other.row_tokens != self.row_tokens:
+            raise CorpusError(f"rows of {other.row_tokens} tokens beside {self.row_tokens}; expected one length")
+        both = copy.copy(self)
+        both._batches = [*self._batches, *other._batches]
+        both._starts = np.cumsum([0, *(batch.num_rows for batch in both._batches)])
+        both.num_rows = self.num_rows + other.num_rows
+        return both
+
     def first(self, num_rows: int) -> TokenRows:
         """The same split as if it ended after `num_rows` rows; all of it, if it has no more."""
         fewer = copy.copy(self)

@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from blockexpand.corpus.chats import render_prompt
@@ -23,8 +22,6 @@ from blockexpand.progress import bar
 from blockexpand.records import from_plain
 from blockexpand.records.evaluation import Answered, Scores
 from blockexpand.records.pack import Names, name_of
-
-_SAMPLES_PER_PASS = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,8 +63,7 @@ def answer(
 ) -> list[Answered]:
     """Greedy answers to the tasks, in their order; with a router, each with the packs that its prompt asks for.
 
-    Prompts of equal length (and route) share a pass, so nothing is padded and a sample's answer does not depend on
-    its neighbours. Routed is the prompt's own text, without the template around it.
+    Prompts of one route are answered together. Routed is the prompt's own text, without the template around it.
 
     Raises:
         EvaluationError: the tokenizer has no chat template.
@@ -75,20 +71,22 @@ def answer(
     if not tokenizer.chat_template:
         raise EvaluationError("the model has no chat template; instruction-tune it first, or add chat_template.jinja")
     prompts = [_prompt_ids(tokenizer, task.prompt) for task in tasks]
+    ends = ends_of_model(model, tokenizer)
     routes = [router.of_text(task.prompt) if router else None for task in tasks]
-    alike: dict[tuple[int, Names | None], list[int]] = {}
-    for number, ids in enumerate(prompts):
-        alike.setdefault((len(ids), routes[number]), []).append(number)
+    alike: dict[Names | None, list[int]] = {}
+    for number, names in enumerate(routes):
+        alike.setdefault(names, []).append(number)
     outputs = [""] * len(tasks)
     with bar("answers", len(tasks), "samples") as progress:
-        for (_, names), numbers in alike.items():
-            for start in range(0, len(numbers), _SAMPLES_PER_PASS):
-                part = numbers[start : start + _SAMPLES_PER_PASS]
-                with only(model, *names) if names is not None else contextlib.nullcontext():
-                    texts = _generate(model, tokenizer, [prompts[n] for n in part], max_new_tokens)
-                for number, text in zip(part, texts, strict=True):
-                    outputs[number] = text
-                progress.advance(len(part))
+        for names, numbers in alike.items():
+            with only(model, *names) if names is not None else contextlib.nullcontext():
+                made = generate(
+                    model, [prompts[n] for n in numbers], num_new=max_new_tokens, ends=ends, done=progress.advance
+                )
+            made = [tokens[:-1] if tokens and tokens[-1] in ends else tokens for tokens in made]
+            texts = tokenizer.batch_decode(made, skip_special_tokens=True)
+            for number, text in zip(numbers, texts, strict=True):
+                outputs[number] = text
     return [
         Answered(
             task=task.task, prompt=task.prompt, answer=task.answer, output=output,
@@ -100,20 +98,6 @@ def answer(
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return render_prompt(tokenizer, [{"role": "user", "content": prompt}])
-
-
-def _generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], max_new_tokens: int
-) -> list[str]:
-    device = next(model.parameters()).device
-    prompts_BA = torch.tensor(prompts, device=device)
-    ends = ends_of_model(model, tokenizer)  # where chat and serve end an answer
-    out = generate(model, prompts_BA, num_new=max_new_tokens, eos=ends, sample=False)
-    texts = []
-    for tokens in out[:, prompts_BA.shape[1] :].tolist():
-        length = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
-        texts.append(str(tokenizer.decode(tokens[:length], skip_special_tokens=True)))
-    return texts
 
 
 def score(answered: Sequence[Answered]) -> Scores:

@@ -78,20 +78,22 @@ def planned(tensors: Iterable[BlockTensor]) -> list[tuple[str, bool]]:
     return [(tensor.tail, tensor.parameter) for tensor in tensors]
 
 
-def writers(model: nn.Module) -> frozenset[str]:
-    """The full names, in memory, of the new blocks' residual writers.
+def writers(model: nn.Module) -> dict[str, float]:
+    """The full names, in memory, of the new blocks' residual writers, each with the value at which it writes nothing.
+
+    That is 0, and -1 for a norm's gain that is kept as gain minus one.
 
     Raises:
         LiveError: the model is not known to be expanded.
     """
     known = expanded(model)
     name = known.family.block.name_in_memory
-    return frozenset(
-        f"{known.family.stack.module}.{block.position}.{name(t.tail)}"
+    return {
+        f"{known.family.stack.module}.{block.position}.{name(t.tail)}": -1.0 if t.starts == "minus-one" else 0.0
         for block in known.plan.new_blocks
         for t in known.plan.tensors_of(block.donor)
         if t.starts in SILENT
-    )
+    }
 
 
 def tensors_on_disk(model: nn.Module, family: Family, values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -17,8 +17,8 @@ class ScaleTried:
     """One scale that was looked at, in the order of looking."""
 
     scale: float
-    rises: dict[str, float]
-    """The mean rise of general loss of each kind of text, as a share of the base's."""
+    rises: dict[str, float | None]
+    """The mean rise of general loss of each kind of text, as a share of the base's; None: it is no number."""
     bounds: dict[str, float | None]
     """The upper bound of each; None: this text has no bound at any rise."""
     inside: bool
@@ -36,7 +36,8 @@ class TextKept:
     budget: float
     num_documents: int
     num_tokens: int
-    rise: float
+    rise: float | None
+    """None: the loss is no number."""
     bound: float | None
     """The upper bound of the rise; also the smallest budget that could be promised at this scale. None: too few
     documents for any."""
@@ -82,12 +83,15 @@ class BudgetStatement:
 
 
 def _percent(share: float, *, signed: bool = False) -> str:
-    text = f"{100 * share:{'+' if signed else ''}.2f}"
+    digits = ".2g" if 0 < abs(share) < 1e-4 else ".2f"
+    text = f"{100 * share:{'+' if signed else ''}{digits}}"
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
 
 
 def _of_text(kept: TextKept, statement: BudgetStatement) -> str:
     """What is known of one kind of text."""
+    if kept.rise is None:
+        return f"general loss on {kept.text} text is no number"
     where = f"{kept.text} text ({kept.num_documents:,} documents, {kept.num_tokens:,} tokens)"
     rise = f"general loss on {where} {_percent(kept.rise, signed=True)}"
     if kept.bound is None:
@@ -103,7 +107,9 @@ def _advice(statement: BudgetStatement) -> str:
         if kept.inside:
             continue
         needed = kept.documents_needed
-        if kept.bound is None:
+        if kept.rise is None:
+            words.append("train again with a lower learning rate")
+        elif kept.bound is None:
             more = max(statement.least_documents, needed or 0)
             words.append(f"give {more:,} documents of {kept.text} text or more")
         elif needed is not None and needed > kept.num_documents:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from blockexpand.errors import RecordError
+from blockexpand.records.budget import BudgetStatement
 from blockexpand.records.codec import (
     WRITTEN_WHEN_SET,
     apply_overrides,
@@ -97,17 +98,30 @@ class DataSettings:
     general: str | None = None
     """A prepared folder: text like what the base knew, for retention; `self`, which is what a run without one takes:
     text that the base writes itself."""
+    general_kind: str = dataclasses.field(default="general", metadata=WRITTEN_WHEN_SET)
+    """What kind of text it is, in the budget's statement."""
+    more_general: dict[str, str] = dataclasses.field(default_factory=dict, metadata=WRITTEN_WHEN_SET)
+    """Further kinds of general text (code, chats), a prepared folder each: rehearsed and kept like the first."""
     domain_split: str = "train"
     general_split: str = REPLAY
     """What is rehearsed; `replay` is `train` in a folder that has no such split."""
     validation_split: str = "validation"
-    """Of both folders; the run steers and chooses its checkpoint by it."""
+    """Of both folders; the run steers by its first rows, in a fixed order, and tests the budget on documents of the
+    general text's that are in none of these."""
     validation_rows: int = 16
     """Rows of each folder's validation split that are measured each time."""
+    calibration_rows: int | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """Rows of general text that the budget is tested on at the end; None: as many as cost a twentieth of the run, and
+    at least those that hold a hundred documents."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""
         check(self.validation_rows >= 0, "validation_rows", self.validation_rows, "0 (off) or more")
+        rows = self.calibration_rows
+        check(rows is None or rows > 0, "calibration_rows", rows, "more than 0")
+        taken = {"domain", self.general_kind} & set(self.more_general) | {"domain"} & {self.general_kind}
+        check(not taken, "more_general", sorted(taken), "kinds of names of their own, and none called domain")
+        check(not self.more_general or self.general is not None, "more_general", None, "`general` beside it")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,8 +184,10 @@ class RetentionSettings:
     """Weight of KL(base || model) on the general rows; the base is the bypassed model. The KL keeps more than the rows'
     own cross-entropy does (measured on the tiny base, docs/log.md; arXiv 2605.26097 has weight 10 on a fifth)."""
     forgetting_budget: float | None = None
-    """How much the general validation loss may rise, as a share of the base's (0.01 = 1 %): held by
-    adapting the general rows' weight, and by choosing the best checkpoint inside it."""
+    """How much the general loss may rise, as a share of the base's (0.01 = 1 %): steered for by adapting the general
+    rows' weight and by choosing the checkpoint, and held, with 95 % confidence, by scaling what was learnt."""
+    budgets: dict[str, float] = dataclasses.field(default_factory=dict, metadata=WRITTEN_WHEN_SET)
+    """Of kinds of general text whose budget is another than `forgetting_budget`, by their names."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""
@@ -180,6 +196,9 @@ class RetentionSettings:
         check(self.kl_weight >= 0, "kl_weight", self.kl_weight, "0 or more")
         budget = self.forgetting_budget
         check(budget is None or budget > 0, "forgetting_budget", budget, "more than 0, e.g. 0.01 for 1 %")
+        check(not self.budgets or budget is not None, "budgets", self.budgets, "`forgetting_budget` beside them")
+        for kind, one in self.budgets.items():
+            check(one > 0, f"budgets.{kind}", one, "more than 0, e.g. 0.01 for 1 %")
         some = self.ce_weight > 0 or self.kl_weight > 0
         check(self.replay == 0 or some, "replay", self.replay, "0 when ce_weight and kl_weight are both 0")
 
@@ -288,6 +307,8 @@ class Measurement:
     general: float | None
     rise: float | None
     """general / the base's general - 1."""
+    budget_used: float | None = None
+    """The share of the budget that the rise's upper bound is likely to take on the documents that test it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -298,8 +319,8 @@ class RunContents:
     """Of the checkpoint's tensors and its config."""
     domain: str
     """Of the prepared folder's record, which has the digests of its files."""
-    general: str | None
-    """The same; None where there is no general text, or the base writes it."""
+    general: dict[str, str]
+    """The same, of each kind of general text; empty where there is none, or the base writes it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -356,6 +377,8 @@ class RunRecord:
     """How many processes ended the run; the largest memory is the first one's."""
     exported: bool = True
     """Whether `model/` is a checkpoint; if not, no checkpoint of the family could hold it: see `load_shipped`."""
+    kept: BudgetStatement | None = None
+    """What is promised of the general loss of what was shipped; None: there was no budget."""
 
 
 def settings_in(path: Path) -> TrainSettings:

@@ -66,6 +66,10 @@ class Trainee:
     none of them trains."""
     starts_as_base: bool = True
     """Whether the model, before its first step, is the base; if not, forgetting is measured from the reference."""
+    origins: Callable[[], Mapping[str, Tensor | float]] = dict
+    """Asked once, before the first step: the values at which those of `trainable` that carry what is learnt to the
+    output are the base's. With them there the model is the base, whatever the rest of `trainable` is. Empty: the arm
+    has no way back."""
     exportable: bool = True
     """Whether a checkpoint of the family can hold what was trained."""
 
@@ -149,7 +153,8 @@ class Blocks:
         return Trainee(
             model=model,
             trainable=trainable,
-            writers=live.writers(loaded),
+            writers=frozenset(live.writers(loaded)),
+            origins=lambda: live.writers(model),
             reference=lambda: live.bypass(model),
             tensors=lambda values: live.tensors_on_disk(model, family, values),
             num_shared_blocks=min(live.plan_of(model).new_positions),
@@ -271,6 +276,7 @@ class Lora:
             model=model,
             trainable=trainable,
             writers=frozenset(),
+            origins=lambda: {name: 0.0 for name in trainable if ".lora_B." in name},
             reference=reference,
             tensors=lambda _values: _merged(model),
         )
@@ -347,10 +353,17 @@ def _trainee(model: PreTrainedModel, parameters: Mapping[str, nn.Parameter], nee
         model=model,
         trainable=trainable,
         writers=frozenset(),
+        origins=lambda: _as_they_are(base or model, frozenset(trainable)),
         reference=reference,
         tensors=dict,
         others=(base,) if base is not None else (),
     )
+
+
+def _as_they_are(model: PreTrainedModel, names: frozenset[str]) -> dict[str, Tensor]:
+    """The values of some parameters: of a model that trains, which they are looked up in again, copies."""
+    parameters = {name: p for name, p in model.named_parameters() if name in names}
+    return {name: p.detach().clone() if p.requires_grad else p.detach() for name, p in parameters.items()}
 
 
 def arm_of(settings: ArmSettings, base_precision: BasePrecision = "same") -> Arm:

@@ -33,8 +33,10 @@ _WORST_COUNTS = 3
 documents it covers 0.97 of samples where Student's t covers 0.86 and the studentised bootstrap 0.89."""
 LEAST_DOCUMENTS = 50
 """With fewer the bound covers less often than its level says where one document in twenty rises much (the same)."""
-SCALES = (0.25, 0.5, 0.75, 1.0, 1.25)
+SCALES = (0.5, 0.8, 1.0, 1.2)
 """The fixed sequence, upwards: few, because each costs a pass over the documents."""
+SMALL_SCALES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""The sequence for a run that was never inside the budget on the rows it steered by."""
 _MOST_NEEDED = 10_000_000
 
 
@@ -110,19 +112,13 @@ def rise_of(base_N: np.ndarray, now_N: np.ndarray) -> Rise:
     """How much the loss of documents rose; both are sums over each document, nats [N].
 
     Raises:
-        TrainingError: the base's loss is no positive number, the model's is not finite, or there are fewer than two
-            documents.
+        TrainingError: the base's loss is no positive number, or there are fewer than two documents.
     """
     n, total = len(base_N), float(base_N.sum())
     if n < 2 or not total > 0:
         raise TrainingError(
             f"the base's loss on {n} documents of general text is {total:g} nats; expected 2 documents or more, and a "
             "loss above 0; give more general text"
-        )
-    if not np.isfinite(now_N).all():
-        raise TrainingError(
-            f"the general loss of {int((~np.isfinite(now_N)).sum())} of {n} documents is not finite; expected numbers; "
-            "the model is broken: train again with a lower optimizer.lr"
         )
     mean = float(now_N.sum()) / total - 1
     # What each document adds to the ratio, by how much that moves when the document is left out (the jackknife): the
@@ -155,14 +151,17 @@ def state(
     """
     kept = []
     for text, documents in base.items():
+        known = {"text": text, "budget": budgets[text], "num_tokens": int(documents.tokens_N.sum())}
+        if not np.isfinite(now[text]).all():
+            num_documents = len(documents.losses_N)
+            kept.append(TextKept(**known, num_documents=num_documents, rise=None, bound=None, documents_needed=None))
+            continue
         rise = rise_of(documents.losses_N, now[text])
         enough = rise.num_documents >= LEAST_DOCUMENTS
         kept.append(
             TextKept(
-                text=text,
-                budget=budgets[text],
+                **known,
                 num_documents=rise.num_documents,
-                num_tokens=int(documents.tokens_N.sum()),
                 rise=rise.mean,
                 bound=rise.bound(level=level) if enough else None,
                 documents_needed=rise.documents_needed(budgets[text], level),

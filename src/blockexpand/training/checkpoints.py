@@ -52,8 +52,8 @@ class Progress:
     """Steps done."""
     general_weight: float = 1.0
     """The controller's: what the general rows' losses are multiplied by."""
-    base_general: float | None = None
-    """General validation loss at step 0."""
+    base_general: tuple[float, ...] | None = None
+    """The base's general validation loss, summed over each document of the steering rows."""
     best: Measurement | None = None
     """The measurement of the checkpoint to ship."""
     last: Measurement | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ from blockexpand.errors import TrainingError
 from blockexpand.live.forward import RowBatch
 from blockexpand.live.generation import CONTEXT_KEYS
 from blockexpand.records.run import REPLAY, SELF, TrainSettings
+from blockexpand.staging import RECORD_NAME
+from blockexpand.training.budget import LEAST_DOCUMENTS
 from blockexpand.training.processes import World
 
 SELF_TEXT = "self-text"
@@ -67,9 +69,11 @@ class RunData:
     settings: TrainSettings
     domain: TokenRows
     general: TokenRows | None
-    validation: dict[str, TokenRows]
-    """`domain`, and `general` where there is one: what the run steers by."""
+    validation: dict[str, HeldOut]
+    """`domain`, and each kind of general text: what the run steers by."""
     world: World
+    calibration: dict[str, HeldOut] = dataclasses.field(default_factory=dict)
+    """Of each kind of general text, where there is a budget: what it is tested on, and nothing was steered by."""
 
     def passes(self, step: int) -> list[Pass]:
         """This process's forward passes of a step, each at most `rows_per_pass` rows; as many in every process.
@@ -120,18 +124,75 @@ class RunData:
         places = sum(batch.counts_B[:num_domain_rows])
         return Pass(batch=batch, num_domain_rows=num_domain_rows, num_domain_places=places, has_general=has_general)
 
-    def validation_batches(self, name: str) -> Iterator[RowBatch]:
-        """This process's part of a fixed sample of the validation split of `domain` or `general`.
 
-        The sample is the same at every step and seed, and there are as many batches in every process.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Some rows of one kind of text, in a fixed order, and which document each of their tokens is of."""
+
+    rows: TokenRows
+    chosen_K: np.ndarray
+    """The rows' numbers."""
+    documents_KT: np.ndarray
+    """The document of each token, 0 to N - 1; -1: it counts in none."""
+    tokens_N: np.ndarray
+    """How many tokens of each document count."""
+
+    def batches(self, size: int, world: World) -> Iterator[tuple[RowBatch, np.ndarray]]:
+        """This process's rows, `size` at a time, and the documents of the tokens that count, in their order.
+
+        There are as many batches in every process.
         """
-        split, size = self.validation[name], self.settings.rows_per_pass
-        order = shuffled(split.num_rows, 0, split.num_rows, (0, _VALIDATION))
-        chosen = order[: self.settings.data.validation_rows]
-        mine = chosen[self.world.rank :: self.world.size]
-        for start in range(0, -(-len(chosen) // self.world.size), size):
+        mine = np.arange(len(self.chosen_K))[world.rank :: world.size]
+        for start in range(0, -(-len(self.chosen_K) // world.size), size):
             part = mine[start : start + size]
-            yield _batch(split, part, self.world.device) if len(part) else _idle(split, self.world.device)
+            if not len(part):
+                yield _idle(self.rows, world.device), np.empty(0, dtype=np.int64)
+                continue
+            chosen, documents_BT = self.chosen_K[part], self.documents_KT[part]
+            tokens_BT, positions_BT = self.rows.tokens_NT(chosen), self.rows.positions_NT(chosen)
+            batch = RowBatch.of(tokens_BT, positions_BT, documents_BT >= 0, world.device)
+            yield batch, documents_BT[documents_BT >= 0]
+
+    @property
+    def num_documents(self) -> int:
+        """Documents of which a token counts."""
+        return len(self.tokens_N)
+
+
+def held_out(rows: TokenRows, chosen_K: np.ndarray, without: Collection[int] = ()) -> HeldOut:
+    """The documents in some rows, those `without` left out; of a document that goes on elsewhere, what is here."""
+    trained_KT = rows.trained_NT(chosen_K)
+    trained_KT[:, 0] = False  # nothing stands before it in its row
+    found_KT = np.full(trained_KT.shape, -1, dtype=np.int64)
+    for row, (lengths, documents) in enumerate(zip(rows.lengths(chosen_K), rows.documents(chosen_K), strict=True)):
+        found_KT[row, : sum(lengths)] = np.repeat(documents, lengths)
+    found_KT[~trained_KT | np.isin(found_KT, np.array(sorted(without), dtype=np.int64))] = -1
+    names, numbers = np.unique(found_KT, return_inverse=True)
+    numbers_KT = numbers.reshape(found_KT.shape) - int(-1 in names)
+    counts_N = np.bincount(numbers_KT[numbers_KT >= 0], minlength=len(names) - int(-1 in names))
+    return HeldOut(rows=rows, chosen_K=chosen_K, documents_KT=numbers_KT, tokens_N=counts_N)
+
+
+_SHARE_OF_RUN = 0.03
+"""Rows that test the budget over rows trained: a row is read six times at most, and trained in three passes' time."""
+_ENOUGH_DOCUMENTS = 100
+
+
+def _calibration(rows: TokenRows, steering: int, wanted: int | None, trained: int) -> HeldOut:
+    """Documents of the split of which nothing stands in its steering rows, of as many rows as a run can pay for."""
+    order = shuffled(rows.num_rows, 0, rows.num_rows, (0, _VALIDATION))
+    seen = {document for documents in rows.documents(order[:steering]) for document in documents}
+    found: set[int] = set()
+    chosen = []
+    for row in order[steering:]:
+        enough = len(chosen) >= wanted if wanted else len(chosen) >= _SHARE_OF_RUN * trained
+        if enough and (wanted or len(found) >= _ENOUGH_DOCUMENTS):
+            break
+        new = set(rows.documents(row[None])[0]) - seen
+        if new:
+            found |= new
+            chosen.append(row)
+    return held_out(rows, np.array(chosen, dtype=np.int64), seen)
 
 
 def _costs(rows: list[tuple[TokenRows, int]]) -> list[int]:
@@ -140,10 +201,6 @@ def _costs(rows: list[tuple[TokenRows, int]]) -> list[int]:
         return []
     indices = np.array([index for _, index in rows], dtype=np.int64)
     return [attention_cost(lengths) for lengths in rows[0][0].lengths(indices)]
-
-
-def _batch(split: TokenRows, rows: np.ndarray, device: torch.device) -> RowBatch:
-    return RowBatch.of(split.tokens_NT(rows), split.positions_NT(rows), split.trained_NT(rows), device)
 
 
 def _idle(split: TokenRows, device: torch.device) -> RowBatch:
@@ -162,28 +219,53 @@ def open_data(settings: TrainSettings, world: World) -> RunData:
     """
     data, corpora = settings.data, open_corpora(settings)
     if settings.general == SELF:
-        corpora["general"] = open_corpus(general_folder(settings))
-    steering = data.validation_rows > 0
-    general = _general_rows(corpora["general"], data.general_split) if settings.num_general_rows else None
+        corpora |= {kind: open_corpus(folder) for kind, folder in own_folders(settings).items()}
+    kinds = [kind for kind in corpora if kind != "domain"]
+    rehearsed = [_general_rows(corpora[kind], data.general_split) for kind in kinds]
+    validation, calibration = {}, {}
+    if data.validation_rows > 0:
+        splits = {kind: corpus.rows(data.validation_split) for kind, corpus in corpora.items()}
+        validation = {kind: held_out(rows, _steering(rows, data.validation_rows)) for kind, rows in splits.items()}
+    if settings.retention.forgetting_budget is not None:
+        num_trained = settings.num_steps(corpora["domain"].record.row_tokens) * settings.rows_per_step
+        for kind in kinds:
+            rows = validation[kind].rows
+            calibration[kind] = _calibration(rows, data.validation_rows, data.calibration_rows, num_trained)
+            _check_documents(kind, corpora[kind], calibration[kind], data.validation_rows)
     return RunData(
         settings=settings,
         domain=corpora["domain"].rows(data.domain_split),
-        general=general,
-        validation={n: c.rows(data.validation_split) for n, c in corpora.items()} if steering else {},
+        general=functools.reduce(TokenRows.beside, rehearsed) if settings.num_general_rows else None,
+        validation=validation,
+        calibration=calibration,
         world=world,
     )
 
 
+def _steering(rows: TokenRows, count: int) -> np.ndarray:
+    """The rows that a run steers by: the same at every step and seed."""
+    return shuffled(rows.num_rows, 0, rows.num_rows, (0, _VALIDATION))[:count]
+
+
+def _check_documents(kind: str, corpus: Corpus, found: HeldOut, steering: int) -> None:
+    """Refuse, before anything is trained, a budget that could not be promised whatever came out."""
+    if found.num_documents < LEAST_DOCUMENTS:
+        raise TrainingError(
+            f"a budget on {kind} text cannot be promised: the validation split of {corpus.folder} has "
+            f"{found.num_documents} documents that are in none of the {steering} rows it steers by, and a bound takes "
+            f"{LEAST_DOCUMENTS}; give more general text or a larger share of it for validation, or leave the budget out"
+        )
+
+
 def open_corpora(settings: TrainSettings) -> dict[str, Corpus]:
-    """The prepared folders that a run is given, `domain` and `general`, each held against its model.
+    """The prepared folders that a run is given, `domain` and kinds of general text, each held against its model.
 
     Raises:
         CorpusError: a folder is missing or damaged.
         TrainingError: it was made with another tokenizer, or rows of another length, or does not fit the model.
     """
     corpora = {"domain": open_corpus(settings.data.domain)}
-    if settings.general not in (None, SELF):
-        corpora["general"] = open_corpus(general_folder(settings))
+    corpora |= {kind: open_corpus(folder) for kind, folder in general_folders(settings).items()}
     checkpoint = open_checkpoint(settings.model)
     for corpus in corpora.values():
         _check_tokenizer(corpus, settings.model, corpora["domain"].record.row_tokens)
@@ -215,10 +297,26 @@ def _general_rows(corpus: Corpus, split: str) -> TokenRows:
     return corpus.rows("train" if split == REPLAY and REPLAY not in corpus.record.splits else split)
 
 
-def general_folder(settings: TrainSettings) -> Path:
-    """Where the general text of a run is: the folder named, or the run's own that the base is to write."""
-    assert settings.general is not None, "the run has no general text"
-    return Path(settings.out) / SELF_TEXT if settings.general == SELF else Path(settings.general)
+PROSE, CHATS = "own prose", "own chats"
+"""What a base writes itself, as it is called in the budget's statement."""
+
+
+def self_folder(settings: TrainSettings, kind: str) -> Path:
+    """Where a kind of text is that the base writes for a run."""
+    return Path(settings.out) / SELF_TEXT / kind.removeprefix("own ")
+
+
+def own_folders(settings: TrainSettings) -> dict[str, Path]:
+    """The kinds of text that the base has written for a run."""
+    own = {kind: self_folder(settings, kind) for kind in (PROSE, CHATS)}
+    return {kind: folder for kind, folder in own.items() if (folder / RECORD_NAME).is_file()}
+
+
+def general_folders(settings: TrainSettings) -> dict[str, Path]:
+    """The folders of general text that a run was given, by kind, the first one first."""
+    data = settings.data
+    first = {} if settings.general in (None, SELF) else {data.general_kind: Path(str(settings.general))}
+    return first | {kind: Path(folder) for kind, folder in data.more_general.items()}
 
 
 def _check_tokenizer(corpus: Corpus, model_folder: str, row_tokens: int) -> None:

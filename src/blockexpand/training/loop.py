@@ -17,6 +17,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
@@ -27,14 +28,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from blockexpand.errors import TrainingError
-from blockexpand.live.device import training_dtype
+from blockexpand.live.device import own_dtype, training_dtype
 from blockexpand.live.forward import RowBatch, check_head, check_isolation, cross_entropies, hidden_states, isolates
 from blockexpand.live.loss import Reference, linear_losses
 from blockexpand.live.parts import blocks_of, head_of
 from blockexpand.live.prefix import Prefix, shares_prefix
 from blockexpand.progress import Bar
-from blockexpand.records.run import Measurement, TrainSettings
+from blockexpand.records.budget import BudgetStatement
+from blockexpand.records.run import LoraArm, Measurement, TrainSettings
 from blockexpand.training.arms import Trainee
+from blockexpand.training.budget import SCALES, SMALL_SCALES, DocumentSums, Measured, rise_of, state, walk_up
 from blockexpand.training.checkpoints import (
     OPTIMIZER,
     TRAINABLE,
@@ -50,13 +53,15 @@ from blockexpand.training.checkpoints import (
     restore_optimizers,
     restore_trainable,
 )
-from blockexpand.training.data import Pass, RunData
+from blockexpand.training.data import HeldOut, Pass, RunData
 from blockexpand.training.metrics import Tracker
 from blockexpand.training.optimizers import build_optimizers, rate_at, set_rate
 from blockexpand.training.preview import keeps_gradients
 from blockexpand.training.processes import Root, gathered, sync_gradients, whole
-from blockexpand.training.retention import adapted_weight, is_better
+from blockexpand.training.retention import adapted_weight, budget_used, is_better, put_scale
 
+_FAR_OUTSIDE = 1e9
+"""What a general loss that is no number uses of the budget: records hold numbers."""
 _MOST_SKIPPED = 3
 """Steps in a row whose loss is not finite; more and the run stops."""
 
@@ -82,6 +87,18 @@ class _Sums:
         }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shipped:
+    """What a run ships, and what is known of it."""
+
+    tensors: dict[str, Tensor]
+    """By the names of the checkpoint on disk, in the first process."""
+    kept: BudgetStatement | None
+    """What is promised of its general loss; None without a budget."""
+    best: Measurement | None
+    """What it gives on the steering rows."""
+
+
 class Loop:
     """One run's state and steps."""
 
@@ -97,6 +114,9 @@ class Loop:
         self.num_steps = settings.num_steps(data.domain.row_tokens)
         self.optimizers = build_optimizers(trainee.trainable, trainee.writers, settings.optimizer)
         self._saved_step = 0
+        budget, more = settings.retention.forgetting_budget, settings.retention.budgets
+        self._budgets = {} if budget is None else {kind: more.get(kind, budget) for kind in data.calibration}
+        self._origins = {} if budget is None else trainee.origins()
         self._keeps_gradients = keeps_gradients(sum(p.numel() for p in trainee.trainable.values()), self.world)
         self._names: dict[Tensor, str] = {p: n for n, p in trainee.trainable.items()}
         self._prefix = Prefix(blocks_of(trainee.model)[: trainee.num_shared_blocks])
@@ -151,19 +171,65 @@ class Loop:
         self._ahead.shutdown(cancel_futures=True)
         self._saver.close()
 
-    def shipped(self, progress: Progress) -> dict[str, Tensor]:
-        """The tensors of the best checkpoint inside the budget, or of the last step without one.
+    def shipped(self, progress: Progress) -> Shipped:
+        """What a run ships.
 
-        In the first process; every process must call it.
+        Without a budget they are those of the last step. With one, of the best checkpoint inside it (of the last step
+        where none was), with what it learnt scaled so that the bound of the rise is inside, too. The tensors are in the
+        first process; every process must call it.
 
         Raises:
             TrainingError: the best checkpoint's weights are missing or damaged.
         """
-        if self.settings.retention.forgetting_budget is not None and progress.best is not None:
-            best = SavedTensors(best_folder(self.run_folder, progress.best.step) / TRAINABLE)
-            restore_trainable(self.trainee.trainable, best)
+        if self.settings.retention.forgetting_budget is None or progress.best is None:
+            kept, best = None, progress.best
+        else:
+            kept, best = self._kept(progress, progress.best)
         values = gathered(self.trainee.trainable, self.world)
-        return self.trainee.tensors(values) if self.world.leads else {}
+        return Shipped(tensors=self.trainee.tensors(values) if self.world.leads else {}, kept=kept, best=best)
+
+    def _kept(self, progress: Progress, best: Measurement) -> tuple[BudgetStatement, Measurement]:
+        """Put as much of what was learnt on the model as the budget allows; what that promises, and what it gives."""
+        data, trainable, origins, budgets = self.data, self.trainee.trainable, self._origins, self._budgets
+        saved = SavedTensors(best_folder(self.run_folder, best.step) / TRAINABLE)
+        if not origins:
+            restore_trainable(trainable, saved)
+            with self.trainee.reference() as model:
+                base = self._sums(data.calibration, model)
+            now = {kind: one.losses_N for kind, one in self._sums(data.calibration).items()}
+            return state(base, now, budgets), best
+        # Never inside on the steering rows: the last step's weights, scaled down further.
+        never_inside = best.step == 0
+        if not never_inside:
+            restore_trainable(trainable, saved)
+        learnt = {name: parameter.detach().clone() for name, parameter in trainable.items()}
+        # Adapters are stored as what they add to the base's weights, not as themselves.
+        stored = None if isinstance(self.settings.arm, LoraArm) else own_dtype(Path(self.settings.model))
+
+        def measure(scale: float) -> Measured:
+            put_scale(trainable, learnt, origins, scale, stored)
+            sums = self._sums({"domain": data.validation["domain"], **data.calibration})
+            domain_loss = sums.pop("domain").mean
+            return Measured(texts={kind: one.losses_N for kind, one in sums.items()}, domain_loss=domain_loss)
+
+        def put_base() -> None:
+            if never_inside:  # what trained since may be no number, which times 0 is none either
+                restore_trainable(trainable, saved)
+            else:
+                put_scale(trainable, learnt, origins, 0.0, stored)
+
+        put_base()
+        base = self._sums(data.calibration)
+        found = walk_up(base, budgets, measure, scales=SMALL_SCALES if never_inside else SCALES)
+        if found.scale:
+            put_scale(trainable, learnt, origins, found.scale, stored)
+        else:
+            put_base()
+        if found.scale == 1 and not never_inside:
+            return found, best
+        assert progress.base_general is not None, "a budget without general text"
+        step = progress.step if never_inside and found.scale else best.step
+        return found, self._measurement(step, self._sums(data.validation), progress.base_general)
 
     def _stops(self, stopping: list[int]) -> bool:
         """Whether a signal came to any process; the list holds it afterwards, the demand to save and end first.
@@ -353,28 +419,18 @@ class Loop:
         if not self.data.validation:
             return progress
         budget = self.settings.retention.forgetting_budget
-        names = list(self.data.validation)
-        needs_base = progress.base_general is None and "general" in names and not self.trainee.starts_as_base
-        sums = [self._held_out(name, self.trainee.model) for name in names]
-        if needs_base:
-            with self.trainee.reference() as base_model:
-                sums.append(self._held_out("general", base_model))
-        counts = self.world.total([float(number) for _, number in sums])
-        totals = self.world.total(torch.stack([total for total, _ in sums]).cpu().tolist())  # the one wait
-        found = [total / max(1.0, count) for total, count in zip(totals, counts, strict=True)]
-        losses = dict(zip(names, found, strict=False))
-        general = losses.get("general")
-        base = progress.base_general if progress.base_general is not None else found[-1] if needs_base else general
-        rise = general / base - 1 if general is not None and base else None
-        new = Measurement(step=progress.step, domain=losses["domain"], general=general, rise=rise)
+        sums = self._sums(self.data.validation)
+        base = progress.base_general if progress.base_general is not None else self._base_general(sums)
+        new = self._measurement(progress.step, sums, base)
+        used = new.budget_used
         weight = progress.general_weight
-        if budget is not None and rise is not None and progress.step > 0:
-            weight = adapted_weight(weight, rise, budget)
+        if used is not None and progress.step > 0:
+            weight = adapted_weight(weight, used)
         better = is_better(new, progress.best, budget)
         if better and budget is not None:
             self._saver.start(best_job(self.run_folder, new.step, self.trainee.trainable, self.world.leads))
-        figures = {"domain": new.domain, "general": general, "rise": rise, "general_weight": weight}
-        tracker.write(progress.step, "measure", figures)
+        figures = {name: value for name, value in vars(new).items() if name != "step"}
+        tracker.write(progress.step, "measure", figures | {"general_weight": weight})
         return dataclasses.replace(
             progress,
             base_general=base,
@@ -383,12 +439,50 @@ class Loop:
             last=new,
         )
 
-    def _held_out(self, name: str, model: PreTrainedModel) -> tuple[Tensor, int]:
-        """The sum of held-out cross-entropies, on the device, and how many there are in this process."""
-        parts, count = [], 0
+    def _measurement(self, step: int, sums: Mapping[str, DocumentSums], base: tuple[float, ...]) -> Measurement:
+        """What the losses of the steering rows say."""
+        general, rise, used = self._risen({kind: one for kind, one in sums.items() if kind != "domain"}, base)
+        return Measurement(step=step, domain=sums["domain"].mean, general=general, rise=rise, budget_used=used)
+
+    def _risen(
+        self, sums: Mapping[str, DocumentSums], base: tuple[float, ...]
+    ) -> tuple[float | None, float | None, float | None]:
+        """The general loss over all kinds of text, how much it rose, and the most that a kind uses of its budget."""
+        if not sums:
+            return None, None, None
+        total = sum(float(one.losses_N.sum()) for one in sums.values())
+        count = sum(int(one.tokens_N.sum()) for one in sums.values())
+        used, at = [], 0
+        for kind, one in sums.items():
+            base_N, at = np.array(base[at : at + len(one.losses_N)]), at + len(one.losses_N)
+            if kind in self._budgets and len(base_N) > 1:
+                rise = rise_of(base_N, one.losses_N)
+                used.append(budget_used(rise, self._budgets[kind], self.data.calibration[kind].num_documents))
+        most = (max(used) if all(map(math.isfinite, used)) else _FAR_OUTSIDE) if used else None
+        return total / count, total / sum(base) - 1, most
+
+    def _base_general(self, sums: Mapping[str, DocumentSums]) -> tuple[float, ...]:
+        """The base's loss of each steering document; at step 0 that is the model's, where it starts as the base."""
+        if not self.trainee.starts_as_base:
+            held = {kind: one for kind, one in self.data.validation.items() if kind != "domain"}
+            with self.trainee.reference() as base:
+                sums = self._sums(held, base)
+        return tuple(float(loss) for kind, one in sums.items() if kind != "domain" for loss in one.losses_N)
+
+    def _sums(self, texts: Mapping[str, HeldOut], model: PreTrainedModel | None = None) -> dict[str, DocumentSums]:
+        """The loss of each document of some held-out rows, over all processes; waits for the device once."""
+        losses, documents, first = [], [], 0
         with self._autocast:
-            for batch in self.data.validation_batches(name):
-                losses_R = self._root(cross_entropies, model, batch)
-                parts.append(losses_R.sum())
-                count += len(losses_R)
-        return torch.stack(parts).sum(), count
+            for held in texts.values():
+                for batch, documents_R in held.batches(self.settings.rows_per_pass, self.world):
+                    losses.append(self._root(cross_entropies, model or self.trainee.model, batch))
+                    documents.append(first + documents_R)
+                first += held.num_documents
+        losses_R = torch.cat(losses).cpu().double().numpy()
+        sums = np.bincount(np.concatenate(documents), weights=losses_R, minlength=first)
+        ends = np.cumsum([held.num_documents for held in texts.values()])[:-1]
+        parts = np.split(np.array(self.world.total(sums.tolist())), ends)
+        return {
+            kind: DocumentSums(losses_N=part, tokens_N=held.tokens_N)
+            for (kind, held), part in zip(texts.items(), parts, strict=True)
+        }

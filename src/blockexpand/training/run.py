@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from blockexpand import __version__
@@ -46,9 +46,9 @@ from blockexpand.training.checkpoints import (
     save_tensors,
 )
 from blockexpand.training.computation import compile_blocks, recompute_blocks
-from blockexpand.training.data import SELF_TEXT, RunData, general_folder, open_data
+from blockexpand.training.data import SELF_TEXT, RunData, general_folders, open_data
 from blockexpand.training.export import export_model, prove_unchanged
-from blockexpand.training.loop import Loop
+from blockexpand.training.loop import Loop, Shipped
 from blockexpand.training.metrics import SilentTracker, Tracker, open_boards
 from blockexpand.training.preview import RunTakes, check_fits, check_run, rows_of_pass, rows_that_fit
 from blockexpand.training.processes import Root, World, fill, join_world, names_to_fill, shard
@@ -98,7 +98,7 @@ def train(settings: TrainSettings, resume: bool = False, device: str = "auto", a
             world.first(lambda: _write_start(out, start))
             with memory_told(f"a pass of {rows_of_pass(settings)} rows", world.device, _advice(settings, data)):
                 progress = _run(loop, resume)
-            shipped = loop.shipped(progress)
+                shipped = loop.shipped(progress)
             world.first(lambda: _ship(start, loop, progress, shipped))
         finally:
             loop.close()
@@ -143,7 +143,7 @@ def contents_of(settings: TrainSettings) -> RunContents:
     """Digests of the model and the data that the settings name; every byte of the model is read."""
     checkpoint = open_checkpoint(settings.model)
     tensors = {name: found.digest for name, found in digest_tensors(checkpoint).items()}
-    general = None if settings.general in (None, SELF) else digest_file(general_folder(settings) / RECORD_NAME)
+    general = {kind: digest_file(folder / RECORD_NAME) for kind, folder in general_folders(settings).items()}
     return RunContents(
         model=digest_json({"config": checkpoint.config, "tensors": tensors}),
         domain=digest_file(Path(settings.data.domain) / RECORD_NAME),
@@ -159,7 +159,8 @@ def run_digest(settings: TrainSettings, contents: RunContents | None = None) -> 
     """
     plain = {key: value for key, value in to_plain(settings).items() if key not in _FREE}
     plain["model"] = None
-    plain["data"] = {**plain["data"], "domain": None, "general": settings.general and settings.general == SELF}
+    plain["data"] = {**plain["data"], "domain": None, "more_general": None}
+    plain["data"]["general"] = settings.general and settings.general == SELF
     return digest_json([plain, to_plain(contents or contents_of(settings))])
 
 
@@ -304,35 +305,27 @@ def _signals(leads: bool) -> Generator[list[int]]:
             signal.signal(number, handler)
 
 
-def _ship(start: RunStart | None, loop: Loop, progress: Progress, tensors: dict[str, Tensor]) -> None:
+def _ship(start: RunStart | None, loop: Loop, progress: Progress, shipped: Shipped) -> None:
     """Write the model and, last, the run's record."""
     assert start is not None, "the first process has checked"
     settings, out = start.settings, Path(start.settings.out)
     source, digest = Path(settings.model), run_digest(settings, start.contents)
     if not loop.trainee.exportable:
-        save_tensors(out / SHIPPED, tensors)
-        write_record(out / RECORD_NAME, _record(start, digest, loop, progress))
+        save_tensors(out / SHIPPED, shipped.tensors)
+        write_record(out / RECORD_NAME, _record(start, digest, loop, progress, shipped))
         return
-    empty = _nothing_inside(loop, progress)
+    empty = shipped.kept is not None and not shipped.kept.holds
     training = {"settings_digest": digest, "arm": settings.arm.kind, "blockexpand_version": __version__}
     training |= {"nothing_inside_budget": True} if empty else {}
     chats = open_corpus(settings.data.domain).record.conversations
     end = end_of_turn(load_tokenizer(source)) if chats else None
-    export_model(source, out / "model", tensors, training, end)
-    num_unchanged = prove_unchanged(source, out / "model", tensors)
-    counts = {"num_trained_tensors": len(tensors), "num_unchanged_tensors": num_unchanged}
-    write_record(out / RECORD_NAME, dataclasses.replace(_record(start, digest, loop, progress), **counts))
+    export_model(source, out / "model", shipped.tensors, training, end)
+    num_unchanged = prove_unchanged(source, out / "model", shipped.tensors)
+    counts = {"num_trained_tensors": len(shipped.tensors), "num_unchanged_tensors": num_unchanged}
+    write_record(out / RECORD_NAME, dataclasses.replace(_record(start, digest, loop, progress, shipped), **counts))
 
 
-def _nothing_inside(loop: Loop, progress: Progress) -> bool:
-    """Whether no step met the budget with a gain: the base itself is the best, or the best is outside."""
-    budget, best = loop.settings.retention.forgetting_budget, progress.best
-    if budget is None or best is None:
-        return False
-    return best.step == 0 or (best.rise is not None and not best.rise <= budget)
-
-
-def _record(start: RunStart, digest: str, loop: Loop, progress: Progress) -> RunRecord:
+def _record(start: RunStart, digest: str, loop: Loop, progress: Progress, shipped: Shipped) -> RunRecord:
     import transformers
 
     settings = start.settings
@@ -352,9 +345,10 @@ def _record(start: RunStart, digest: str, loop: Loop, progress: Progress) -> Run
         num_tokens=num_tokens,
         num_trainable_parameters=sum(p.numel() for p in loop.trainee.trainable.values()),
         num_parameters=sum(p.numel() for p in loop.trainee.model.parameters()),
-        best=progress.best,
+        best=shipped.best,
         base=base,
-        nothing_inside_budget=_nothing_inside(loop, progress),
+        kept=shipped.kept,
+        nothing_inside_budget=shipped.kept is not None and not shipped.kept.holds,
         train_seconds=round(progress.train_seconds, 3),
         cpu_seconds=round(progress.cpu_seconds, 3),
         tokens_per_second=round(num_tokens / seconds, 1),

@@ -1,0 +1,1 @@
+"""That the budget holds: the bounds' coverage, and many runs."""
