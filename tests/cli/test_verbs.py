@@ -60,6 +60,7 @@ def recipe(ground: Path) -> dict[str, Any]:
         "rows_per_step": 4,
         "rows_per_pass": 4,
         "measure_every_steps": 2,
+        "retention": {"replay": 0.0, "kl_weight": 0.0},
     }
 
 
@@ -87,6 +88,7 @@ def test_from_a_plan_to_a_page(ground: Path, recipe: dict[str, Any], tmp_path: P
     code, out, _ = say("train", tmp_path / "train.yaml", "--dry-run", "--processes", 2)
     assert code == 0
     assert "would train 2 of 6 blocks" in out
+    assert "4 of 4 rows of 32 tokens" in out
     assert not (tmp_path / "run").exists()
     code, out, _ = say("train", tmp_path / "train.yaml", "arm.kind=blocks", "optimizer.lr=3e-3")
     assert code == 0

@@ -114,7 +114,7 @@ class Ground:
         }
         recipe = self.folder / "run.yaml"
         recipe.write_text(yaml.safe_dump(plain))
-        train(load_settings(recipe, default_arm="blocks"))
+        train(load_settings(recipe))
         return self.folder / "run"
 
     @property

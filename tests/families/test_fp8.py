@@ -63,7 +63,7 @@ def test_fp8_weights_with_scales_are_expanded_and_proved(tmp_path: Path, family:
 
 def test_fp8_without_its_quantization_config_is_not_taken_for_floats(tmp_path: Path):
     base = edit_config(fp8_base("llama", tmp_path / "base"), quantization_config=None)
-    with pytest.raises(PlanError, match="weight_scale_inv' is not one of family 'llama'"):
+    with pytest.raises(PlanError, match="weight_scale_inv' in .* is not one of family 'llama'"):
         survey(open_checkpoint(base))
 
 

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from blockexpand.live import generation
 from blockexpand.live.generation import generate
 
 SIZES: dict[str, Any] = {
@@ -63,8 +64,10 @@ def alone(model: PreTrainedModel, prompt: list[int], num_new: int, end: int) -> 
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_likeliest_tokens_are_those_of_each_prompt_alone(name: str) -> None:
+def test_the_likeliest_tokens_are_those_of_each_prompt_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(name)
+    if name != "a state beside attention":  # the others run together, or nothing is gained
+        monkeypatch.setattr(generation, "_alone", None)
     plain = [alone(model, prompt, 20, -1) for prompt in PROMPTS]
     # The token said most ends sequences, so that they end at different steps and others take their place.
     end = Counter(token for made in plain for token in made).most_common(1)[0][0]

@@ -133,6 +133,7 @@ def test_what_a_crash_left_is_removed(ground: Ground, tmp_path: Path) -> None:
     left = tmp_path / "run" / "checkpoints" / ".step-00000009.partial"
     left.mkdir()
     (left / TRAINABLE).write_bytes(b"half")
+    (tmp_path / "run" / "blockexpand.json").unlink()  # as if it had been killed before the end
     train(settings, resume=True)
     assert not left.exists()
 
@@ -201,19 +202,22 @@ def test_a_preempted_run_ends_with_0_and_an_interrupted_one_with_130(
     settings = {
         "model": str(ground.expanded), "out": str(tmp_path / "run"), "rows_per_step": 4, "rows_per_pass": 1,
         "data": {"domain": str(ground.domain), "validation_rows": 0}, "domain_tokens": 8 * 4 * 32,
+        "retention": "none",
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(json.dumps(settings))
     real, passes = Loop._backward, iter(range(10**6))
 
-    def backward(self: Loop, *args: object) -> None:
+    def backward(self: Loop, *args: object) -> torch.Tensor:
         if next(passes) == 4 * 2 + 1:  # the third step's second pass
             os.kill(os.getpid(), number)
-        real(self, *args)  # type: ignore[arg-type]
+        return real(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Loop, "_backward", backward)
     words = ["train", str(tmp_path / "recipe.yaml"), "--quiet"]
     assert run(words) == code
-    assert "stopped at step 2 of 8; resume with --resume" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "stopped at step 2 of 8" in said
+    assert f"blockexpand train {tmp_path / 'recipe.yaml'} --resume" in said
     newest = newest_checkpoint(tmp_path / "run")
     assert newest is not None
     assert read_progress(newest).step == 2

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,14 @@ def test_the_recipe_for_a_24_gb_card_leaves_a_quarter_of_it(tmp_path: Path, tiny
     recipe = PrepareRecipe(
         sources=(Source(path=str(texts)),), row_tokens=2048, splits={"train": SplitRecipe(share=1.0)}
     )
-    prepare(recipe, tiny_base(), tmp_path / "data")
+    tiny = tiny_base()
+    prepare(recipe, tiny, tmp_path / "data")
     base = headers_alone(tmp_path / "base", LLAMA_8B)
     planned = plan(base, blocks=int(blocks))
     deeper = headers_alone(tmp_path / "deeper", with_entries(LLAMA_8B, planned.config_changes))
     record = ExpansionRecord(blockexpand_version="0", plan=planned, base_digests={}, files_copied=(), files_left_out=())
     write_record(deeper / "blockexpand.json", record)
+    shutil.copy(tiny / "tokenizer.json", deeper)
     data = DataSettings(domain=str(tmp_path / "data"), general="self")
     settings = dataclasses.replace(load_settings(path), model=str(deeper), data=data)
     found = check_run(settings)

@@ -159,8 +159,19 @@ def packed_states(
         tokens_BT, positions_BT = tokens_BT.reshape(1, -1), positions_BT.reshape(1, -1)
         borders = None if borders is None else borders or shape[0] > 1
     with _said(borders):
-        output = decoder_of(model)(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False)
+        output = _decoder(model)(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False)
     return output.last_hidden_state.reshape(*shape, -1)
+
+
+def _decoder(model: PreTrainedModel) -> nn.Module:
+    """The decoder, without transformers' warning of filling that no mask hides: it asks the device for it (GPT-2)."""
+    decoder = decoder_of(model)
+    vars(decoder)["warn_if_padding_and_no_attention_mask"] = _no_warning
+    return decoder
+
+
+def _no_warning(*_: object) -> None:
+    """Filling is at the ends of rows, where nothing sees it, and never counts."""
 
 
 _BORDERS: ContextVar[bool | None] = ContextVar("borders", default=None)
@@ -210,7 +221,7 @@ def states_apart(model: PreTrainedModel, tokens_BT: Tensor, starts_N: Sequence[i
         tokens_NL = tokens_A.index_select(0, _to(device, taken_NL.reshape(-1))).reshape(taken_NL.shape)
         positions_NL = torch.arange(longest, device=device).expand(len(group), -1)
         with _said(False):
-            output = decoder_of(model)(input_ids=tokens_NL, position_ids=positions_NL, use_cache=False)
+            output = _decoder(model)(input_ids=tokens_NL, position_ids=positions_NL, use_cache=False)
         found.append(output.last_hidden_state.flatten(0, 1))
         offset += taken_NL.size
     return torch.cat(found).index_select(0, _to(device, places)).reshape(*tokens_BT.shape, -1)

@@ -44,6 +44,8 @@ def ends_of_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return end_tokens(tokenizer, model.generation_config.eos_token_id if model.generation_config else None)
 
 
+_CACHE_NAMES = ("cache", "past_key_values")
+"""What a model's forward calls its cache: transformers 5.2x renamed it."""
 _PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 _SHARE_TO_REFILL = 8
 """New rows come in when one row in so many has ended: each time the cache is copied, and idle rows cost as much."""
@@ -85,8 +87,9 @@ def _say_nothing(count: int) -> None:
 def _runs_together(model: PreTrainedModel) -> bool:
     """Whether all that the model keeps of a sequence is keys and values, one column a token."""
     kinds = model.config.get_text_config().to_dict().get("layer_types") or ()
-    takes = {"attention_mask", "past_key_values"} <= set(inspect.signature(model.forward).parameters)
-    return takes and not model._is_stateful and set(kinds) <= _PLAIN_LAYERS
+    takes = set(inspect.signature(model.forward).parameters)
+    plain = not model._is_stateful and set(kinds) <= _PLAIN_LAYERS
+    return plain and "attention_mask" in takes and not takes.isdisjoint(_CACHE_NAMES)
 
 
 def _alone(
@@ -264,7 +267,8 @@ class _Batch:
         more: dict[str, Any] = {"position_ids": positions_BT} if "position_ids" in self._takes else {}
         if "logits_to_keep" in self._takes:
             more["logits_to_keep"] = 1
-        output = self._model(input_ids=tokens_BT, attention_mask=mask_BC, past_key_values=cache, use_cache=True, **more)
+        more[next(name for name in _CACHE_NAMES if name in self._takes)] = cache
+        output = self._model(input_ids=tokens_BT, attention_mask=mask_BC, use_cache=True, **more)
         return output.logits[:, -1].float()
 
     def _take(self, rows: list[_Row], logits_BV: Tensor) -> None:

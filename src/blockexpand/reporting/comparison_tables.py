@@ -31,7 +31,7 @@ ARM_COLUMNS = (
     Column(key="general_loss_before", title="General loss before", kind="loss", under=True, before="from\u00a0"),
     Column(key="num_trainable_parameters", title="Trainable", kind="parameters", unit="parameters"),
     Column(key="tokens_per_second", title="Speed", kind="rate", unit="tokens per second"),
-    Column(key="load", title="Load", kind="rate", under=True, before="beside a load of\u00a0"),
+    Column(key="load", title="Load", kind="rate", under=True, before="load\u00a0"),
     Column(key="cpu_seconds", title="CPU time", kind="seconds", unit="a run"),
     Column(key="peak_memory_bytes", title="Peak memory", kind="bytes"),
     Column(key="lr", title="Learning rate", kind="lr", unit="chosen"),

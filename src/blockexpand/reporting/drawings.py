@@ -109,10 +109,14 @@ def _show_budget(axes: Axes, percents: Iterable[float], budget: float | None, on
     if budget is None:
         return
     line(100 * budget, color=INK, linestyle=(0, (5, 3)), linewidth=1.4, label=f"the budget, {formats.budget(budget)}")
-    if max((abs(p) for p in percents), default=0.0) > _FAR * 100 * budget:
+    percents = [0.0, 100 * budget, *percents]
+    low, high = min(percents), max(percents)
+    if max(-low, high) > _FAR * 100 * budget:
         scale("symlog", linthresh=_LINEAR * 100 * budget)
         axis = axes.xaxis if on == "x" else axes.yaxis
         axis.set_major_formatter(lambda value, _: f"{value:g}")
+        limits = axes.set_xlim if on == "x" else axes.set_ylim
+        limits(1.4 * low if low < -100 * budget else low - 40 * budget, 1.5 * high)
 
 
 # --- the stack -------------------------------------------------------------------------------------------

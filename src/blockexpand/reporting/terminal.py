@@ -1,4 +1,4 @@
-"""A comparison in the terminal: the page's table, fit for 100 columns, and the same as plain data.
+"""A comparison in the terminal: the page's table, fit for 80 columns, and the same as plain data.
 
 In: a finished comparison. Out: a rich table, plain text, or rows for `--json`. Every cell is built as text,
 so nothing in a recipe's names is read as markup.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-TERMINAL_COLUMNS = 100
+TERMINAL_COLUMNS = 80
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -29,19 +29,18 @@ def comparison_table(comparison: Comparison) -> Table:
 
     budget = comparison.recipe.retention.forgetting_budget
     title = "held-out test documents; losses in nats per token, 95 % intervals below"
-    table = Table(box=box.SIMPLE_HEAD, caption=title, caption_style="dim", pad_edge=False, padding=(0, 1))
-    table.add_column("method\nlearning rate", max_width=27)
-    for heading in ("general\nloss", "domain\nloss"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, caption=title, caption_style="dim", pad_edge=False, collapse_padding=True)
+    table.add_column("method\nlearning rate", min_width=12, max_width=27)
+    table.add_column("general\ndomain\nloss", justify="right", no_wrap=True)
     table.add_column(
         f"forgetting\nbudget {formats.budget(budget)}" if budget else "forgetting", justify="right", no_wrap=True
     )
     table.add_column("gain\nof reference", justify="right", no_wrap=True)
-    table.add_column("trainable\nmemory", justify="right", no_wrap=True)
+    table.add_column("trained\nmemory", justify="right", no_wrap=True)
     table.add_column("tokens/s\nload\nCPU time", justify="right", no_wrap=True)
     base = comparison.base
-    losses = (formats.loss(base["general"].loss), formats.loss(base["domain"].loss))
-    table.add_row(Text("the base", style="dim"), *(Text(one, style="dim") for one in losses))
+    losses = f"{formats.loss(base['general'].loss)}\n{formats.loss(base['domain'].loss)}"
+    table.add_row(Text("the base", style="dim"), Text(losses, style="dim"))
     figures = arms_table(comparison)
     for row in figures.rows:
         cells = {c.key: cell_of(c, value) for c, value in zip(figures.columns, row, strict=True)}
@@ -69,8 +68,7 @@ def _texts(cells: dict[str, Cell]) -> list[Text]:
     is_broken = cells["budget"].main in (BROKEN, NOTHING)
     return [
         two(cells["method"].main, f"lr {cells['lr'].main}"),
-        Text(cells["general_loss"].main),
-        Text(cells["domain_loss"].main),
+        Text(f"{cells['general_loss'].main}\n{cells['domain_loss'].main}"),
         two(forgetting.main, forgetting.interval, "red" if is_broken else ""),
         two(gain.main if share == formats.NONE else f"{gain.main} = {share}", gain.interval),
         two(cells["num_trainable_parameters"].main, cells["peak_memory_bytes"].main),

@@ -11,11 +11,13 @@ import dataclasses
 
 from blockexpand.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.errors import FamilyError, TrainingError
+from blockexpand.expansion import survey
 from blockexpand.expansion.cost import RunCost, RunShape, run_cost, state_bytes, state_per_process, width_of
 from blockexpand.families import family_for
 from blockexpand.live.device import total_bytes, training_dtype
 from blockexpand.records.expansion import read_expansion
 from blockexpand.records.run import BlocksArm, CustomArm, FullArm, LoraArm, OldBlocksArm, TrainSettings
+from blockexpand.training.arms import check_blocks
 from blockexpand.training.data import open_corpora
 from blockexpand.training.metrics import check_boards
 from blockexpand.training.processes import World
@@ -123,6 +125,8 @@ def _warnings(settings: TrainSettings, num_steps: int, epochs: float) -> list[st
 def _cost(settings: TrainSettings, checkpoint: Checkpoint, row_tokens: int) -> RunCost | None:
     shape = shape_of(settings, checkpoint, row_tokens)
     try:
+        if isinstance(settings.arm, OldBlocksArm):
+            check_blocks(settings.arm.blocks, survey(checkpoint).num_blocks, checkpoint.folder)
         return None if shape is None else run_cost(checkpoint, shape)
     except FamilyError:
         return None

@@ -280,7 +280,8 @@ def _run(loop: Loop, resume: bool) -> Progress:
         tracker.close()
     if progress.step < loop.num_steps:
         kind = Preempted if signal.SIGTERM in stopping else Interrupted
-        raise kind(f"stopped at step {progress.step} of {loop.num_steps}, which is saved; go on with --resume")
+        saved = ", which is saved" if progress.step else ""
+        raise kind(f"stopped at step {progress.step} of {loop.num_steps}{saved}; go on with --resume")
     return progress
 
 
@@ -315,6 +316,8 @@ def _ship(start: RunStart | None, loop: Loop, progress: Progress, shipped: Shipp
         write_record(out / RECORD_NAME, _record(start, digest, loop, progress, shipped))
         return
     empty = shipped.kept is not None and not shipped.kept.holds
+    if shipped.kept is not None:
+        write_record(out / "budget.json", shipped.kept)
     training = {"settings_digest": digest, "arm": settings.arm.kind, "blockexpand_version": __version__}
     training |= {"nothing_inside_budget": True} if empty else {}
     chats = open_corpus(settings.data.domain).record.conversations
