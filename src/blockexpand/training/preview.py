@@ -126,7 +126,7 @@ def _cost(settings: TrainSettings, checkpoint: Checkpoint, row_tokens: int) -> R
     shape = shape_of(settings, checkpoint, row_tokens)
     try:
         if isinstance(settings.arm, OldBlocksArm):
-            check_blocks(settings.arm.blocks, survey(checkpoint).num_blocks, checkpoint.folder)
+            check_blocks(settings.arm.blocks, survey(checkpoint).depth, checkpoint.folder)
         return None if shape is None else run_cost(checkpoint, shape)
     except FamilyError:
         return None
