@@ -14,7 +14,7 @@ from pathlib import Path
 
 from blockexpand import __version__
 from blockexpand.checkpoint import Checkpoint, open_checkpoint, tokenizer_file
-from blockexpand.corpus import Source, SourceSummary, inspect_sources, make_recipe, open_corpus, prepare
+from blockexpand.corpus import Source, SourceSummary, SplitRecipe, inspect_sources, make_recipe, open_corpus, prepare
 from blockexpand.corpus.chats import check_template
 from blockexpand.corpus.files import look_into
 from blockexpand.corpus.splits import LEAST_DOCUMENTS
@@ -49,8 +49,10 @@ from blockexpand.staging import RECORD_NAME, check_output
 _RECORD = "learn.json"
 _BYTES_PER_TOKEN = 3.5
 """Of text, before the tokenizer has read it: the plan's figures stand on it, and nothing else."""
-_HELD_OUT, _MOST_HELD_OUT = 0.1, 0.45
-"""Of the documents, to steer by, and as many to test on; of little general text more: a bound takes documents."""
+_HELD_OUT = 0.1
+"""Of the documents, to steer by, and as many to test on."""
+_ENOUGH_GENERAL, _MOST_HELD_OUT = 160, 0.7
+"""Documents of general text to steer and to test the budget by, and the largest share of them."""
 _PROMPTS = 3
 """That both models continue, for people to read."""
 _PIECES = 64
@@ -190,7 +192,7 @@ class _Work:
     def __init__(self, out: Path, asked: LearnSettings, seen: _Seen, device: str) -> None:
         self.out, self.asked, self.seen, self.device = out, asked, seen, device
         self.folder = out / "work"
-        self.corpora = {name: self.folder / name for name in ("domain", "general")}
+        self.data, self.general = self.folder / "domain", self.folder / "general"
 
     def finished(self) -> LearnRecord | None:
         """The record of an output that is whole.
@@ -230,7 +232,6 @@ class _Work:
         write_record(self.folder / "plan.json", plan)
         self.read(plan)
         self.grow(plan)
-        self.write_general(plan)
         arms = (self.asked.arm, *self.asked.against)
         runs = {arm: train(self.recipe(plan, arm), resume=True, device=self.device) for arm in arms}
         learnt = self.judge(runs)
@@ -247,8 +248,24 @@ class _Work:
         return record
 
     def read(self, plan: LearnPlan) -> None:
-        """The data as rows of tokens: to learn from, to steer by, to test on."""
-        self.prepare(self.asked.data, plan, "domain", "train")
+        """The data as rows of tokens, to learn from, to steer by, to test on; and the user's general text."""
+        held_out = SplitRecipe(
+            share=_HELD_OUT, max_tokens=plan.held_out_tokens, max_document_tokens=plan.held_out_tokens // _PIECES
+        )
+        train = SplitRecipe(share=1 - 2 * _HELD_OUT, max_tokens=plan.domain_tokens)
+        splits = {"train": train, "validation": held_out, "test": held_out}
+        self.prepare(self.asked.data, plan, self.data, splits)
+        if self.asked.general:
+            share = min(_MOST_HELD_OUT, max(_HELD_OUT, _ENOUGH_GENERAL / self.seen.general.num_documents))
+            tests = dataclasses.replace(held_out, share=share, max_tokens=2 * plan.held_out_tokens)
+            self.prepare(
+                self.asked.general, plan, self.general, {"replay": SplitRecipe(share=1 - share), "validation": tests}
+            )
+
+    def prepare(self, sources: tuple[str, ...], plan: LearnPlan, out: Path, splits: dict[str, SplitRecipe]) -> None:
+        """Sources as a corpus."""
+        recipe = dataclasses.replace(make_recipe([*sources], row_tokens=plan.row_tokens), splits=splits)
+        prepare(recipe, self.seen.base.folder, out, resume=True)
 
     def grow(self, plan: LearnPlan) -> None:
         """The deeper model, proved to be the base."""
@@ -256,65 +273,41 @@ class _Work:
         if plan.after and not (out / RECORD_NAME).is_file():
             expand(self.seen.base, out, make_plan(self.seen.base, after=plan.after), prove=True)
 
-    def write_general(self, plan: LearnPlan) -> None:
-        """Text like what the model knew: the user's, or its own."""
-        if self.asked.general:
-            self.prepare(self.asked.general, plan, "general", "replay")
-        else:
-            from blockexpand.training.self_text import write_self_text
-
-            write_self_text(self.recipe(plan, self.asked.arm), self.device)
-
-    def prepare(self, sources: tuple[str, ...], plan: LearnPlan, name: str, first: str) -> None:
-        """Sources as a corpus: as much as is learnt from, and held-out splits of bearable size, in pieces of it."""
-        share = (
-            _HELD_OUT
-            if name == "domain"
-            else min(_MOST_HELD_OUT, max(_HELD_OUT, _PIECES / self.seen.general.num_documents))
-        )
-        recipe = make_recipe([*sources], row_tokens=plan.row_tokens, held_out=share)
-        splits = {
-            first if split == "train" else split: dataclasses.replace(
-                one,
-                max_tokens=plan.domain_tokens if split == "train" else plan.held_out_tokens,
-                max_document_tokens=None if split == "train" else plan.held_out_tokens // _PIECES,
-            )
-            for split, one in recipe.splits.items()
-        }
-        recipe = dataclasses.replace(recipe, splits=splits)
-        prepare(recipe, self.seen.base.folder, self.folder / name, resume=True)
-
     def recipe(self, plan: LearnPlan, arm: Arm) -> TrainSettings:
-        """What `train` is given: for each arm the same tokens and the same retention."""
+        """What `train` is given: for each arm the same tokens and the same retention, on the same general text."""
         from blockexpand.training.choices import settings_of
+        from blockexpand.training.data import own_folders
 
+        first = arm == self.asked.arm
+        general = {ALL_TEXT: self.general} if self.asked.general else {}
         return settings_of(
             self.asked,
             plan,
             arm,
             model=self.folder / "expanded" if arm == "blocks" else self.seen.base.folder,
-            out=self.out if arm == self.asked.arm else self.folder / arm,
-            corpora=self.corpora,
+            out=self.out if first else self.folder / arm,
+            domain=self.data,
+            general=general or ({} if first else own_folders(self.recipe(plan, self.asked.arm))),
         )
 
     def judge(self, runs: dict[Arm, RunRecord]) -> dict[Arm, Learnt]:
         """What each arm gained and lost, and whether the base is still in the model that has new blocks."""
-        from blockexpand.evaluation.outcome import learnt_by, measure_texts
+        from blockexpand.evaluation.outcome import learnt_by, measure_text
 
-        base = measure_texts(self.seen.base.folder, self.corpora, "the base", self.device)
+        base = measure_text(self.seen.base.folder, self.data, "the base", self.device)
         found = {}
         for arm, run in runs.items():
             model = Path(run.settings.out) / "model"
-            now = measure_texts(model, self.corpora, arm, self.device)
+            now = measure_text(model, self.data, arm, self.device)
             whole = verify(self.seen.base, model, trained=True).passed if arm == "blocks" else None
-            found[arm] = learnt_by(arm, run, (base, now), self.asked.keep, bypass_is_base=whole)
+            found[arm] = learnt_by(arm, run, base, now, bypass_is_base=whole)
         return found
 
     def ask(self) -> tuple[Said, ...]:
         """Beginnings of test documents, continued by the base and by what was learnt."""
         from blockexpand.serving.samples import beginnings, continue_texts
 
-        prompts = beginnings(open_corpus(self.folder / "domain"), _PROMPTS)
+        prompts = beginnings(open_corpus(self.data), _PROMPTS)
         before, after = (continue_texts(model, prompts, self.device) for model in (self.seen.base.folder, self.out))
         return tuple(Said(prompt=p, before=b, after=a) for (p, b), (_, a) in zip(before, after, strict=True))
 

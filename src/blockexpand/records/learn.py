@@ -141,6 +141,8 @@ class LearnPlan:
     """How often each token of the data is seen."""
     held_out_tokens: int
     """Of each held-out split, at most."""
+    steering_rows: int
+    """Of each kind of text, that the run steers by."""
     row_tokens: int
     rows_per_step: int
     rows_per_pass: int

@@ -17,6 +17,7 @@ from blockexpand.corpus import Corpus
 from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.families.modules import load_model
 from blockexpand.live.device import choose_device, training_dtype
+from blockexpand.live.generation import CONTEXT_KEYS
 
 _PROMPT_TOKENS, _NEW_TOKENS = 32, 48
 """Enough to see what it is about, and how it goes on."""
@@ -54,13 +55,15 @@ def continue_texts(model: Any, prompts: Sequence[Prompt], device: str = "auto") 
     where = choose_device(device)
     loaded: Any = load_model(folder, dtype=training_dtype("auto", folder, where), device=str(where))
     tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder)
+    text = loaded.config.get_text_config().to_dict()
+    room = min((text[key] for key in CONTEXT_KEYS if isinstance(text.get(key), int)), default=1 << 30)
     said = []
     for prompt in prompts:
         tokens_1A = torch.tensor([prompt], device=where)
         made_1A = loaded.generate(
             input_ids=tokens_1A,
             attention_mask=torch.ones_like(tokens_1A),
-            max_new_tokens=_NEW_TOKENS,
+            max_new_tokens=max(1, min(_NEW_TOKENS, room - len(prompt))),
             do_sample=False,
             temperature=None,
             top_p=None,

@@ -29,9 +29,10 @@ from blockexpand.live.forward import RowBatch, cross_entropies, hidden_states
 from blockexpand.live.generation import CONTEXT_KEYS
 from blockexpand.live.loss import linear_losses
 from blockexpand.live.parts import head_of
-from blockexpand.records.learn import Arm, DataSeen, LearnPlan, LearnSettings
+from blockexpand.records.learn import ALL_TEXT, Arm, DataSeen, LearnPlan, LearnSettings
 from blockexpand.records.plan import Plan
 from blockexpand.records.run import (
+    SELF,
     BlocksArm,
     DataSettings,
     FullArm,
@@ -41,6 +42,7 @@ from blockexpand.records.run import (
     TrainSettings,
 )
 from blockexpand.training.budget import LEAST_DOCUMENTS
+from blockexpand.training.data import CHATS, PROSE
 from blockexpand.units import format_bytes
 
 _GENERAL_SHARE = 0.25
@@ -52,10 +54,14 @@ RATES: dict[str, tuple[Literal["adamw", "muon"], float]] = {
     "lora": ("adamw", 2e-3),
 }
 """Each arm's optimiser and rate. Measured: docs/learn.md."""
+_KINDS = {"prose": PROSE, "chats": CHATS}
+"""What `--keep` calls what the base writes."""
 _STEERING_ROWS, _MEASUREMENTS, _CHECKPOINTS = 8, 6, 12
 """Rows of each kind that are measured on the way, how often, and how often a run is saved."""
 _HELD_OUT_TOKENS = 16_384
 """Of each held-out split at most: enough to tell, and a few passes on a processor."""
+_FEW_DOCUMENTS = 500
+"""Of general text; with fewer, fewer rows steer, so that documents are left to test the budget by."""
 _LEAST_GENERAL = 2 * LEAST_DOCUMENTS
 """Documents of the user's general text: a tenth is tested on, or more where they are few, and some are rehearsed."""
 _BLOCK_SHARE, _LEAST_BLOCKS = 0.2, 4
@@ -133,6 +139,7 @@ def decide(
         domain_tokens=num_steps * step_tokens,
         epochs=num_steps * step_tokens / learnable,
         held_out_tokens=_HELD_OUT_TOKENS,
+        steering_rows=_STEERING_ROWS if not asked.general or general.num_documents > _FEW_DOCUMENTS else 2,
         row_tokens=row_tokens,
         rows_per_step=rows,
         rows_per_pass=measured.rows_per_pass(rows, where),
@@ -194,7 +201,14 @@ def _disk_bytes(base: Checkpoint, grown: Plan, asked: LearnSettings) -> int:
 
 
 def settings_of(
-    asked: LearnSettings, plan: LearnPlan, arm: Arm, *, model: Path, out: Path, corpora: Mapping[str, Path]
+    asked: LearnSettings,
+    plan: LearnPlan,
+    arm: Arm,
+    *,
+    model: Path,
+    out: Path,
+    domain: Path,
+    general: Mapping[str, Path],
 ) -> TrainSettings:
     """A run of the plan: for each arm the same tokens and the same retention.
 
@@ -204,16 +218,24 @@ def settings_of(
         arm: What trains.
         model: The checkpoint it starts from.
         out: The run's folder.
-        corpora: Prepared folders, `domain` and `general`.
+        domain: The prepared data.
+        general: Prepared general text by its kind; none: the base writes it.
     """
     optimizer, rate = RATES[arm]
     kinds = {"blocks": BlocksArm(), "full": FullArm(kind="full")}
+    folders = {kind: str(folder) for kind, folder in general.items()}
+    first = next(iter(folders), None)
+    named = {_KINDS[kind]: share for kind, share in asked.keep.items() if kind in _KINDS}
     return TrainSettings(
         model=str(model),
         out=str(out),
         arm=kinds.get(arm) or LoraArm(kind="lora", trainable_parameters=plan.num_trained),
         data=DataSettings(
-            domain=str(corpora["domain"]), general=str(corpora["general"]), validation_rows=_STEERING_ROWS
+            domain=str(domain),
+            general=SELF if first is None else folders.pop(first),
+            general_kind=first or ALL_TEXT,
+            more_general=folders,
+            validation_rows=plan.steering_rows,
         ),
         domain_tokens=plan.domain_tokens,
         rows_per_step=plan.rows_per_step,
@@ -221,9 +243,9 @@ def settings_of(
         optimizer=OptimizerSettings(name=optimizer, lr=rate),
         retention=RetentionSettings(
             replay=plan.general_rows / plan.rows_per_step,
-            ce_weight=0.0,
             kl_weight=_KL_WEIGHT,
-            forgetting_budget=min(asked.keep.values()),
+            forgetting_budget=asked.keep.get(ALL_TEXT, max(asked.keep.values())),
+            budgets=named,
         ),
         precision=plan.precision,
         measure_every_steps=max(1, plan.num_steps // _MEASUREMENTS),
