@@ -20,7 +20,7 @@ from blockexpand.corpus.files import look_into
 from blockexpand.corpus.splits import LEAST_DOCUMENTS
 from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.digests import digest_file, digest_json
-from blockexpand.errors import Interrupted, LearnError, UsageError
+from blockexpand.errors import LearnError, UsageError
 from blockexpand.expansion import expand, survey, verify
 from blockexpand.expansion import plan as make_plan
 from blockexpand.progress import say
@@ -111,7 +111,7 @@ def learn(
         CheckpointError, FamilyError, PlanError: the model cannot be used.
         CorpusError: the data cannot be read.
         DeviceError, TrainingError: it does not fit here.
-        Interrupted: a signal came; what was done is kept.
+        KeyboardInterrupt: a signal came; what was done is kept.
     """
     settings, seen = _look(
         str(model),
@@ -137,7 +137,7 @@ def learn(
         return LearnRecord(blockexpand_version=__version__, out=str(folder), settings=settings, plan=plan, learnt=None)
     try:
         return work.do(plan)
-    except Interrupted as stopped:
+    except KeyboardInterrupt as stopped:  # at any moment; `Interrupted` while it trains
         raise type(stopped)(f"{folder} is not finished, and kept: the same command goes on with it") from stopped
 
 
