@@ -7,7 +7,8 @@ from pathlib import Path
 from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
 from blockexpand.records.learn import say_outcome
 
-_TOKENS = 60_000
+_TOKENS = 24_000
+"""As many as two rivals leave time for: three minutes on two cores, all in all."""
 
 
 def demo(*, out: Path = Path("demo-out"), common: Shared = DEFAULTS) -> int:
