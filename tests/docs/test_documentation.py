@@ -74,6 +74,7 @@ def why_not(command: Command) -> str | None:
 WITH_COMMANDS = [page for page in [*PAGES, *RECIPES] if commands_of(page)]
 
 
+@pytest.mark.slow  # each page's commands are whole jobs
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_runs(page: Path, scratch: Scratch) -> None:
     for block in blocks_of(page) if page.suffix == ".md" else []:
