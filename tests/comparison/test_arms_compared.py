@@ -118,7 +118,7 @@ def test_runs_are_told_apart_by_contents_not_by_paths(place: Place, tmp_path: Pa
     shutil.rmtree(tmp_path / "out-0" / "runs")
     again = compare(recipe)
     assert again.base["general"].loss != results[0].base["general"].loss
-    general = make_corpus(tmp_path / "general", bases[1], seed=5)
+    general = make_corpus(tmp_path / "general", bases[1], seed=5, documents=600)
     data = dataclasses.replace(results[1].recipe.data, general=str(general))
     with pytest.raises(ComparisonError, match="out-1"):
         compare(dataclasses.replace(results[1].recipe, data=data))

@@ -231,6 +231,6 @@ def test_an_answer_ends_at_every_token_that_ends_one(model: Path) -> None:
     (whole,) = answer(loaded, tokenizer, TASKS[:1], 6)
     assert whole.output
     prompt = render_prompt(tokenizer, [{"role": "user", "content": TASKS[0].prompt}])
-    first = int(generate(loaded, torch.tensor([prompt]), num_new=1, eos=0, sample=False)[0, -1])
+    first = generate(loaded, [prompt], num_new=1, ends=[])[0][0]
     loaded.generation_config.eos_token_id = [tokenizer.eos_token_id, first]
     assert answer(loaded, tokenizer, TASKS[:1], 6)[0].output == ""

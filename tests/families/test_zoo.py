@@ -61,7 +61,7 @@ def lives_in_memory(model: nn.Module, made: Plan) -> None:
     expand_live(model, made)
     assert torch.equal(model(TOKENS, use_cache=False).logits, expected)
     names = {name for name, _ in freeze(model)}
-    assert writers(model) <= names
+    assert set(writers(model)) <= names
     for name, parameter in model.named_parameters():
         if name in names:
             parameter.add_(0.1)
