@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
 import time
@@ -135,7 +134,8 @@ def test_arms_get_the_same_data_and_the_reference_only_the_domains(ground: Groun
     plans = trial_plans(recipe, {arm.name: Path("m") for arm in recipe.arms}, tmp_path)
     assert len(plans) == 9
     compared = [p.settings for p in plans if not p.unrestricted]
-    assert len({(s.data, s.domain_tokens, s.rows_per_step, s.retention, s.schedule, s.seed) for s in compared}) == 1
+    told = {repr((s.data, s.domain_tokens, s.rows_per_step, s.retention, s.schedule, s.seed)) for s in compared}
+    assert len(told) == 1
     (free,) = (p.settings for p in plans if p.unrestricted)
     assert (free.num_domain_rows, free.num_general_rows) == (compared[0].num_domain_rows, 0)
     assert free.num_steps(32) == compared[0].num_steps(32)
@@ -195,7 +195,6 @@ def test_a_failed_run_names_itself_and_leaves_the_others(ground: Ground, tmp_pat
         compare(dataclasses.replace(recipe, arms=(recipe.arms[1], bad)))
     assert (tmp_path / "out" / "runs" / "full-lr0.001-seed0" / "eval" / "blockexpand.json").exists()
     assert not (tmp_path / "out" / "comparison.json").exists()
-    assert "old-lr0.001-seed0" in os.listdir(tmp_path / "out" / "runs")
 
 
 def test_a_killed_comparison_takes_its_runs_with_it(ground: Ground, tmp_path: Path) -> None:

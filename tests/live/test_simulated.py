@@ -44,6 +44,7 @@ def flat(values: Any) -> list[float]:
     return [x for value in values for x in flat(value)] if isinstance(values, list) else [values]
 
 
+@pytest.mark.slow  # minutes: eight families and every arm
 def test_a_step_waits_once_and_gives_the_cpus_figures(tmp_path: Path) -> None:
     found = run(tmp_path, FEW)
     assert {f"llama {arm}" for arm in ("blocks", "full", "lora", "old", "live")} <= set(found)

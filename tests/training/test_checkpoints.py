@@ -177,7 +177,8 @@ def test_the_best_weights_are_not_replaced_by_the_last(ground: Ground, tmp_path:
     newest = newest_checkpoint(tmp_path / "run")
     assert newest is not None
     best = read_progress(newest).best
-    assert best == record.best
+    assert best is not None
+    assert best.step == record.best.step, "the record's is of what was shipped, scaled"
     folders = sorted(p.name for p in (tmp_path / "run" / "best").iterdir())
     assert f"step-{record.best.step:08d}" in folders
     for folder in (tmp_path / "run" / "best").iterdir():
