@@ -301,7 +301,7 @@ def write_run(folder: Path, arm: str = "full", speed: float = 30.0, budget: floa
             retention=RetentionSettings(replay=0.25, forgetting_budget=budget) if budget else NO_RETENTION,
             optimizer=OptimizerSettings(lr=3e-4),
         ),
-        contents=RunContents(model=DIGEST, domain=DIGEST, general=DIGEST),
+        contents=RunContents(model=DIGEST, domain=DIGEST, general={"general": DIGEST}),
         settings_digest=DIGEST,
         nothing_inside_budget=False,
         cpu_seconds=61.0,
