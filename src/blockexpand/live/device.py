@@ -93,7 +93,7 @@ def training_dtype(precision: Literal["auto"] | Precision, folder: Path, device:
 
     float16 has too small a range for gradients that are not scaled, so it trains in bfloat16, too; a device that
     does not compute in bfloat16 trains in float32: CUDA before Ampere emulates it, and a processor for which oneDNN
-    has no such products takes 8 to 30 times as long as in float32 (AVX2 alone, measured 2026-12-01, docs/log.md).
+    has no such products takes 4 to 34 times as long as in float32 (AVX2 alone, measured 2026-12-01, docs/log.md).
     """
     if precision != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
