@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,12 @@ def test_no_two_rooms_import_each_other() -> None:
     """The order alone allows it to no one; this says it of files below the rooms, too: `a/b.py` and `b/a.py`."""
     arrows = {(room_of(p), other) for p, tree in TREES.items() for other in imported_rooms(tree) if room_of(p) != other}
     assert {(a, b) for a, b in arrows if (b, a) in arrows and not EXEMPT & {a, b}} == set()
+
+
+def test_no_two_tests_share_a_file_name() -> None:
+    """pytest imports a test file by its base name: of two with one name, one is an error or is not collected."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_files_keep_their_cap() -> None:
