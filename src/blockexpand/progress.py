@@ -27,8 +27,8 @@ _MODE: ContextVar[Mode] = ContextVar("blockexpand_progress", default="silent")
 class Bar(Protocol):
     """What a piece of long work reports to."""
 
-    def advance(self, amount: float, note: str = "") -> None:
-        """`amount` more units are done; `note` replaces the words at the bar's end."""
+    def advance(self, amount: float, note: str = "", total: float | None = None) -> None:
+        """`amount` more units are done; `note` replaces the words at the bar's end, `total` the number of all."""
         ...
 
 
@@ -59,16 +59,18 @@ def say(text: str) -> None:
 
 
 class _SilentBar:
-    def advance(self, amount: float, note: str = "") -> None:
-        del amount, note
+    def advance(self, amount: float, note: str = "", total: float | None = None) -> None:
+        del amount, note, total
 
 
 class _TerminalBar:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
 
-    def advance(self, amount: float, note: str = "") -> None:
+    def advance(self, amount: float, note: str = "", total: float | None = None) -> None:
         self._progress.update(self._task, advance=amount)
+        if total is not None:
+            self._progress.update(self._task, total=total)
         if note:
             self._progress.update(self._task, note=note)
 
@@ -80,8 +82,9 @@ class _LineBar:
         self._last = self._start
         self._note = ""
 
-    def advance(self, amount: float, note: str = "") -> None:
+    def advance(self, amount: float, note: str = "", total: float | None = None) -> None:
         self._done += amount
+        self._total = self._total if total is None else total
         self._note = note or self._note
         now = time.monotonic()
         if now - self._last >= _LINE_EVERY_SECONDS:

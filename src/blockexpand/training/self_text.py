@@ -1,8 +1,9 @@
 """General text for those who have none: written by the base itself, before it learns anything.
 
 In: a run whose general text is `self`. Out: prepared corpora in the run folder, one a kind: prose, from the tokenizer's
-begin token; and chats, where the tokenizer has a chat template: the base's own questions, its own answers. Of each as
-many rows to rehearse as the run will draw (up to a limit), some to steer by, and documents enough to test the budget.
+begin token; and chats, where the tokenizer has a chat template: the base's own questions, its own answers. Of each
+some to steer by, documents enough to test the budget, and rows to rehearse, none of them more than a few times. They
+are kept among Hugging Face's assets under the base's digest: another run of the same base writes only what is missing.
 What a model writes at temperature 1 is a sample of what it knows; rehearsing it is the oldest remedy against forgetting
 (Robins 1995, pseudo-rehearsal). It can hold on only to what it can say. Refused: a tokenizer with neither.
 """
@@ -17,6 +18,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from huggingface_hub import cached_assets_path
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,57 +30,65 @@ from blockexpand.corpus.rows import Shape, write_documents
 from blockexpand.corpus.tokenizer import Encoded, ends_of, load_tokenizer, tokenizer_digest
 from blockexpand.digests import digest_json
 from blockexpand.errors import TrainingError
+from blockexpand.live.device import training_dtype
 from blockexpand.live.generation import ends_of_model, generate
 from blockexpand.progress import bar
 from blockexpand.records import read_record, write_record
 from blockexpand.records.corpus import CorpusRecord, SplitCounts
 from blockexpand.records.run import SELF, TrainSettings
-from blockexpand.staging import RECORD_NAME, staged_folder
+from blockexpand.staging import RECORD_NAME, staged_file, staged_folder
 from blockexpand.training.arms import load_model
-from blockexpand.training.budget import LEAST_DOCUMENTS
 from blockexpand.training.data import CHATS, PROSE, self_folder
 
+_MOST_EPOCHS = 4
+"""How often a row is rehearsed: repeated text is nearly as good as new up to here (arXiv 2305.16264)."""
 _MOST_ROWS = 4096
 """Of 1024 tokens, four million tokens: more than a run can replay in the time it takes to write them."""
-_SAMPLES_AT_ONCE = 256
+_SHARE_OF_ROWS, _LEAST_TESTED, _MOST_TESTED = 0.06, 64, 400
+"""Documents that test the budget, over the rows of the run; what they cost is in proportion to it."""
+_DOCUMENTS_AT_ONCE = 64
 _MOST_EMPTY = 20
 _SEPARATORS = ("<|endoftext|>", "<s>", "<bos>", "<|begin_of_text|>", "</s>")
 """What tells documents apart in training, where the begin token of a chat model is a turn's border."""
 _MARK = "blockexpand"
 
-Write = Callable[[int, int], list[Encoded]]
-"""Documents, given how many and a seed."""
+Write = Callable[[int, int, Callable[[int], None]], list[Encoded]]
+"""Documents, given how many, a seed, and what is told how many have ended."""
 
 
 def write_self_text(settings: TrainSettings, device: torch.device) -> None:
     """Write the general text of a run that asks for `self`, unless what is there is of this very model and settings.
 
     Raises:
-        TrainingError: there is no token from which a text could begin.
+        TrainingError: there is no token from which a text could begin, or what is written cannot be kept.
     """
     if settings.general != SELF:
         return
     row_tokens = open_corpus(settings.data.domain).record.row_tokens
     tokenizer = load_tokenizer(settings.model)
+    dtype = training_dtype(settings.precision, Path(settings.model), device)
     tensors = digest_tensors(open_checkpoint(Path(settings.model)))
-    wish = {
+    base = {
         "model": {name: digest.digest for name, digest in tensors.items()},
         "tokenizer": tokenizer_digest(settings.model),
         "row_tokens": row_tokens,
-        "rows": _rows_wanted(settings, row_tokens),
         "seed": settings.seed,
+        "dtype": str(dtype),
     }
     kinds = _kinds(tokenizer, row_tokens, settings.model)
-    digest = digest_json(wish)
+    needs = _Needs.of(settings, row_tokens, len(kinds))
+    digest = digest_json([base, dataclasses.asdict(needs)])
     missing = [kind for kind in kinds if not _is_there(self_folder(settings, kind), digest)]
     if not missing:
         return
-    model = load_model(Path(settings.model), torch.float32)
+    model = load_model(Path(settings.model), dtype)
     nn.Module.to(model, device)
+    writer = Writer(model, tokenizer, row_tokens)
     for kind in missing:
-        writer = Writer(model, tokenizer, row_tokens)
         write = writer.chats if kind == CHATS else writer.prose(cast(int, kinds[PROSE]))
-        _write_corpus(self_folder(settings, kind), write, (settings, digest, kind), tokenizer)
+        written = _Written(_assets(digest_json(base)) / kind.removeprefix("own "), write, settings.seed)
+        documents = _documents(kind, written, needs, settings.model)
+        _write_corpus(self_folder(settings, kind), documents, (settings, digest, kind), tokenizer)
 
 
 def _kinds(tokenizer: PreTrainedTokenizerBase, row_tokens: int, folder: str) -> dict[str, int | None]:
@@ -109,49 +119,124 @@ def _is_there(folder: Path, digest: str) -> bool:
     return path.is_file() and read_record(CorpusRecord, path).recipe_digest == digest
 
 
-def _rows_wanted(settings: TrainSettings, row_tokens: int) -> dict[str, int]:
-    """Full rows of each split."""
-    wanted = settings.num_steps(row_tokens) * settings.num_general_rows
-    return {
-        settings.data.general_split: max(1, min(wanted, _MOST_ROWS)),
-        settings.data.validation_split: max(1, settings.data.validation_rows),
-    }
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Needs:
+    """How much of each kind a run takes."""
+
+    steering_tokens: int
+    tested_documents: int
+    """Of a budget; none of them stands among those it steers by."""
+    rehearsed_tokens: int
+
+    @classmethod
+    def of(cls, settings: TrainSettings, row_tokens: int, num_kinds: int) -> _Needs:
+        num_steps = settings.num_steps(row_tokens)
+        rows = -(-num_steps * settings.num_general_rows // (_MOST_EPOCHS * num_kinds))
+        tested = round(_SHARE_OF_ROWS * num_steps * settings.rows_per_step)
+        return cls(
+            steering_tokens=max(1, settings.data.validation_rows) * row_tokens,
+            tested_documents=max(_LEAST_TESTED, min(_MOST_TESTED, tested))
+            if settings.retention.forgetting_budget is not None
+            else 0,
+            rehearsed_tokens=max(1, min(rows, _MOST_ROWS)) * row_tokens,
+        )
+
+    def deal(self, documents: list[Encoded]) -> tuple[list[Encoded], list[Encoded]]:
+        """Documents to hold out, those that steer first, and documents to rehearse."""
+        ends = list(itertools.accumulate(len(one.tokens_A) for one in documents))
+        steering = sum(end < self.steering_tokens for end in ends) + 1
+        return documents[: steering + self.tested_documents], documents[steering + self.tested_documents :]
+
+    def missing(self, documents: list[Encoded]) -> int:
+        """How many documents more it takes, by the mean length of those there are; 0: enough."""
+        held, rehearsed = self.deal(documents)
+        tokens = self.rehearsed_tokens - sum(len(one.tokens_A) for one in rehearsed)
+        if tokens <= 0:
+            return 0
+        mean = sum(len(one.tokens_A) for one in documents) / max(1, len(documents)) or 1.0
+        wanted = self.steering_tokens / mean + self.tested_documents + self.rehearsed_tokens / mean
+        return max(1, round(wanted) - len(held) - len(rehearsed))
+
+
+class _Written:
+    """What a base has written of one kind, in parts of so many documents; a part depends on its number alone."""
+
+    def __init__(self, folder: Path, write: Write, seed: int) -> None:
+        self.folder, self.write, self.seed = folder, write, seed
+
+    def is_there(self, number: int) -> bool:
+        return self._path(number).is_file()
+
+    def part(self, number: int, done: Callable[[int], None]) -> list[Encoded]:
+        """The documents of a part, written if they are not there."""
+        path = self._path(number)
+        if not path.is_file():
+            documents = self.write(_DOCUMENTS_AT_ONCE, (self.seed << 16) + number, done)
+            lengths = np.array([len(one.tokens_A) for one in documents], dtype=np.int64)
+            tokens, trained = (np.concatenate([np.empty(0, kind), *parts]) for kind, parts in _columns(documents))
+            with staged_file(path) as stream:
+                np.savez(stream, lengths=lengths, tokens=tokens, trained=trained)
+        with np.load(path) as held:
+            ends = np.cumsum(held["lengths"])[:-1]
+            split = (np.split(held[name], ends) for name in ("tokens", "trained"))
+            both = zip(*split, strict=True) if len(held["lengths"]) else ()
+            return [Encoded(tokens_A=tokens_A, trained_A=trained_A) for tokens_A, trained_A in both]
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:05}.npz"
+
+
+def _columns(documents: list[Encoded]) -> tuple[tuple[type, list[np.ndarray]], tuple[type, list[np.ndarray]]]:
+    return (np.int64, [one.tokens_A for one in documents]), (np.bool_, [one.trained_A for one in documents])
+
+
+def _assets(digest: str) -> Path:
+    """Where what a base wrote is kept, among the assets of Hugging Face's libraries (HF_HOME)."""
+    name = digest.rpartition(":")[2][:32]
+    try:
+        return cached_assets_path("blockexpand", "self-text", name)
+    except OSError as error:
+        raise TrainingError(
+            f"{error}: what the base writes itself is kept there; expected a folder that can be written to; set "
+            "HF_HOME to one, or give general text"
+        ) from error
+
+
+def _documents(kind: str, written: _Written, needs: _Needs, model: str) -> list[Encoded]:
+    """As many documents as a run takes."""
+    documents: list[Encoded] = []
+    num_empty = 0
+    with bar(f"{kind} of the base", _DOCUMENTS_AT_ONCE, "texts") as live:
+        for number in itertools.count():
+            made = written.part(number, live.advance)
+            num_empty = 0 if made else num_empty + 1
+            if num_empty == _MOST_EMPTY:
+                raise TrainingError(
+                    f"{model} wrote no {kind} in {num_empty} attempts; give general text instead of `self`"
+                )
+            documents += made
+            missing = needs.missing(documents)
+            if not missing:
+                return documents
+            to_write = -(-missing // _DOCUMENTS_AT_ONCE)
+            more = sum(not written.is_there(number + 1 + part) for part in range(to_write))
+            live.advance(0, total=(number + 1 + more) * _DOCUMENTS_AT_ONCE)
+    raise AssertionError("counted to the end")
 
 
 def _write_corpus(
-    target: Path, write: Write, what: tuple[TrainSettings, str, str], tokenizer: PreTrainedTokenizerBase
+    target: Path, documents: list[Encoded], what: tuple[TrainSettings, str, str], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     settings, digest, kind = what
     row_tokens = open_corpus(settings.data.domain).record.row_tokens
-    budget = settings.retention.forgetting_budget is not None
+    held, rehearsed = _Needs.of(settings, row_tokens, 1).deal(documents)
     splits: dict[str, SplitCounts] = {}
-    seeds = itertools.count(settings.seed << 16)
-    wanted = _rows_wanted(settings, row_tokens)
-    with (
-        staged_folder(target, overwrite=target.is_dir()) as folder,
-        bar(f"{kind} of the base", sum(wanted.values()) * row_tokens, "tokens") as live,
-    ):
-        for name, num_rows in wanted.items():
-            documents: list[Encoded] = []
-            # What tests the budget stands behind what steers, and must not be the same documents.
-            more = 4 * LEAST_DOCUMENTS if budget and name == settings.data.validation_split else 0
-            behind: list[Encoded] = []
-            num_empty = 0
-            while sum(len(one.tokens_A) for one in documents) < num_rows * row_tokens or len(behind) < more:
-                made = write(_SAMPLES_AT_ONCE if num_rows > 32 else 32, next(seeds))
-                num_empty = 0 if made else num_empty + 1
-                if num_empty == _MOST_EMPTY:
-                    raise TrainingError(
-                        f"{settings.model} wrote no {kind} in {num_empty} attempts; give general text instead of `self`"
-                    )
-                full = sum(len(one.tokens_A) for one in documents) >= num_rows * row_tokens
-                (behind if full else documents).extend(made)
-                live.advance(sum(len(one.tokens_A) for one in made))
-            documents += behind[:more]
-            texts = tokenizer.batch_decode([d.tokens_A.tolist() for d in documents], skip_special_tokens=True)
+    with staged_folder(target, overwrite=target.is_dir()) as folder:
+        for name, chosen in ((settings.data.general_split, rehearsed), (settings.data.validation_split, held)):
+            texts = tokenizer.batch_decode([d.tokens_A.tolist() for d in chosen], skip_special_tokens=True)
             splits[name] = write_documents(
                 folder / f"{name}.arrow",
-                documents,
+                chosen,
                 shape=Shape(row_tokens=row_tokens, vocabulary_size=len(tokenizer), pad=ends_of(tokenizer).eos),
                 num_bytes=sum(len(str(text).encode()) for text in texts),
             )
@@ -169,7 +254,7 @@ def _write_corpus(
 
 @dataclasses.dataclass(frozen=True)
 class Writer:
-    """A base that writes documents of at most a row."""
+    """A base that writes documents of at most half a row: a bound stands on their number, not on their length."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -178,25 +263,28 @@ class Writer:
     def prose(self, begin: int) -> Write:
         """What writes texts that begin with a token, and end with the end token where they end."""
         ends = [ends_of(self.tokenizer).eos]
+        num_new = max(1, self.row_tokens // 2 - 1)
 
-        def write(number: int, seed: int) -> list[Encoded]:
-            texts = generate(self.model, [[begin]] * number, num_new=self.row_tokens - 1, ends=ends, seed=seed)
+        def write(number: int, seed: int, done: Callable[[int], None]) -> list[Encoded]:
+            texts = generate(self.model, [[begin]] * number, num_new=num_new, ends=ends, seed=seed, done=done)
             return [_encoded([begin], text) for text in texts]
 
         return write
 
-    def chats(self, number: int, seed: int) -> list[Encoded]:
+    def chats(self, number: int, seed: int, done: Callable[[int], None]) -> list[Encoded]:
         """Chats of a question and its answer, of which the answer counts; those without either are left out."""
         before, _, _ = render(self.tokenizer, [{"role": "user", "content": _MARK}], prompt=False).partition(_MARK)
         opening = tokens_of(self.tokenizer, before)
         ends = ends_of_model(self.model, self.tokenizer)
-        room = max(1, self.row_tokens // 2 - len(opening))
+        room = max(1, self.row_tokens // 4 - len(opening))
         asked = generate(self.model, [opening] * number, num_new=room, ends=ends, seed=seed)
         questions = [str(text).strip() for text in self.tokenizer.batch_decode(asked, skip_special_tokens=True)]
         prompts = [render_prompt(self.tokenizer, [{"role": "user", "content": text}]) for text in questions if text]
         prompts = [prompt for prompt in prompts if len(prompt) < self.row_tokens - 8]
+        done(number - len(prompts))
         longest = max(map(len, prompts), default=0)
-        answers = generate(self.model, prompts, num_new=self.row_tokens - longest, ends=ends, seed=seed + (1 << 40))
+        num_new = min(self.row_tokens - longest, max(1, self.row_tokens // 4))
+        answers = generate(self.model, prompts, num_new=num_new, ends=ends, seed=seed + (1 << 40), done=done)
         return [_encoded(prompt, made) for prompt, made in zip(prompts, answers, strict=True)]
 
 
