@@ -60,7 +60,7 @@ def generate(
     ends: Collection[int],
     seed: int | None = None,
     rows: int = 64,
-    done: Callable[[int], None] | None = None,
+    done: Callable[[float], None] | None = None,
 ) -> list[list[int]]:
     """What the model adds to each prompt, the token that ended it included.
 
@@ -71,7 +71,8 @@ def generate(
         ends: The tokens that end a sequence.
         seed: Draw from the whole distribution at temperature 1 with this seed; None takes the likeliest token.
         rows: How many sequences run at a time.
-        done: Called with the number of sequences that ended since it was called last.
+        done: Called with how many sequences are done since it was called last, by parts: a token is 1 / `num_new` of
+            its sequence, and what an early end leaves out is done at once.
     """
     assert all(len(prompt) > 0 for prompt in prompts), "a prompt without a token"
     tell = done or _say_nothing
@@ -80,7 +81,7 @@ def generate(
     return _Batch(model, prompts, (num_new, frozenset(ends), seed)).run(rows, tell)
 
 
-def _say_nothing(count: int) -> None:
+def _say_nothing(count: float) -> None:
     del count
 
 
@@ -97,7 +98,7 @@ def _alone(
     number: int,
     prompt: Sequence[int],
     how: tuple[int, Collection[int], int | None],
-    done: Callable[[int], None],
+    done: Callable[[float], None],
 ) -> list[int]:
     num_new, ends, seed = how
     settings: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if seed is not None else {}
@@ -192,9 +193,9 @@ class _Batch:
         self._num_ended = 0
         self._cache = Cache(layer_class_to_replicate=_Columns)
 
-    def run(self, most_rows: int, done: Callable[[int], None]) -> list[list[int]]:
+    def run(self, most_rows: int, done: Callable[[float], None]) -> list[list[int]]:
         """All sequences to their ends."""
-        waiting, num_told = deque(range(len(self._prompts))), 0
+        waiting, told = deque(range(len(self._prompts))), 0.0
         if self._num_new < 1:
             return self._made
         while True:
@@ -208,8 +209,12 @@ class _Batch:
                 return self._made
             if not all(row.ended for row in self._rows):
                 self._step()
-            done(self._num_ended - num_told)
-            num_told = self._num_ended
+            now = (
+                self._num_ended
+                + sum(len(self._made[row.number]) for row in self._rows if not row.ended) / self._num_new
+            )
+            done(now - told)
+            told = now
 
     def _bring_in(self, numbers: list[int]) -> None:
         """Read the prompts of waiting sequences, and put their rows beside those that run."""

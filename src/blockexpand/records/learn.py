@@ -149,6 +149,8 @@ class LearnPlan:
     general_rows: int
     """Of the rows of a step."""
     num_steps: int
+    num_measurements: int
+    """Of held-out losses on the way."""
     optimizer: Literal["adamw", "muon"]
     lr: float
     precision: Literal["float32", "bfloat16"]

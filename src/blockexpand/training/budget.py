@@ -203,6 +203,12 @@ def walk_up(
     passed: list[tuple[BudgetStatement, float | None]] = []
     tried: list[ScaleTried] = []
     for scale in scales:
+        if (
+            scale > 1
+            and passed
+            and any(text.bound * scale**2 > text.budget for text in passed[-1][0].texts if text.bound)
+        ):
+            break  # the rise grows with the square of what is written: a look would see it fail
         measured = measure(scale)
         found = state(base, measured.texts, budgets, level=level, scale=scale)
         tried.append(

@@ -56,8 +56,10 @@ RATES: dict[str, tuple[Literal["adamw", "muon"], float]] = {
 """Each arm's optimiser and rate. Measured: docs/learn.md."""
 _KINDS = {"prose": PROSE, "chats": CHATS}
 """What `--keep` calls what the base writes."""
-_STEERING_ROWS, _MEASUREMENTS, _CHECKPOINTS = 8, 6, 12
-"""Rows of each kind that are measured on the way, how often, and how often a run is saved."""
+_STEERING_ROWS, _STEERING_ROWS_ON_DEVICE, _CHECKPOINTS = 4, 16, 12
+"""Rows of each kind that are measured on the way, and how often a run is saved."""
+_MEASURED_SHARE, _LEAST_MEASUREMENTS, _MOST_MEASUREMENTS = 0.1, 2, 12
+"""Of a run's time, that measuring on the way takes, and how often that may be."""
 _HELD_OUT_TOKENS = 16_384
 """Of each held-out split at most: enough to tell, and a few passes on a processor."""
 _FEW_DOCUMENTS = 500
@@ -72,6 +74,7 @@ _MANY_TOKENS, _LARGER_SHARE = 20_000_000, 0.25
 _ROW_TOKENS, _ROW_TOKENS_ON_DEVICE = 512, 1024
 _LEAST_ROWS, _MOST_ROWS, _LEAST_STEPS = 8, 128, 200
 """Rows of a step: eight, and more while that leaves so many steps."""
+_ROWS_OF_A_PASS_ON_CPU = 2
 _MOST_EPOCHS = 4
 """Repeated text is nearly as good as new up to here (Muennighoff et al. 2023, arXiv 2305.16264)."""
 _FEW_STEPS = 10
@@ -80,8 +83,10 @@ _SHARE_OF_FREE = 0.5
 """Of the free memory, that the rows of a pass may take."""
 _OTHER_PASSES = 40
 """Short forward passes that proving and looking take, in rows."""
-_WRITTEN_TOKENS_AS_ROWS = 120
-"""What writing general text takes, in forward passes of rows."""
+_BUDGET_PASSES = 5
+"""Over what tests the budget: of the base, and of the scales."""
+_WRITTEN_AS_ROWS, _TESTED_ROWS = 150, 64
+"""What writing general text takes, in forward passes of rows; and the rows that test the budget, of all kinds."""
 _OVERHEAD = 1.1
 """The optimiser, and what the host does between passes."""
 
@@ -108,26 +113,24 @@ def decide(
     row_tokens = choose_row_tokens(base, where)
     _check_memory(base, grown, asked, where)
     measured = measure_row(base, grown if asked.arm == "blocks" else None, row_tokens, dtype, where)
-    other = (
-        _OVERHEAD
-        * measured.forward_seconds
-        * (
-            _MEASUREMENTS * 2 * _STEERING_ROWS
-            + (1 + len(asked.against)) * 4 * _HELD_OUT_TOKENS / row_tokens
-            + _OTHER_PASSES
-            + (0 if asked.general else _WRITTEN_TOKENS_AS_ROWS)
-        )
-    )
     learnable = max(1, round(0.8 * data.num_tokens))
     tokens = asked.tokens if asked.tokens is not None else _MOST_EPOCHS * learnable
-    rows = choose_rows(tokens, row_tokens)
+    steering = steering_rows(where, general.num_documents if asked.general else None)
+    other = _OVERHEAD * measured.forward_seconds * _other_passes(asked, row_tokens, steering)
+    rows, arms = choose_rows(tokens, row_tokens), 1 + len(asked.against)
+    if asked.minutes is not None:
+        left = (60 * asked.minutes - other) * (1 - _MEASURED_SHARE) / arms
+        tokens = min(tokens, max(1, int(left / measured.step_seconds(rows) * _domain_rows(rows) * row_tokens)))
+        rows = choose_rows(tokens, row_tokens)
     step_seconds = _OVERHEAD * measured.step_seconds(rows)
-    general_rows = round(_GENERAL_SHARE * rows)
-    step_tokens = (rows - general_rows) * row_tokens
+    step_tokens = _domain_rows(rows) * row_tokens
     num_steps = max(1, -(-tokens // step_tokens))
     if asked.minutes is not None:
-        left = (60 * asked.minutes - other) / (1 + len(asked.against))
         num_steps = max(1, min(num_steps, int(left / step_seconds)))
+    measurement = 3 * steering * measured.forward_seconds
+    num_measurements = int(_MEASURED_SHARE * num_steps * step_seconds / measurement)
+    num_measurements = max(_LEAST_MEASUREMENTS, min(_MOST_MEASUREMENTS, num_measurements, num_steps))
+    other += arms * num_measurements * measurement
     optimizer, rate = RATES[asked.arm]
     blocks = grown.new_blocks if asked.arm == "blocks" else ()
     plan_made = LearnPlan(
@@ -139,12 +142,13 @@ def decide(
         domain_tokens=num_steps * step_tokens,
         epochs=num_steps * step_tokens / learnable,
         held_out_tokens=_HELD_OUT_TOKENS,
-        steering_rows=_STEERING_ROWS if not asked.general or general.num_documents > _FEW_DOCUMENTS else 2,
+        steering_rows=steering,
         row_tokens=row_tokens,
         rows_per_step=rows,
         rows_per_pass=measured.rows_per_pass(rows, where),
-        general_rows=general_rows,
+        general_rows=rows - _domain_rows(rows),
         num_steps=num_steps,
+        num_measurements=num_measurements,
         optimizer=optimizer,
         lr=rate,
         precision="bfloat16" if dtype == torch.bfloat16 else "float32",
@@ -164,6 +168,25 @@ def decide(
             "the model twice and its checkpoints; free some, or choose another --out"
         )
     return plan_made
+
+
+def _domain_rows(rows: int) -> int:
+    return rows - round(_GENERAL_SHARE * rows)
+
+
+def steering_rows(device: torch.device, num_general_documents: int | None) -> int:
+    """Rows of each kind of text that a run steers by; few where there is little general text (None: it is written)."""
+    if num_general_documents is not None and num_general_documents <= _FEW_DOCUMENTS:
+        return 2
+    return _STEERING_ROWS if device.type == "cpu" else _STEERING_ROWS_ON_DEVICE
+
+
+def _other_passes(asked: LearnSettings, row_tokens: int, steering: int) -> float:
+    """What is neither a step nor a measurement on the way, in forward passes of rows."""
+    arms = 1 + len(asked.against)
+    judged = (1 + arms) * _HELD_OUT_TOKENS / row_tokens
+    kept = arms * _BUDGET_PASSES * (_TESTED_ROWS + steering)
+    return _OTHER_PASSES + judged + kept + (0 if asked.general else _WRITTEN_AS_ROWS)
 
 
 def _warnings(asked: LearnSettings, num_steps: int, epochs: float, seconds: float) -> tuple[str, ...]:
@@ -248,7 +271,7 @@ def settings_of(
             budgets=named,
         ),
         precision=plan.precision,
-        measure_every_steps=max(1, plan.num_steps // _MEASUREMENTS),
+        measure_every_steps=-(-plan.num_steps // plan.num_measurements),
         checkpoint_every_steps=max(1, plan.num_steps // _CHECKPOINTS),
         seed=asked.seed,
     )
@@ -304,8 +327,8 @@ class Measured:
     num_parameters: int
 
     def rows_per_pass(self, rows_per_step: int, device: torch.device) -> int:
-        """As many rows as fit well, by halves of a step."""
-        rows = rows_per_step
+        """As many rows as fit well, by halves of a step; on a processor few, because more are no faster there."""
+        rows = min(rows_per_step, _ROWS_OF_A_PASS_ON_CPU) if device.type == "cpu" else rows_per_step
         while rows > 1 and rows * self.row_bytes > _SHARE_OF_FREE * free_bytes(device):
             rows = -(-rows // 2)
         return rows

@@ -44,7 +44,7 @@ _MOST_EPOCHS = 4
 """How often a row is rehearsed: repeated text is nearly as good as new up to here (arXiv 2305.16264)."""
 _MOST_ROWS = 4096
 """Of 1024 tokens, four million tokens: more than a run can replay in the time it takes to write them."""
-_SHARE_OF_ROWS, _LEAST_TESTED, _MOST_TESTED = 0.06, 64, 400
+_SHARE_OF_ROWS, _LEAST_TESTED, _MOST_TESTED = 0.1, 80, 400
 """Documents that test the budget, over the rows of the run; what they cost is in proportion to it."""
 _DOCUMENTS_AT_ONCE = 64
 _MOST_EMPTY = 20
@@ -52,8 +52,8 @@ _SEPARATORS = ("<|endoftext|>", "<s>", "<bos>", "<|begin_of_text|>", "</s>")
 """What tells documents apart in training, where the begin token of a chat model is a turn's border."""
 _MARK = "blockexpand"
 
-Write = Callable[[int, int, Callable[[int], None]], list[Encoded]]
-"""Documents, given how many, a seed, and what is told how many have ended."""
+Write = Callable[[int, int, int, Callable[[float], None]], list[Encoded]]
+"""Documents, given how many, their own tokens at most, a seed, and what is told how many are done."""
 
 
 def write_self_text(settings: TrainSettings, device: torch.device) -> None:
@@ -76,8 +76,8 @@ def write_self_text(settings: TrainSettings, device: torch.device) -> None:
         "dtype": str(dtype),
     }
     kinds = _kinds(tokenizer, row_tokens, settings.model)
-    needs = _Needs.of(settings, row_tokens, len(kinds))
-    digest = digest_json([base, dataclasses.asdict(needs)])
+    needs = _needs(settings, row_tokens, len(kinds))
+    digest = digest_json([base, {split: dataclasses.asdict(need) for split, need in needs.items()}])
     missing = [kind for kind in kinds if not _is_there(self_folder(settings, kind), digest)]
     if not missing:
         return
@@ -86,9 +86,21 @@ def write_self_text(settings: TrainSettings, device: torch.device) -> None:
     writer = Writer(model, tokenizer, row_tokens)
     for kind in missing:
         write = writer.chats if kind == CHATS else writer.prose(cast(int, kinds[PROSE]))
-        written = _Written(_assets(digest_json(base)) / kind.removeprefix("own "), write, settings.seed)
-        documents = _documents(kind, written, needs, settings.model)
-        _write_corpus(self_folder(settings, kind), documents, (settings, digest, kind), tokenizer)
+        documents = {}
+        for split, need in needs.items():
+            kept = _assets(digest_json(base)) / f"{kind.removeprefix('own ')}-{need.longest}"
+            documents[split] = _documents(
+                f"{kind}, {split}", _Written(kept, write, settings.seed), need, settings.model
+            )
+        _write_corpus(
+            self_folder(settings, kind),
+            documents,
+            row_tokens=row_tokens,
+            tokenizer=tokenizer,
+            tokenizer_digest=base["tokenizer"],
+            recipe_digest=digest,
+            conversations=kind == CHATS,
+        )
 
 
 def _kinds(tokenizer: PreTrainedTokenizerBase, row_tokens: int, folder: str) -> dict[str, int | None]:
@@ -100,7 +112,7 @@ def _kinds(tokenizer: PreTrainedTokenizerBase, row_tokens: int, folder: str) -> 
         chat = tokens_of(tokenizer, render(tokenizer, turns, prompt=False))
         if len(prompt) <= row_tokens // 2:  # or the template alone leaves no room in a row
             kinds[CHATS] = None
-        if chat.count(begin) > 1:  # a turn's border, after which the model writes no prose
+        if begin is not None and chat.count(begin) > 1:  # a turn's border, after which the model writes no prose
             known = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
             free = [known[name] for name in _SEPARATORS if name in known and known[name] not in chat]
             begin = free[0] if free else None
@@ -120,42 +132,39 @@ def _is_there(folder: Path, digest: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Needs:
-    """How much of each kind a run takes."""
+class _Need:
+    """What a run takes of a kind of text for one purpose."""
 
-    steering_tokens: int
-    tested_documents: int
-    """Of a budget; none of them stands among those it steers by."""
-    rehearsed_tokens: int
+    tokens: int
+    documents: int
+    """Besides."""
+    longest: int
+    """Tokens of the base's own in a document. What tests the budget may be short: a bound stands on documents."""
 
-    @classmethod
-    def of(cls, settings: TrainSettings, row_tokens: int, num_kinds: int) -> _Needs:
-        num_steps = settings.num_steps(row_tokens)
-        rows = -(-num_steps * settings.num_general_rows // (_MOST_EPOCHS * num_kinds))
-        tested = round(_SHARE_OF_ROWS * num_steps * settings.rows_per_step)
-        return cls(
-            steering_tokens=max(1, settings.data.validation_rows) * row_tokens,
-            tested_documents=max(_LEAST_TESTED, min(_MOST_TESTED, tested))
-            if settings.retention.forgetting_budget is not None
-            else 0,
-            rehearsed_tokens=max(1, min(rows, _MOST_ROWS)) * row_tokens,
-        )
-
-    def deal(self, documents: list[Encoded]) -> tuple[list[Encoded], list[Encoded]]:
-        """Documents to hold out, those that steer first, and documents to rehearse."""
-        ends = list(itertools.accumulate(len(one.tokens_A) for one in documents))
-        steering = sum(end < self.steering_tokens for end in ends) + 1
-        return documents[: steering + self.tested_documents], documents[steering + self.tested_documents :]
-
-    def missing(self, documents: list[Encoded]) -> int:
+    def missing(self, made: list[Encoded]) -> int:
         """How many documents more it takes, by the mean length of those there are; 0: enough."""
-        held, rehearsed = self.deal(documents)
-        tokens = self.rehearsed_tokens - sum(len(one.tokens_A) for one in rehearsed)
-        if tokens <= 0:
+        num_tokens = sum(len(one.tokens_A) for one in made)
+        mean = max(1.0, num_tokens / max(1, len(made)))
+        if num_tokens >= self.tokens + self.documents * mean:
             return 0
-        mean = sum(len(one.tokens_A) for one in documents) / max(1, len(documents)) or 1.0
-        wanted = self.steering_tokens / mean + self.tested_documents + self.rehearsed_tokens / mean
-        return max(1, round(wanted) - len(held) - len(rehearsed))
+        return max(1, round(self.tokens / mean + self.documents - len(made)))
+
+
+def _needs(settings: TrainSettings, row_tokens: int, num_kinds: int) -> dict[str, _Need]:
+    """By split: what is rehearsed, no row more than a few times; what steers, and what tests the budget."""
+    num_steps = settings.num_steps(row_tokens)
+    rows = -(-num_steps * settings.num_general_rows // (_MOST_EPOCHS * num_kinds))
+    tested = max(_LEAST_TESTED, min(_MOST_TESTED, round(_SHARE_OF_ROWS * num_steps * settings.rows_per_step)))
+    return {
+        settings.data.general_split: _Need(
+            tokens=max(1, min(rows, _MOST_ROWS)) * row_tokens, documents=0, longest=max(1, row_tokens // 2)
+        ),
+        settings.data.validation_split: _Need(
+            tokens=max(1, settings.data.validation_rows) * row_tokens,
+            documents=tested if settings.retention.forgetting_budget is not None else 0,
+            longest=max(1, row_tokens // 4),
+        ),
+    }
 
 
 class _Written:
@@ -167,11 +176,11 @@ class _Written:
     def is_there(self, number: int) -> bool:
         return self._path(number).is_file()
 
-    def part(self, number: int, done: Callable[[int], None]) -> list[Encoded]:
+    def part(self, number: int, longest: int, done: Callable[[float], None]) -> list[Encoded]:
         """The documents of a part, written if they are not there."""
         path = self._path(number)
         if not path.is_file():
-            documents = self.write(_DOCUMENTS_AT_ONCE, (self.seed << 16) + number, done)
+            documents = self.write(_DOCUMENTS_AT_ONCE, longest, (self.seed << 16) + number, done)
             lengths = np.array([len(one.tokens_A) for one in documents], dtype=np.int64)
             tokens, trained = (np.concatenate([np.empty(0, kind), *parts]) for kind, parts in _columns(documents))
             with staged_file(path) as stream:
@@ -202,37 +211,39 @@ def _assets(digest: str) -> Path:
         ) from error
 
 
-def _documents(kind: str, written: _Written, needs: _Needs, model: str) -> list[Encoded]:
+def _documents(title: str, written: _Written, need: _Need, model: str) -> list[Encoded]:
     """As many documents as a run takes."""
     documents: list[Encoded] = []
     num_empty = 0
-    with bar(f"{kind} of the base", _DOCUMENTS_AT_ONCE, "texts") as live:
+    with bar(title, _DOCUMENTS_AT_ONCE * -(-need.missing([]) // _DOCUMENTS_AT_ONCE), "texts") as live:
         for number in itertools.count():
-            made = written.part(number, live.advance)
+            made = written.part(number, need.longest, live.advance)
             num_empty = 0 if made else num_empty + 1
             if num_empty == _MOST_EMPTY:
-                raise TrainingError(
-                    f"{model} wrote no {kind} in {num_empty} attempts; give general text instead of `self`"
-                )
+                raise TrainingError(f"{model} wrote nothing in {num_empty} attempts ({title}); give general text")
             documents += made
-            missing = needs.missing(documents)
+            missing = need.missing(documents)
             if not missing:
                 return documents
-            to_write = -(-missing // _DOCUMENTS_AT_ONCE)
-            more = sum(not written.is_there(number + 1 + part) for part in range(to_write))
+            to_write = range(number + 1, number + 1 + -(-missing // _DOCUMENTS_AT_ONCE))
+            more = sum(not written.is_there(part) for part in to_write)
             live.advance(0, total=(number + 1 + more) * _DOCUMENTS_AT_ONCE)
     raise AssertionError("counted to the end")
 
 
 def _write_corpus(
-    target: Path, documents: list[Encoded], what: tuple[TrainSettings, str, str], tokenizer: PreTrainedTokenizerBase
+    target: Path,
+    documents: dict[str, list[Encoded]],
+    *,
+    row_tokens: int,
+    tokenizer: PreTrainedTokenizerBase,
+    tokenizer_digest: str,
+    recipe_digest: str,
+    conversations: bool,
 ) -> None:
-    settings, digest, kind = what
-    row_tokens = open_corpus(settings.data.domain).record.row_tokens
-    held, rehearsed = _Needs.of(settings, row_tokens, 1).deal(documents)
     splits: dict[str, SplitCounts] = {}
     with staged_folder(target, overwrite=target.is_dir()) as folder:
-        for name, chosen in ((settings.data.general_split, rehearsed), (settings.data.validation_split, held)):
+        for name, chosen in documents.items():
             texts = tokenizer.batch_decode([d.tokens_A.tolist() for d in chosen], skip_special_tokens=True)
             splits[name] = write_documents(
                 folder / f"{name}.arrow",
@@ -242,10 +253,10 @@ def _write_corpus(
             )
         record = CorpusRecord(
             row_tokens=row_tokens,
-            tokenizer_digest=tokenizer_digest(settings.model),
+            tokenizer_digest=tokenizer_digest,
             vocabulary_size=len(tokenizer),
-            recipe_digest=digest,
-            conversations=kind == CHATS,
+            recipe_digest=recipe_digest,
+            conversations=conversations,
             sources=(),
             splits=splits,
         )
@@ -254,7 +265,7 @@ def _write_corpus(
 
 @dataclasses.dataclass(frozen=True)
 class Writer:
-    """A base that writes documents of at most half a row: a bound stands on their number, not on their length."""
+    """A base that writes documents of at most a row."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -263,28 +274,31 @@ class Writer:
     def prose(self, begin: int) -> Write:
         """What writes texts that begin with a token, and end with the end token where they end."""
         ends = [ends_of(self.tokenizer).eos]
-        num_new = max(1, self.row_tokens // 2 - 1)
 
-        def write(number: int, seed: int, done: Callable[[int], None]) -> list[Encoded]:
+        def write(number: int, longest: int, seed: int, done: Callable[[float], None]) -> list[Encoded]:
+            num_new = min(longest, self.row_tokens - 1)
             texts = generate(self.model, [[begin]] * number, num_new=num_new, ends=ends, seed=seed, done=done)
             return [_encoded([begin], text) for text in texts]
 
         return write
 
-    def chats(self, number: int, seed: int, done: Callable[[int], None]) -> list[Encoded]:
+    def chats(self, number: int, longest: int, seed: int, done: Callable[[float], None]) -> list[Encoded]:
         """Chats of a question and its answer, of which the answer counts; those without either are left out."""
         before, _, _ = render(self.tokenizer, [{"role": "user", "content": _MARK}], prompt=False).partition(_MARK)
         opening = tokens_of(self.tokenizer, before)
         ends = ends_of_model(self.model, self.tokenizer)
-        room = max(1, self.row_tokens // 4 - len(opening))
-        asked = generate(self.model, [opening] * number, num_new=room, ends=ends, seed=seed)
+
+        def half(part: float) -> None:
+            done(part / 2)
+
+        room = max(1, min(longest // 2, self.row_tokens // 2 - len(opening)))
+        asked = generate(self.model, [opening] * number, num_new=room, ends=ends, seed=seed, done=half)
         questions = [str(text).strip() for text in self.tokenizer.batch_decode(asked, skip_special_tokens=True)]
         prompts = [render_prompt(self.tokenizer, [{"role": "user", "content": text}]) for text in questions if text]
         prompts = [prompt for prompt in prompts if len(prompt) < self.row_tokens - 8]
-        done(number - len(prompts))
-        longest = max(map(len, prompts), default=0)
-        num_new = min(self.row_tokens - longest, max(1, self.row_tokens // 4))
-        answers = generate(self.model, prompts, num_new=num_new, ends=ends, seed=seed + (1 << 40), done=done)
+        half(number - len(prompts))
+        num_new = min(self.row_tokens - max(map(len, prompts), default=0), longest)
+        answers = generate(self.model, prompts, num_new=num_new, ends=ends, seed=seed + (1 << 40), done=half)
         return [_encoded(prompt, made) for prompt, made in zip(prompts, answers, strict=True)]
 
 
