@@ -85,7 +85,7 @@ _OTHER_PASSES = 40
 """Short forward passes that proving and looking take, in rows."""
 _BUDGET_PASSES = 5
 """Over what tests the budget: of the base, and of the scales."""
-_WRITTEN_AS_ROWS, _TESTED_ROWS = 150, 64
+_WRITTEN_AS_ROWS, _TESTED_ROWS = 120, 40
 """What writing general text takes, in forward passes of rows; and the rows that test the budget, of all kinds."""
 _OVERHEAD = 1.1
 """The optimiser, and what the host does between passes."""

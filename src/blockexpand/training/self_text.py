@@ -44,9 +44,9 @@ _MOST_EPOCHS = 4
 """How often a row is rehearsed: repeated text is nearly as good as new up to here (arXiv 2305.16264)."""
 _MOST_ROWS = 4096
 """Of 1024 tokens, four million tokens: more than a run can replay in the time it takes to write them."""
-_SHARE_OF_ROWS, _LEAST_TESTED, _MOST_TESTED = 0.1, 80, 400
+_SHARE_OF_ROWS, _LEAST_TESTED, _MOST_TESTED = 0.1, 60, 400
 """Documents that test the budget, over the rows of the run; what they cost is in proportion to it."""
-_DOCUMENTS_AT_ONCE = 64
+_DOCUMENTS_AT_ONCE = 32
 _MOST_EMPTY = 20
 _SEPARATORS = ("<|endoftext|>", "<s>", "<bos>", "<|begin_of_text|>", "</s>")
 """What tells documents apart in training, where the begin token of a chat model is a turn's border."""
@@ -291,7 +291,7 @@ class Writer:
         def half(part: float) -> None:
             done(part / 2)
 
-        room = max(1, min(longest // 2, self.row_tokens // 2 - len(opening)))
+        room = max(1, min(longest // 4, self.row_tokens // 2 - len(opening)))
         asked = generate(self.model, [opening] * number, num_new=room, ends=ends, seed=seed, done=half)
         questions = [str(text).strip() for text in self.tokenizer.batch_decode(asked, skip_special_tokens=True)]
         prompts = [render_prompt(self.tokenizer, [{"role": "user", "content": text}]) for text in questions if text]
