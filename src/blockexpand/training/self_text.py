@@ -144,7 +144,7 @@ class _Need:
     def missing(self, made: list[Encoded]) -> int:
         """How many documents more it takes, by the mean length of those there are; 0: enough."""
         num_tokens = sum(len(one.tokens_A) for one in made)
-        mean = max(1.0, num_tokens / max(1, len(made)))
+        mean = max(1.0, num_tokens / len(made)) if made else float(self.longest)
         if num_tokens >= self.tokens + self.documents * mean:
             return 0
         return max(1, round(self.tokens / mean + self.documents - len(made)))
