@@ -8,7 +8,7 @@ import torch
 
 from blockexpand.records.run import Measurement
 from blockexpand.training.budget import rise_of
-from blockexpand.training.retention import adapted_weight, budget_used, is_better, put_scale
+from blockexpand.training.retention import adapted_weight, budget_used, is_better, put_scale, tightened_weight
 
 
 def at(step: int, domain: float, rise: float | None) -> Measurement:
@@ -45,6 +45,11 @@ def test_a_loss_that_is_not_a_number_is_never_better() -> None:
 )
 def test_the_weight_tightens_outside_and_eases_well_inside(weight: float, used: float, expected: float) -> None:
     assert adapted_weight(weight, used) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("weight", "kl", "expected"), [(1.0, 0.05, 1.0), (1.0, 0.07, 2.0), (64.0, 0.07, 64.0)])
+def test_a_step_far_outside_is_answered_at_once(weight: float, kl: float, expected: float) -> None:
+    assert tightened_weight(weight, kl, 0.03) == expected
 
 
 def test_the_foreseen_bound_decides_where_there_is_one() -> None:

@@ -58,7 +58,7 @@ from blockexpand.training.metrics import Tracker
 from blockexpand.training.optimizers import build_optimizers, rate_at, set_rate
 from blockexpand.training.preview import keeps_gradients
 from blockexpand.training.processes import Root, gathered, sync_gradients, whole
-from blockexpand.training.retention import adapted_weight, budget_used, is_better, put_scale
+from blockexpand.training.retention import adapted_weight, budget_used, is_better, put_scale, tightened_weight
 
 _FAR_OUTSIDE = 1e9
 """What a general loss that is no number uses of the budget: records hold numbers."""
@@ -330,6 +330,7 @@ class Loop:
         return dataclasses.replace(
             progress,
             step=step + 1,
+            general_weight=self._tightened(progress, means["kl"]),
             num_skipped=num_skipped,
             num_skipped_in_all=progress.num_skipped_in_all + (not finite),
             train_seconds=progress.train_seconds + seconds,
@@ -438,6 +439,15 @@ class Loop:
             best=new if better else progress.best,
             last=new,
         )
+
+    def _tightened(self, progress: Progress, kl: float | None) -> float:
+        """The general rows' weight after a step."""
+        weight, budget = progress.general_weight, self.settings.retention.forgetting_budget
+        if budget is None or kl is None or progress.base_general is None or not self._asks_base:
+            return weight
+        held = [one for kind, one in self.data.validation.items() if kind != "domain"]
+        base = sum(progress.base_general) / max(1, sum(int(one.tokens_N.sum()) for one in held))
+        return tightened_weight(weight, kl, budget * base)
 
     def _measurement(self, step: int, sums: Mapping[str, DocumentSums], base: tuple[float, ...]) -> Measurement:
         """What the losses of the steering rows say."""

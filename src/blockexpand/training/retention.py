@@ -24,6 +24,8 @@ _RESPONSE = 2.0
 _MOST_LOOSER, _MOST_TIGHTER = -0.5, 2.0
 """Doublings at one measurement."""
 _SMALLEST, _LARGEST = 0.25, 64.0
+_FAR = 2.0
+"""How far beyond the budget a step's KL is answered at once."""
 
 
 def budget_used(rise: Rise, budget: float, num_documents: int) -> float:
@@ -67,6 +69,20 @@ def adapted_weight(weight: float, used: float) -> float:
     doublings = _RESPONSE * (used - _AIM)
     weight *= 2 ** min(max(doublings, _MOST_LOOSER), _MOST_TIGHTER)
     return min(max(weight, _SMALLEST), _LARGEST)
+
+
+def tightened_weight(weight: float, kl: float, allowed: float) -> float:
+    """The weight of general rows after a step: doubled where it moved the model far beyond what is allowed.
+
+    On text that the base wrote, loss rises by the KL to the base; on other text by less, as a rule. What a step of a
+    short run does wrong in one measurement's time is not made good in the rest.
+
+    Args:
+        weight: The weight so far.
+        kl: Of this step's general rows to the base, nats a token.
+        allowed: How much general loss may rise, nats a token.
+    """
+    return min(2 * weight, _LARGEST) if kl > _FAR * allowed else weight
 
 
 def is_better(new: Measurement, best: Measurement | None, budget: float | None) -> bool:
