@@ -17,7 +17,6 @@ from blockexpand.corpus import open_corpus
 from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.evaluation import lm as lm_module
 from blockexpand.evaluation import routes as routes_module
-from blockexpand.evaluation.answers import AnswerTask, answer
 from blockexpand.evaluation.harness import Options
 from blockexpand.evaluation.held_out import document_losses
 from blockexpand.evaluation.measurement import Subject, evaluate, subject_of
@@ -186,23 +185,6 @@ def test_a_router_reads_the_end_of_a_text_and_each_text_once(
     assert count_of([None, "b", "a", None, "b"]) == {"a": 1, "b": 2}
 
 
-def test_answers_are_those_of_the_chosen_packs(model: Any, ground: Ground) -> None:
-    tokenizer, router = load_tokenizer(ground.base), router_of(model, ground)
-    tasks = [
-        AnswerTask(task="t", prompt=f"the {noun} {verb} the", answer="x")
-        for noun in ("cat", "dog", "bird")
-        for verb in ("sees", "likes", "finds")
-    ]
-    found = answer(model, tokenizer, tasks, 6, router)
-    assert len({one.route for one in found}) > 1
-    for task, one in zip(tasks, found, strict=True):
-        names = route(model, tokenizer(task.prompt, add_special_tokens=False)["input_ids"], RULE).names
-        assert one.route == name_of(names)
-        with only(model, *names):
-            (alone,) = answer(model, tokenizer, [task], 6)
-        assert (alone.output, alone.route) == (one.output, None)
-
-
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_suite(tmp_path_factory.mktemp("suite"), 10)
@@ -327,9 +309,7 @@ def test_the_verb_with_packs_and_without_suites(
     ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Always on it is the trained model; routed the record says so; an attached folder routes like base and packs."""
-    tasks = tmp_path / "tasks.jsonl"
-    tasks.write_text(json.dumps({"task": "t", "prompt": "the cat sees the", "answer": "dog"}) + "\n")
-    common = ["--data", f"general={ground.corpus}", "--tasks", str(tasks), "--quiet"]
+    common = ["--data", f"general={ground.corpus}", "--quiet"]
     trained = ground.base.parent / "a"
     both = [word for pack in ground.packs for word in ("--pack", pack)]
     assert run(["eval", str(ground.base), *both[:2], *common, "--out", str(tmp_path / "always")]) == 0
@@ -346,7 +326,6 @@ def test_the_verb_with_packs_and_without_suites(
     assert record.routing.rule == Rule()
     assert f"packs chosen by what is read, at {record.routing.passes:.2f} passes of the base's blocks" in shown
     assert "after the prompts, nats/token: nothing" in shown, "rows of 32 tokens end within a prompt of 128"
-    assert record.routing.answers == {"base": 1}
     assert record.model == " + ".join([str(ground.base), *ground.packs])
     attach(ground.base, list(ground.packs), tmp_path / "attached")
     for file in ("tokenizer.json", "tokenizer_config.json"):

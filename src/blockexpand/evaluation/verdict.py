@@ -19,7 +19,6 @@ from blockexpand.records import check
 from blockexpand.records.budget import BudgetStatement, say_budget
 from blockexpand.records.evaluation import (
     Difference,
-    Evaluation,
     Flips,
     Sample,
     Side,
@@ -111,8 +110,6 @@ def compare_records(ours: str | Path, theirs: str | Path) -> dict[str, Differenc
             )
         pairs = a.losses[name].nats_M, b.losses[name].nats_M, a.losses[name].tokens_M.astype(float)
         found[name] = _difference(side_of_corpus(name), "nats/token", pairs)
-    if (answers := _answers(a, b)) is not None:
-        found["answers"] = answers
     if a.record.suites and b.record.suites:
         for name in sorted(a.record.suites.tasks.keys() & b.record.suites.tasks.keys()):
             scores = a.record.suites.tasks[name], b.record.suites.tasks[name]
@@ -146,14 +143,6 @@ def _difference(
         better_by=ours - theirs if unit == "share" else 1 - ours / theirs,
         flips=flips,
     )
-
-
-def _answers(a: Evaluation, b: Evaluation) -> Difference | None:
-    if not a.answered or [one.prompt for one in a.answered] != [one.prompt for one in b.answered]:
-        return None
-    rights = [np.array([float(one.right) for one in some.answered]) for some in (a, b)]
-    flips = flips_of(rights[0], rights[1], np.zeros(len(rights[0])))
-    return _difference(None, "share", (rights[0], rights[1], np.ones(len(rights[0]))), flips=flips)
 
 
 def flips_of(ours_M: np.ndarray, theirs_M: np.ndarray, chance_M: np.ndarray) -> Flips:
