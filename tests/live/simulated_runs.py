@@ -1,6 +1,6 @@
 """What test_simulated.py does on the device `sim` and on the CPU; in a process of its own, because a device that is
-once registered is there for good. `python simulated_runs.py OUT.json FOLDER [--arms] FAMILY ..`: with `--arms` the first
-family is trained by every arm, otherwise each by its new blocks.
+once registered is there for good. `python simulated_runs.py OUT.json FOLDER [--arms] FAMILY ..`: with `--arms` the
+first family is trained by every arm, otherwise each by its new blocks.
 """
 
 from __future__ import annotations
