@@ -119,7 +119,7 @@ def _alone(
             **settings,
         )
     done(1)
-    return made_1A[0, len(prompt) :].tolist()
+    return made_1A[0, len(prompt) :].cpu().tolist()
 
 
 class _Columns(DynamicLayer):
@@ -288,7 +288,7 @@ class _Batch:
             # The sum may end a rounding below 1, and the last token is a token.
             chosen_B = torch.searchsorted(below_BV, drawn_B1 * below_BV[:, -1:], right=True)[:, 0]
             chosen_B = chosen_B.clamp(max=logits_BV.shape[-1] - 1)
-        for row, token in zip(rows, chosen_B.tolist(), strict=True):
+        for row, token in zip(rows, chosen_B.cpu().tolist(), strict=True):
             if row.ended:
                 continue
             row.last = token
