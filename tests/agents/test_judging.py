@@ -179,7 +179,7 @@ def test_a_run_that_is_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(AgentError, match="already holds a run; add --resume"):
         judged(tmp_path / "run", judge_who(lambda *_: "Verdict: tie"))
     sides = Sides(first=Scripted(lines()), second=Scripted(lines()), judge=Scripted(lines()))
-    with pytest.raises(AgentError, match=r"begun with other settings \(questions_digest\)"):
+    with pytest.raises(AgentError, match=r"begun with other settings: questions_digest"):
         judge_pair(sides, QUESTIONS[:1], SETTINGS, tmp_path / "run", resume=True)
 
 

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from blockexpand import __version__
 from blockexpand.agents.conversations import converse, load_answers
+from blockexpand.agents.runs import claim
 from blockexpand.agents.speakers import Speaker
-from blockexpand.errors import AgentError, Interrupted
+from blockexpand.errors import Interrupted
 from blockexpand.evaluation.endpoint import Answer, Request
 from blockexpand.progress import bar
-from blockexpand.records import read_record, write_record
-from blockexpand.records.agents import SETTINGS_NAME
+from blockexpand.records import write_record
 from blockexpand.records.judge import (
     JUDGEMENTS_NAME,
     QUESTIONS_NAME,
@@ -35,7 +35,7 @@ from blockexpand.records.judge import (
     tally,
 )
 from blockexpand.records.lines import Journal, digest_lines, read_lines, write_lines
-from blockexpand.staging import RECORD_NAME, check_output
+from blockexpand.staging import RECORD_NAME
 
 _JUDGE_TOKENS = 1_024
 _AT_ONCE = 8
@@ -83,7 +83,7 @@ def judge_pair(
     """
     settings = dataclasses.replace(settings, questions_digest=digest_lines(questions))
     folder = Path(out)
-    _claim(folder, settings, questions, resume)
+    claim(folder, settings, QUESTIONS_NAME, questions, resume)
     answers = [
         _answers(side, folder / f"answers-{name}.jsonl", questions, settings.max_tokens)
         for name, side in (("first", sides.first), ("second", sides.second))
@@ -113,24 +113,6 @@ def judge_pair(
     )
     write_record(folder / RECORD_NAME, record)
     return record
-
-
-def _claim(folder: Path, settings: JudgeSettings, questions: Sequence[Question], resume: bool) -> None:
-    if (folder / SETTINGS_NAME).is_file():
-        if not resume:
-            raise AgentError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out")
-        begun = read_record(JudgeSettings, folder / SETTINGS_NAME)
-        changed = [name for name, value in vars(begun).items() if value != vars(settings)[name]]
-        if changed:
-            raise AgentError(
-                f"{folder} was begun with other settings ({', '.join(changed)}); go on with the same, or choose "
-                "another --out"
-            )
-        return
-    check_output(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_lines(folder / QUESTIONS_NAME, questions)
-    write_record(folder / SETTINGS_NAME, settings)
 
 
 def _answers(side: Speaker | Path, path: Path, questions: Sequence[Question], max_tokens: int) -> list[Reply]:
