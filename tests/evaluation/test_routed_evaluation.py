@@ -141,7 +141,7 @@ def test_a_document_of_which_nothing_is_trained_counts_for_nothing(
 ) -> None:
     def piece(document: int, trained: bool, length: int) -> Any:
         losses = {names: np.ones(length) for names in SETS}
-        return routes_module._Piece(document=document, trained_L=np.full(length, trained), losses=losses)
+        return routes_module.Piece(document=document, trained_L=np.full(length, trained), losses=losses)
 
     pieces = [piece(0, True, 12), piece(1, False, 12), piece(2, True, 12), piece(3, True, 4)]
     monkeypatch.setattr(routes_module, "_pieces", lambda *_: pieces)
@@ -154,15 +154,12 @@ def test_a_document_of_which_nothing_is_trained_counts_for_nothing(
 def test_of_a_long_question_its_end_is_scored() -> None:
     """As many tokens as the rule reads, before the first that is trained: 4 losses of 5 tokens here, the fifth to the
     eighth; a is likelier before them, b in them."""
-    tally = routes_module._Tally(dataclasses.replace(RULE, prompt_tokens=5), SETS)
+    tally = routes_module.Tally(dataclasses.replace(RULE, prompt_tokens=5), SETS)
     trained_L = np.arange(12) >= 8
     before_L, within_L = np.arange(12) < 4, (np.arange(12) >= 4) & ~trained_L
     losses = {(): np.full(12, 2.0), ("a",): 2.0 - 99.0 * before_L, ("b",): 2.0 - 1.0 * within_L}
-    tally.add(routes_module._Piece(document=0, trained_L=trained_L, losses=losses))
-    found = tally.found()
-    assert found.figures.chosen == {"b": 1}
-    assert found.figures.num_tokens == 4
-    assert found.names_M == (("b",),)
+    tally.add(routes_module.Piece(document=0, trained_L=trained_L, losses=losses))
+    assert (tally.figures().chosen, tally.figures().num_tokens) == ({"b": 1}, 4)
 
 
 def test_a_router_reads_the_end_of_a_text_and_each_text_once(
