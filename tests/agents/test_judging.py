@@ -12,10 +12,10 @@ import pytest
 from blockexpand.agents import Sides, judge_pair, load_questions
 from blockexpand.agents.conversations import load_answers
 from blockexpand.agents.judge import verdict_of
-from blockexpand.errors import AgentError, BlockexpandError, Interrupted
+from blockexpand.errors import AgentError, Interrupted
 from blockexpand.evaluation.endpoint import Answer, Message
 from blockexpand.records.agents import Opposite
-from blockexpand.records.judge import Judgement, JudgeRecord, JudgeSettings, Question, Reply
+from blockexpand.records.judge import JudgeRecord, JudgeSettings, Question, Reply
 from players import Script, Scripted, lines
 
 QUESTIONS = [
@@ -183,14 +183,6 @@ def test_a_run_that_is_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
         judge_pair(sides, QUESTIONS[:1], SETTINGS, tmp_path / "run", resume=True)
 
 
-def test_our_questions_are_a_dozen_of_two_turns() -> None:
-    ours = load_questions()
-    assert len(ours) == 12
-    assert all(len(question.turns) == 2 for question in ours)
-    assert len({question.category for question in ours}) >= 8
-    assert all(len(question.reference) in (0, 2) for question in ours)
-
-
 def write(path: Path, *rows: Any) -> Path:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
@@ -254,9 +246,3 @@ def test_what_is_no_question_is_refused(rows: list[Any], said: str, tmp_path: Pa
 def test_answers_that_do_not_fit_are_refused(rows: list[Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(AgentError, match=said):
         load_answers(write(tmp_path / "a.jsonl", *rows), QUESTIONS[:1])
-
-
-def test_a_limit_that_cannot_be() -> None:
-    with pytest.raises(BlockexpandError, match="max_tokens: expected 1 to 100,000, got 0"):
-        JudgeSettings(first=Opposite(model="x"), second=Opposite(model="y"), judge=Opposite(model="j"), max_tokens=0)
-    assert Judgement(question_id=1, swapped=False, text="", verdict="").error == ""

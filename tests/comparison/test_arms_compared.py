@@ -18,7 +18,7 @@ from blockexpand.records.comparison import ArmRecipe, PlanRecipe
 from blockexpand.records.evaluation import read_evaluation
 from blockexpand.records.expansion import read_expansion
 from blockexpand.records.intervals import ratio_difference, seeded_ratio_difference
-from blockexpand.records.run import BlocksArm, CustomArm, FullArm
+from blockexpand.records.run import BlocksArm, CustomArm
 from comparison_ground import Place
 from helpers import edit_json
 from lm_helpers import make_corpus, make_lm
@@ -143,8 +143,3 @@ def test_a_difference_that_one_seed_contradicts_is_noise() -> None:
     documents_alone = ratio_difference(np.mean(contradicting, axis=0), np.mean(theirs, axis=0), tokens)
     assert not documents_alone.is_noise
     assert seeded_ratio_difference(agreeing[:1], theirs[:1], tokens) == ratio_difference(agreeing[0], theirs[0], tokens)
-
-
-def test_full_takes_no_plan() -> None:
-    with pytest.raises(RecordError, match="plan: "):
-        ArmRecipe(name="x", arm=FullArm(kind="full"), plan=PlanRecipe(blocks=1), lrs=(1e-3,))

@@ -136,21 +136,6 @@ def test_of_a_chat_the_question_is_the_prompt(model: Any, ground: Ground, tmp_pa
     assert figures.chosen == {name: chosen.count(name) for name in sorted(set(chosen))}
 
 
-def test_a_document_of_which_nothing_is_trained_counts_for_nothing(
-    model: Any, ground: Ground, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def piece(document: int, trained: bool, length: int) -> Any:
-        losses = {names: np.ones(length) for names in SETS}
-        return routes_module.Piece(document=document, trained_L=np.full(length, trained), losses=losses)
-
-    pieces = [piece(0, True, 12), piece(1, False, 12), piece(2, True, 12), piece(3, True, 4)]
-    monkeypatch.setattr(routes_module, "_pieces", lambda *_: pieces)
-    rows = open_corpus(ground.corpus).rows("test")
-    found, figures = routed_losses(router_of(model, ground), rows, rows.num_rows, "")
-    assert found.tokens_M.tolist() == [12, 12, 4]
-    assert figures.num_short == 1, "the one that ended within its prompt"
-
-
 def test_of_a_long_question_its_end_is_scored() -> None:
     """As many tokens as the rule reads, before the first that is trained: 4 losses of 5 tokens here, the fifth to the
     eighth; a is likelier before them, b in them."""
@@ -238,43 +223,6 @@ def test_a_text_counts_under_the_base_first(model: Any, ground: Ground, own: Pat
             rest = lm._nats_of(tokens) - lm._nats_of(tokens[:9])
         assert one.output[0] == pytest.approx(first + rest, rel=1e-6)
     assert len(seen) > 1
-
-
-def text_of(number: int) -> Any:
-    from lm_eval.api.instance import Instance
-
-    return Instance("loglikelihood_rolling", {}, ("",), 0, ("t", number, 1))
-
-
-def test_a_text_is_routed_within_its_first_window(model: Any, ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes after the prompt is a difference of two sums, which have to end at the same window."""
-    tokenizer = load_tokenizer(ground.base)
-    narrow = Options(batch_size=1, window_tokens=6, stride_tokens=3)
-    plain = lm_module.LoadedLM(model, tokenizer, narrow)
-    lm = lm_module.RoutedLM(router_of(model, ground), tokenizer, narrow)
-    seen = set()
-    for number in range(12):
-        tokens = [(7 * number + 3 * k) % 300 + 5 for k in range(20)]
-        names = route(model, tokens[:6], RULE).names
-        seen.add(names)
-        with only(model):
-            first = plain._nats_of(tokens[:6])
-        with only(model, *names):
-            rest = plain._nats_of(tokens) - plain._nats_of(tokens[:6])
-        monkeypatch.setattr(lm, "tok_encode", lambda *_, tokens=tokens, **__: tokens)
-        assert lm._rolling(text_of(number)) == pytest.approx(first + rest, rel=1e-6)
-    assert len(seen) > 1
-
-
-def test_suites_and_corpora_of_one_run_stand_in_one_routing(ground: Ground, own: Path, tmp_path: Path) -> None:
-    few = dataclasses.replace(OPTIONS, limit=2)
-    suites, data = load_suites([str(own)]), {"general": ground.corpus}
-    routing = evaluate(ground.subject(), data, tmp_path / "o", suites=suites, options=few).routing
-    assert routing is not None
-    assert set(routing.held_out) == {"general"}
-    assert {name: sum(counts.values()) for name, counts in routing.suites.items()} == {
-        "deeds": 2, "words": 2, "tales": 2,
-    }  # fmt: skip
 
 
 def question(number: int, context: str, choice: str) -> Any:
