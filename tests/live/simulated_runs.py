@@ -130,8 +130,8 @@ def main() -> None:
             found[f"{family} {arm}"] = {"figures": figures, "waits": {k: list(v) for k, v in COUNTED.items()}}
         losses = {}
         for device in ("cpu", simulated_device.NAME):
-            vars(evaluating)["choose_device"] = lambda device=device: choose_device(device)
-            record = evaluating.evaluate(expanded, {"general": str(general)}, Path(root) / f"{row.id}-eval-{device}")
+            subject = evaluating.subject_of(expanded, device=device)
+            record = evaluating.evaluate(subject, {"general": str(general)}, Path(root) / f"{row.id}-eval-{device}")
             losses[device] = [one.loss for one in record.held_out.values()]
         found[f"{family} eval"] = {"figures": losses}
         found[f"{family} live"] = {

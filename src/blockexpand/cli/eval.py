@@ -40,6 +40,8 @@ class Asked:
     """The environment variable that holds the server's key."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """What weights are loaded as; auto: the checkpoint's own type (float32 where bfloat16 is slow) or the suite's."""
+    device: str = "auto"
+    """Where the model runs: auto, cpu, or an accelerator of torch's, e.g. cuda:1."""
     resume: Flag = False
     """Go on with an evaluation by suites that was interrupted."""
 
@@ -237,7 +239,7 @@ class _Measured:
                 raise key_without_server(given.key_variable)
             packs, rule = given.pack or (), Rule() if given.route == "auto" else None
             dtype = given.dtype if given.dtype != "auto" else dtype_of(suites)
-            return subject_of(model, () if bare else packs, dtype, None if bare else rule)
+            return subject_of(model, () if bare else packs, dtype, None if bare else rule, given.device)
         if not given.suite:
             raise UsageError("--endpoint is for suites: name at least one with --suite")
         if given.pack or given.route == "auto" or self.data:

@@ -74,7 +74,11 @@ class Subject:
 
 
 def subject_of(
-    model: str | Path, packs: Sequence[str | Path] = (), dtype: str = "auto", rule: Rule | None = None
+    model: str | Path,
+    packs: Sequence[str | Path] = (),
+    dtype: str = "auto",
+    rule: Rule | None = None,
+    device: str = "auto",
 ) -> Subject:
     """A model in a folder (a run, a hub id, a GGUF file: see `locate_model`), with packs on it.
 
@@ -83,11 +87,13 @@ def subject_of(
         packs: Packs of new blocks to attach.
         dtype: What the weights are loaded as; "auto" is the checkpoint's own (see `inference_dtype`).
         rule: How packs are chosen; none = all are on.
+        device: Where it runs: auto, cpu, or an accelerator of torch's.
 
     Raises:
+        DeviceError: the device is not there.
         EvaluationError: there is a rule, and no pack.
     """
-    folder = locate_model(model)
+    folder, where = locate_model(model), choose_device(device)
     if rule is not None and not packs and not ((folder / RECORD_NAME).is_file() and read_expansion(folder).packs):
         raise EvaluationError(
             f"{model} has no packs to choose among; expected a folder that `pack attach` wrote, or packs beside the "
@@ -100,17 +106,16 @@ def subject_of(
         return digest_json([base, *({f.name: digest_file(f) for f in some} for some in files)]) if packs else base
 
     def load() -> PreTrainedModel:
-        where = choose_device()
-        kind, device = inference_dtype(cast(Any, dtype), folder, where), str(where)
+        kind, place = inference_dtype(cast(Any, dtype), folder, where), str(where)
         if packs:
             from blockexpand.packs import load_with_packs
 
-            return load_with_packs(folder, packs, kind, device)
+            return load_with_packs(folder, packs, kind, place)
         if rule is not None:
             from blockexpand.packs import load_attached
 
-            return load_attached(folder, kind, device)
-        return cast("PreTrainedModel", load_model(folder, dtype=kind, device=device))
+            return load_attached(folder, kind, place)
+        return cast("PreTrainedModel", load_model(folder, dtype=kind, device=place))
 
     name = " + ".join(map(str, [model, *packs]))
     return Subject(name=name, tokenizer=folder, digest=digest, load=load, rule=rule)

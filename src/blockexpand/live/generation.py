@@ -61,6 +61,7 @@ def generate(
     seed: int | None = None,
     rows: int = 64,
     done: Callable[[int], None] | None = None,
+    has_stopped: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[list[int]]:
     """What the model adds to each prompt, the token that ended it included.
 
@@ -72,12 +73,15 @@ def generate(
         seed: Draw from the whole distribution at temperature 1 with this seed; None takes the likeliest token.
         rows: How many sequences run at a time.
         done: Called with the number of sequences that ended since it was called last.
+        has_stopped: Whether what a sequence has added ends it. Families that go one by one are not asked.
     """
     assert all(len(prompt) > 0 for prompt in prompts), "a prompt without a token"
     tell = done or _say_nothing
     if not _runs_together(model):
         return [_alone(model, n, prompt, (num_new, ends, seed), tell) for n, prompt in enumerate(prompts)]
-    return _Batch(model, prompts, (num_new, frozenset(ends), seed)).run(rows, tell)
+    batch = _Batch(model, prompts, (num_new, frozenset(ends), seed))
+    batch.has_stopped = has_stopped
+    return batch.run(rows, tell)
 
 
 def _say_nothing(count: int) -> None:
@@ -182,6 +186,8 @@ class _Row:
 
 class _Batch:
     """The sequences that run at the moment, and those that wait."""
+
+    has_stopped: Callable[[Sequence[int]], bool] | None = None
 
     def __init__(
         self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], how: tuple[int, frozenset[int], int | None]
@@ -293,6 +299,7 @@ class _Batch:
             made = self._made[row.number]
             made.append(token)
             row.ended = token in self._ends or len(made) == self._num_new
+            row.ended = row.ended or (self.has_stopped is not None and self.has_stopped(made))
             self._num_ended += row.ended
 
     def _drawn(self, number: int) -> float:
