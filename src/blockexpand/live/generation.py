@@ -147,6 +147,10 @@ class _Columns(DynamicLayer):
         self.keys, self.values = keys_BHCD[:, :, :columns], values_BHCD[:, :, :columns]
 
 
+def _layers(cache: Cache) -> list[_Columns]:
+    return cast(list[_Columns], cache.layers)
+
+
 def _wider(old: Tensor | None, new: Tensor, columns: int) -> Tensor:
     room = new.new_zeros(*new.shape[:2], columns + columns // 2 + 16, new.shape[-1])
     if old is not None:
@@ -229,7 +233,7 @@ class _Batch:
         tokens_NP, mask_NP = tokens_NP.to(self._device), mask_NP.to(self._device)
         cache = Cache(layer_class_to_replicate=_Columns)
         logits_NV = self._logits(tokens_NP, mask_NP, (mask_NP.cumsum(1) - 1).clamp(min=0), cache)
-        for layer in cache.layers:  # what stands before a prompt may be anything, NaN too, and is multiplied by 0
+        for layer in _layers(cache):  # what stands before a prompt may be anything, NaN too, and is multiplied by 0
             for held in (layer.keys, layer.values):
                 if held is not None:
                     held.masked_fill_(~mask_NP[:, None, :, None].bool(), 0)
@@ -247,10 +251,10 @@ class _Batch:
         sources += [(cache, list(range(len(new))))] if cache is not None else []
         for number in range(len(sources[0][0].layers) if sources else 0):
             merged.layers.append(_Columns())
-            if not sources[0][0].layers[number].is_initialized:  # a block that reads another's keys
+            if not _layers(sources[0][0])[number].is_initialized:  # a block that reads another's keys
                 continue
             index = [torch.tensor(chosen, device=self._device) for _, chosen in sources]
-            layers = [source.layers[number] for source, _ in sources]
+            layers = [_layers(source)[number] for source, _ in sources]
             keys = _at_right([(cast(Tensor, one.keys), i) for one, i in zip(layers, index, strict=True)], columns)
             values = _at_right([(cast(Tensor, one.values), i) for one, i in zip(layers, index, strict=True)], columns)
             cast(_Columns, merged.layers[number]).hold(keys, values, columns)
