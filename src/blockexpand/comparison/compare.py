@@ -56,7 +56,7 @@ def compare(recipe: CompareRecipe, workers: int = 1, arms: Arms | None = None) -
         arms: What makes the arms that are not ours, e.g. {"moe": Moe}; a class, so that other processes can have it.
 
     Raises:
-        ComparisonError: the arms are not equal, or a run failed.
+        ComparisonError: a run failed, or a folder holds runs of something else.
     """
     recipe = dataclasses.replace(recipe, base=str(locate_model(recipe.base)))
     out = Path(recipe.out)

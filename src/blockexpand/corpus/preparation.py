@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 _SHARD_TOKENS = 1 << 23
 """Half a minute of work: what a kill costs at most."""
+_FILE_TOKENS = 1 << 26
+"""Of an Arrow file, at most: about 140 MB."""
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARS = 500_000
 _BUDGET_FROM = 1000
@@ -165,7 +167,7 @@ class _Preparation:
         self.identity = digest_json(
             [recipe.identity(), tokenizer_digest(model), str(tokenizer.chat_template), __version__, inputs]
         )
-        self._seen = Seen(recipe.duplicates)
+        self._seen = Seen(recipe.near_copies)
         self._evaluation: EvaluationTexts | None = None
         self._tokens: Counter[str] = Counter()
         """Encoded so far, of each split by its share."""
@@ -203,9 +205,9 @@ class _Preparation:
     def run(self) -> CorpusRecord:
         """Everything from the sources to the record in `ready`."""
         recipe = self._recipe
-        if recipe.decontaminate is not None:
-            texts = (one for source in recipe.decontaminate.against for one in all_documents(source))
-            self._evaluation = EvaluationTexts(recipe.decontaminate, ((one.name, one.text) for one in texts))
+        if recipe.decontaminate:
+            texts = (one for source in recipe.decontaminate for one in all_documents(source))
+            self._evaluation = EvaluationTexts((one.name, one.text) for one in texts)
         total = sum(one.num_bytes for one in self._contents)
         with bar("prepare", total, "B" if total else "documents") as progress, ThreadPoolExecutor(1) as encoding:
             for number in range(len(self._contents)):
@@ -453,7 +455,7 @@ class _Divided:
                 yield from pieces_of(document, source, first, length, shape.row_tokens)
 
         rows = pack(pieces(), shape.row_tokens)
-        num_rows = recipe.shard_tokens // recipe.row_tokens
+        num_rows = max(1, _FILE_TOKENS // recipe.row_tokens)
         shards = []
         while (first_row := next(rows, None)) is not None:
             here = itertools.chain([first_row], itertools.islice(rows, num_rows - 1))
