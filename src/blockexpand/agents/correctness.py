@@ -23,7 +23,7 @@ def is_right(task: Task, answer: str, tools: SandboxTools) -> bool:
     if task.scoring == "code":
         return tools.passes(program_of(answer), task.reference)
     if task.scoring == "theorem":
-        return theorems.is_right(answer, task.answer_type, json.loads(task.reference))
+        return theorems.is_right(answer, task.answer_type, json.loads(task.reference), tools)
     if task.scoring == "choice":
         return _chooses(answer, task)
     if task.scoring == "exact":

@@ -58,6 +58,11 @@ class SandboxTools:
         """Whether the tests ran to their end and passed, within 10 seconds."""
         return passes(program, tests, Limits(wall_seconds=TESTS_SECONDS), unsafe=self.unsafe).status == "ok"
 
+    def printed(self, program: str) -> str:
+        """What a program prints, within two seconds; nothing where it fails."""
+        outcome = run_program(program, Limits(wall_seconds=2.0, cpu_seconds=1), unsafe=self.unsafe)
+        return outcome.stdout if outcome.status == "ok" else ""
+
     def describe(self) -> str:
         """What isolates code here.
 
