@@ -62,7 +62,6 @@ def test_the_set_is_named_by_the_user_the_file_or_its_folder(tmp_path: Path) -> 
         ("empty.jsonl", "empty.jsonl holds no task"),
         ("mine.jsonl", "cannot tell which set .*mine.jsonl is of: .* write e.g. --tasks gsm8k=.*mine.jsonl"),
         ("gsm9k=mine.jsonl", "unknown set 'gsm9k' .*did you mean 'gsm8k'"),
-        ("alfworld=mine.jsonl", "ALFWorld's tasks, which are played in its simulator"),
         ("theoremqa=mine.jsonl", "mine.jsonl, line 1: no 'answer_type'; found 'id', 'prompt', 'reference'"),
         ("mmlu=mine.jsonl", "reference: expected one of two or more options .none was found., got '1'"),
         ("math=list.jsonl", r"list.jsonl, line 1: no 'id' and no 'prompt' and no 'reference'; found \[1\]"),
