@@ -14,6 +14,7 @@ from typing import Any
 from blockexpand.errors import UsageError, nearest
 from blockexpand.records import apply_overrides, check, from_plain, read_yaml
 from blockexpand.records.run import ArmSettings, BlocksArm, OptimizerSettings, RetentionSettings
+from studies.token_shift import ShiftRecipe
 
 _RECIPES = Path(__file__).parent / "recipes"
 TINY = "tiny"
@@ -124,6 +125,8 @@ class StudyRecipe:
     """A comparison's settings, without its base, data and folders."""
     bases: tuple[BaseRecipe, ...] = ()
     """Several bases, each compared in the same way."""
+    shift: ShiftRecipe | None = None
+    """Also: how the base ranks the words that each arm's chosen run says."""
     sequence: SequenceRecipe | None = None
     """Instead of a comparison: tasks in a row."""
 

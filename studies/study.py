@@ -18,14 +18,15 @@ from blockexpand.corpus import PrepareRecipe, tokenizer_digest
 from blockexpand.data import TINY_BASE
 from blockexpand.expansion import survey
 from blockexpand.records import from_plain, read_yaml
-from blockexpand.records.comparison import CompareRecipe, Comparison, read_examination
+from blockexpand.records.comparison import CompareRecipe, Comparison
 from blockexpand.staging import RECORD_NAME
 from studies.arms import ARMS
 from studies.bases import make_base
 from studies.recipe import DEMO, TINY, BaseRecipe, StudyRecipe, Texts, load_study
 from studies.sequence import run_sequence, sequence_tables
-from studies.tables import comparison_tables, scale_tables
+from studies.tables import comparison_tables, scale_tables, shift_table
 from studies.tiny_base.general_text import with_prose
+from studies.token_shift import token_shifts
 
 TEXTS = Path(__file__).parent / "texts.yaml"
 
@@ -48,7 +49,9 @@ def study(name: str | Path, root: str | Path = "runs/studies", settings: Sequenc
         text = scale_tables({one.name: _on_base(recipe, one, root, folder, workers) for one in recipe.bases})
     else:
         comparison = _compared(recipe, _base_folder(recipe.base), root, folder, recipe.compare, workers)
-        text = comparison_tables(comparison, read_examination(folder))
+        text = comparison_tables(comparison)
+        if recipe.shift is not None:
+            text += "\n" + shift_table(token_shifts(comparison, folder, recipe.shift, ARMS))
     told = f"{recipe.question}\n({recipe.paper})\n\n{text}"
     (folder / "tables.md").write_text(told, encoding="utf-8")
     return told

@@ -10,16 +10,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from blockexpand.records.comparison import ArmResult, Comparison, Examination
+from blockexpand.records.comparison import ArmResult, Comparison
 from blockexpand.records.intervals import Interval
 from blockexpand.reporting import verdict
+from studies.token_shift import Shift
 
 
-def comparison_tables(comparison: Comparison, examination: Examination | None) -> str:
-    """The arms' figures, each against the first, and what was seen in them."""
+def comparison_tables(comparison: Comparison) -> str:
+    """The arms' figures, each against the first."""
     parts = [_arms(comparison), _contrasts(comparison), verdict(comparison).sentence]
-    if examination is not None:
-        parts += [_shifts(examination), _blocks(examination)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -99,27 +98,14 @@ def _says(one: Interval, above: str, below: str) -> str:
     return "noise" if one.is_noise else above if one.difference > 0 else below
 
 
-def _shifts(found: Examination) -> str:
+def shift_table(found: Mapping[tuple[str, str], Shift]) -> str:
+    """Whose words the arms' models say, by arm and text."""
     rows = [
-        (name, text, f"{one.rank_1:.1%}", f"{one.rank_1_interval.low:.1%} to {one.rank_1_interval.high:.1%}",
+        (*of, f"{one.rank_1.difference:.1%}", f"{one.rank_1.low:.1%} to {one.rank_1.high:.1%}",
          f"{one.rank_2_3:.1%}", f"{one.beyond:.1%}", f"{one.num_tokens:,}")
-        for name, seen in found.arms.items()
-        for text, one in seen.shifts.items()
+        for of, one in found.items()
     ]  # fmt: skip
     return _table(("says greedily", "after", "base's first", "95 %", "second or third", "beyond", "tokens"), rows)
-
-
-def _blocks(found: Examination) -> str:
-    rows = [
-        (name, block.id, *(f"{block.moved[t]:.3f}" for t in sorted(block.moved)),
-         *(f"{block.missed[t]:+.4f}" for t in sorted(block.missed)))
-        for name, seen in found.arms.items()
-        for block in seen.blocks
-    ]  # fmt: skip
-    if not rows:
-        return ""
-    columns = ("method", "new block", "adds, domain", "adds, general", "missed, domain", "missed, general")
-    return _table(columns, rows)
 
 
 def scale_tables(comparisons: Mapping[str, Comparison]) -> str:

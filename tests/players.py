@@ -43,7 +43,7 @@ class _Namespace:
     def __init__(self) -> None:
         self._names: dict[str, object] = {}
 
-    def run(self, code: str) -> Ran:
+    def __call__(self, code: str) -> Ran:
         stream = io.StringIO()
         with contextlib.redirect_stdout(stream):
             try:

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch.utils import backend_registration
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 NAME = "sim"
 _READ_BACK = {
@@ -96,7 +95,8 @@ class Simulated(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         operation = str(func).rpartition(".")[0]
-        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        leaves: list[torch.Tensor] = []
+        inner, inner_kwargs = _inner(args, leaves), _inner(kwargs, leaves)
         here = any(isinstance(leaf, Simulated) for leaf in leaves)
         copies = "copy" in operation
         if here and not copies and any(not isinstance(leaf, Simulated) and leaf.dim() > 0 for leaf in leaves):
@@ -111,21 +111,30 @@ class Simulated(torch.Tensor):
         if to_host or by_mask or operation in _READ_BACK:
             _note(operation)
         if target is not None:
-            kwargs["device"] = torch.device("cpu")
-        inner = tree_map_only(Simulated, _inner, args)
+            inner_kwargs["device"] = torch.device("cpu")
         if operation == "aten.histc" and not inner[0].is_floating_point():
-            result = func(inner[0].float(), *inner[1:], **kwargs).to(inner[0].dtype)  # chips count whole numbers
+            result = func(inner[0].float(), *inner[1:], **inner_kwargs).to(inner[0].dtype)  # chips count whole numbers
         else:
-            result = func(*inner, **tree_map_only(Simulated, _inner, kwargs))
+            result = func(*inner, **inner_kwargs)
         if operation.endswith("_") and not operation.endswith("__"):  # in place
             return args[0]
-        if to_host:
-            return result
-        return tree_map_only(torch.Tensor, Simulated, result)
+        return result if to_host else _wrapped(result)
 
 
-def _inner(tensor: Simulated) -> torch.Tensor:
-    return tensor.inner
+def _inner(value: Any, tensors: list[torch.Tensor]) -> Any:
+    """The value with the numbers in the place of our tensors; every tensor in it goes to `tensors`."""
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+        return value.inner if isinstance(value, Simulated) else value
+    if isinstance(value, dict):
+        return {key: _inner(item, tensors) for key, item in value.items()}
+    return type(value)(_inner(item, tensors) for item in value) if type(value) in (list, tuple) else value
+
+
+def _wrapped(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return Simulated(value)
+    return type(value)(map(_wrapped, value)) if type(value) in (list, tuple) else value
 
 
 def _empty(size: Any, dtype: Any = None, layout: Any = None, device: Any = None, **_: Any) -> torch.Tensor:

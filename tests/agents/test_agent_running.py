@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from blockexpand.agents import Cast, make_puzzles, run_agent
 from blockexpand.errors import AgentError, Interrupted, StagingError
 from blockexpand.evaluation.endpoint import Answer, Message
-from blockexpand.records.agents import AgentSettings, Opposite, Task, rates_of, read_agent
+from blockexpand.records.agents import AgentSettings, Opposite, Task, read_agent
 from blockexpand.records.intervals import wilson
 from players import PlainTools, Script, Scripted, solver
 
@@ -123,17 +123,6 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     assert finish(tmp_path / "run", resume=True).asked == []
 
 
-def test_a_line_that_a_kill_cut_short_is_run_again(tmp_path: Path) -> None:
-    finish(tmp_path / "run")
-    whole = words_of(tmp_path / "run")
-    path = tmp_path / "run" / "episodes.jsonl"
-    path.write_bytes(path.read_bytes()[:-30])
-    (tmp_path / "run" / "blockexpand.json").unlink()
-    speaker = finish(tmp_path / "run", resume=True)
-    assert sum(len(batch) for batch in speaker.asked) == 2
-    assert words_of(tmp_path / "run") == whole
-
-
 def test_a_run_that_is_cut_short_and_then_stopped_can_still_go_on(tmp_path: Path) -> None:
     """What a kill left of a line must be gone before the next one is appended."""
     finish(tmp_path / "run")
@@ -218,7 +207,3 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     tasks.write_text(tasks.read_text().replace("remainder", "rest"))
     with pytest.raises(AgentError, match="tasks.jsonl holds other tasks than the run had"):
         read_agent(tmp_path / "run")
-
-
-def test_rates_are_of_one_budget_each() -> None:
-    assert [r.budget for r in rates_of(PUZZLES, [], (2, 4))] == [2, 4]

@@ -10,10 +10,9 @@ from typing import Any, Literal
 import pytest
 
 from blockexpand.agents import prompts
-from blockexpand.agents.episodes import action_of, messages_of, proposals_of
+from blockexpand.agents.episodes import action_of, messages_of
 from blockexpand.agents.runs import Cast, run_agent
-from blockexpand.agents.tools import CALL_SECONDS, Ran
-from blockexpand.errors import AgentError, RecordError
+from blockexpand.errors import RecordError
 from blockexpand.evaluation.endpoint import Answer, Message
 from blockexpand.records.agents import AgentSettings, Episode, Manner, Opposite, Task, read_agent
 from players import PlainTools, Script, Scripted, lines
@@ -59,10 +58,6 @@ def test_an_episode_ends_when_it_should(
     assert [turn.output for turn in episode.turns] == outputs
 
 
-def test_a_budget_of_one_has_one_proposal_and_all_others_two() -> None:
-    assert [proposals_of(budget) for budget in (1, 2, 3, 4, 5)] == [1, 2, 2, 2, 2]
-
-
 @pytest.mark.parametrize(
     ("output", "action", "content"),
     [
@@ -98,22 +93,6 @@ def test_the_model_sees_what_came_of_its_turns_and_what_is_left(tmp_path: Path) 
     assert speaker.asked[0][0].temperature == 0.0
 
 
-def test_one_turn_is_said_to_have_one_solution(tmp_path: Path) -> None:
-    _, speaker = play(tmp_path, lines(RIGHT), 1)
-    assert "at most 1 turns and may propose one solution" in speaker.asked[0][0].messages[0]["content"]
-
-
-def test_the_python_session_lasts_for_an_episode_and_no_longer(tmp_path: Path) -> None:
-    outputs = ["<execute>n = 41</execute>", "<execute>print(n + 1)</execute>", RIGHT]
-    tools, task = PlainTools(), TASK
-    settings = AgentSettings(speaker=Opposite(model="m"), budgets=(3, 4))
-    script = lines("<execute>print('n' in globals())\nn = 1</execute>", *outputs[1:])
-    run_agent(Cast(speaker=Scripted(script), tools=tools), [task], settings, tmp_path / "run")
-    episodes = read_agent(tmp_path / "run").episodes
-    assert [[turn.shown for turn in e.turns][:2] for e in episodes] == [["False", "2"], ["False", "2"]]
-    assert (tools.opened, tools.closed) == (2, 2)
-
-
 def test_an_example_is_shown_unless_it_is_not_wanted() -> None:
     code = Task(set="mbpp", id="1", prompt="Write f.", scoring="code", reference="assert f()")
     episode = Episode(set="a", id="1", budget=5)
@@ -123,28 +102,6 @@ def test_an_example_is_shown_unless_it_is_not_wanted() -> None:
     without = messages_of(TASK, episode, Manner(example=False))[0]["content"]
     assert "22140" not in without
     assert len(without) < len(shown[0])
-
-
-@pytest.mark.parametrize(
-    ("ran", "said"),
-    [
-        (Ran(status="ok", text="3\n"), "3"),
-        (Ran(status="ok", text=""), "(nothing was printed)"),
-        (Ran(status="timeout", text="1"), f"1\nThe code was stopped: it ran for more than {CALL_SECONDS:g} seconds."),
-        (Ran(status="memory", text=""), "The code was stopped: it took too much memory."),
-        (Ran(status="output", text="x"), "x\nThe code was stopped: it printed too much."),
-        (Ran(status="killed", text=""), "The Python session ended and begins anew."),
-        (Ran(status="ok", text="a\ud800"), "a?"),
-    ],
-)
-def test_what_is_shown_of_a_call(ran: Ran, said: str) -> None:
-    assert prompts.printed(ran) == said
-
-
-def test_an_error_in_the_code_is_shown_and_the_session_lives(tmp_path: Path) -> None:
-    episode, _ = play(tmp_path, lines("<execute>1 / 0</execute>", CODE, RIGHT), 3)
-    assert (episode.turns[0].status, episode.turns[0].shown) == ("error", "ZeroDivisionError: division by zero")
-    assert episode.end == "solved"
 
 
 def test_a_full_context_is_the_agents_and_a_servers_error_is_not(tmp_path: Path) -> None:
@@ -216,17 +173,6 @@ def test_feedback_that_fails_is_an_error_not_a_wrong_answer(tmp_path: Path) -> N
 def test_settings_that_cannot_be(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(RecordError, match=said):
         AgentSettings(speaker=Opposite(model="m"), **settings)
-
-
-def test_without_tasks_nothing_is_run(tmp_path: Path) -> None:
-    with pytest.raises(AgentError, match="there is no task; expected at least one; give --tasks"):
-        run_agent(
-            Cast(speaker=Scripted(lines()), tools=PlainTools()),
-            [],
-            AgentSettings(speaker=Opposite(model="m")),
-            tmp_path / "run",
-        )
-    assert not (tmp_path / "run").exists()
 
 
 def test_every_turn_is_written_to_the_letter(tmp_path: Path) -> None:

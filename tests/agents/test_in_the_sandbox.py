@@ -50,13 +50,6 @@ def test_what_a_call_shows(tmp_path: Path) -> None:
     assert turns[5].shown.startswith("False")
 
 
-def test_code_is_checked_by_tests_that_it_cannot_forge() -> None:
-    tools = SandboxTools()
-    assert tools.passes("def f(x):\n    return 2 * x", "assert f(2) == 4")
-    assert not tools.passes("def f(x):\n    return x", "assert f(2) == 4")
-    assert not tools.passes("import os\nos._exit(0)", "assert f(2) == 4")
-
-
 def test_without_a_sandbox_nothing_begins_unless_unsafe_is_meant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from blockexpand.agents import Sides, judge_pair, load_questions
-from blockexpand.agents.conversations import load_answers
+from blockexpand.agents import judge_pair, load_questions
 from blockexpand.agents.judge import verdict_of
-from blockexpand.errors import AgentError, BlockexpandError, Interrupted
+from blockexpand.errors import AgentError, Interrupted
 from blockexpand.evaluation.endpoint import Answer, Message
 from blockexpand.records.agents import Opposite
-from blockexpand.records.judge import Judgement, JudgeRecord, JudgeSettings, Question, Reply
+from blockexpand.records.judge import JudgeRecord, JudgeSettings, Question, Reply
 from players import Script, Scripted, lines
 
 QUESTIONS = [
@@ -47,8 +46,7 @@ def judge_who(prefers: Callable[[int, bool], str | Answer]) -> Script:
 
 def judged(out: Path, judge: Script, first: Script | None = None, resume: bool = False) -> tuple[JudgeRecord, Scripted]:
     asked = Scripted(judge)
-    sides = Sides(first=Scripted(first or says("x")), second=Scripted(says("y")), judge=asked)
-    return judge_pair(sides, QUESTIONS, SETTINGS, out, resume), asked
+    return judge_pair(Scripted(first or says("x")), Scripted(says("y")), asked, QUESTIONS, SETTINGS, out, resume), asked
 
 
 def counts(record: JudgeRecord) -> list[tuple[str, int, int, int, int, int]]:
@@ -135,7 +133,7 @@ def _brief_without_reference() -> str:
 
     question = Question(question_id=1, category="a", turns=("{first} {0}?",))
     answered = Reply(question_id=1, turns=("{second}",))
-    text = brief_of(_Pair(question=question, swapped=False, first=answered, second=answered))
+    text = brief_of(_Pair(question, False, answered, answered))
     assert text.count("[User]\n{first} {0}?\n\n[Assistant]\n{second}") == 2
     return text
 
@@ -178,17 +176,9 @@ def test_a_run_that_is_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     assert counts(record)[0] == ("", 0, 4, 0, 0, 0)
     with pytest.raises(AgentError, match="already holds a run; add --resume"):
         judged(tmp_path / "run", judge_who(lambda *_: "Verdict: tie"))
-    sides = Sides(first=Scripted(lines()), second=Scripted(lines()), judge=Scripted(lines()))
-    with pytest.raises(AgentError, match=r"begun with other settings \(questions_digest\)"):
-        judge_pair(sides, QUESTIONS[:1], SETTINGS, tmp_path / "run", resume=True)
-
-
-def test_our_questions_are_a_dozen_of_two_turns() -> None:
-    ours = load_questions()
-    assert len(ours) == 12
-    assert all(len(question.turns) == 2 for question in ours)
-    assert len({question.category for question in ours}) >= 8
-    assert all(len(question.reference) in (0, 2) for question in ours)
+    silent = Scripted(lines())
+    with pytest.raises(AgentError, match=r"begun with other settings: questions_digest"):
+        judge_pair(silent, silent, silent, QUESTIONS[:1], SETTINGS, tmp_path / "run", resume=True)
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -196,7 +186,7 @@ def write(path: Path, *rows: Any) -> Path:
     return path
 
 
-def test_mt_benchs_questions_and_fastchats_answers_are_read(tmp_path: Path) -> None:
+def test_mt_benchs_questions_are_read(tmp_path: Path) -> None:
     asked = write(
         tmp_path / "question.jsonl",
         {"question_id": 81, "category": "writing", "turns": ["One?", "Two?"]},
@@ -205,21 +195,6 @@ def test_mt_benchs_questions_and_fastchats_answers_are_read(tmp_path: Path) -> N
     questions = load_questions(asked)
     assert [q.question_id for q in questions] == [81, 121]
     assert questions[1].reference == ("It is\u2028one.",)
-    answers = write(
-        tmp_path / "answers.jsonl",
-        {"question_id": 121, "turns": ["c"]},
-        {
-            "question_id": 81,
-            "answer_id": "q",
-            "model_id": "m",
-            "choices": [{"index": 0, "turns": ["a", "b"]}],
-            "tstamp": 1,
-        },
-    )
-    assert [one.turns for one in load_answers(answers, questions)] == [("a", "b"), ("c",)]
-    sides = Sides(first=answers, second=answers, judge=Scripted(lambda _: "Verdict: tie"))
-    record = judge_pair(sides, questions, SETTINGS, tmp_path / "run")
-    assert [t.num_ties for t in record.tallies] == [2, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -239,24 +214,3 @@ def test_what_is_no_question_is_refused(rows: list[Any], said: str, tmp_path: Pa
         load_questions(write(tmp_path / "q.jsonl", *rows))
     with pytest.raises(AgentError, match="no questions: no such file"):
         load_questions(tmp_path / "none.jsonl")
-
-
-@pytest.mark.parametrize(
-    ("rows", "said"),
-    [
-        ([{"question_id": 2, "turns": ["a", "b"]}], "does not answer the question 1; expected answers to all"),
-        ([{"question_id": 1, "turns": ["a"]}], "1 answers to the question 1; expected 2, one a turn"),
-        ([{"question_id": 1, "answer": "a"}], "line 1: unknown key 'answer'"),
-        ([{"question_id": 1, "choices": []}], "line 1.turns: expected a list, got None"),
-        ([[1]], r"line 1: expected a mapping, got \[1\]"),
-    ],
-)
-def test_answers_that_do_not_fit_are_refused(rows: list[Any], said: str, tmp_path: Path) -> None:
-    with pytest.raises(AgentError, match=said):
-        load_answers(write(tmp_path / "a.jsonl", *rows), QUESTIONS[:1])
-
-
-def test_a_limit_that_cannot_be() -> None:
-    with pytest.raises(BlockexpandError, match="max_tokens: expected 1 to 100,000, got 0"):
-        JudgeSettings(first=Opposite(model="x"), second=Opposite(model="y"), judge=Opposite(model="j"), max_tokens=0)
-    assert Judgement(question_id=1, swapped=False, text="", verdict="").error == ""

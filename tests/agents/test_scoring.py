@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from blockexpand.agents import theorems
-from blockexpand.agents.correctness import is_right, number_of, program_of
+from blockexpand.agents import SandboxTools, theorems
+from blockexpand.agents.correctness import is_right
 from blockexpand.records.agents import Scoring, Task
 from players import PlainTools
 
 
 def right(scoring: Scoring, reference: str, answer: str, **settings: Any) -> bool:
     task = Task(set="s", id="1", prompt="Q", scoring=scoring, reference=reference, **settings)
-    return is_right(task, answer, PlainTools())
+    return is_right(task, answer, SandboxTools() if scoring == "theorem" else PlainTools())
 
 
 @pytest.mark.parametrize(
@@ -145,11 +145,10 @@ def test_options_with_the_same_text_cannot_be_told_apart_by_it() -> None:
         ("().__class__", None),
         ("open('/etc/passwd')", None),
         ("(" * 5000, None),
-        ("-" * 1900 + "1", None),
     ],
 )
 def test_what_a_theoremqa_answer_says(answer: str, value: Any) -> None:
-    found = theorems.read(answer)
+    found = theorems.read(answer, SandboxTools())
     assert found == pytest.approx(value) if isinstance(value, float) else found == value
     assert type(found) is type(value) or isinstance(value, int | float)
     assert isinstance(found, bool) == isinstance(value, bool)
@@ -188,14 +187,3 @@ def test_code_is_right_when_its_tests_pass() -> None:
     assert right("code", "assert f(2) == 4", "```python\ndef f(x):\n    return 2 * x\n```")
     assert not right("code", "assert f(2) == 4", "def f(x): return x")
     assert not right("code", "assert f(2) == 4", "this is no code")
-
-
-def test_only_a_whole_fence_is_taken_off() -> None:
-    assert program_of("```\nx = 1\n```") == "x = 1"
-    assert program_of("x = '''```\n'''") == "x = '''```\n'''"
-
-
-def test_numbers_are_read_whole() -> None:
-    assert [number_of(t) for t in ("3.", ".5", "1e3", "12,34", "1_000", "0x10", "3 apples", "nan", "")] == [
-        3.0, 0.5, 1000.0, None, None, None, None, None, None,
-    ]  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from blockexpand.agents import EndpointSpeaker, LoadedSpeaker, load_speaker
-from blockexpand.agents.speakers import _passes
+from blockexpand.corpus.chats import render_prompt
 from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.errors import AgentError, PackError
 from blockexpand.evaluation.endpoint import Answer, Endpoint, Request
@@ -46,21 +46,6 @@ def test_a_batch_says_what_each_would_say_alone(tmp_path: Path) -> None:
     assert all(one.completion_tokens <= 12 and one.error is None for one in together)
 
 
-def test_padding_is_not_seen(tmp_path: Path) -> None:
-    """The same without the mask would differ: the test above could not fail otherwise."""
-    speaker = speaker_of(tmp_path / "m")
-    alone = speaker.ask([request(TEXTS[0])])[0].text
-    original = speaker.model.generate
-
-    def unmasked(**settings: object) -> object:
-        mask_BA = settings["attention_mask"]
-        assert isinstance(mask_BA, torch.Tensor)
-        return original(**(settings | {"attention_mask": torch.ones_like(mask_BA)}))  # ty: ignore
-
-    speaker.model.generate = unmasked  # ty: ignore
-    assert speaker.ask([request(text) for text in TEXTS])[0].text != alone
-
-
 def test_an_answer_ends_at_a_stop_text_and_work_stops_there(tmp_path: Path) -> None:
     speaker = speaker_of(tmp_path / "m")
     whole = speaker.ask([request(TEXTS[0], 40)])[0]
@@ -73,7 +58,7 @@ def test_an_answer_ends_at_a_stop_text_and_work_stops_there(tmp_path: Path) -> N
 
 def test_what_ends_a_turn_is_the_tokenizers_or_the_models_own(tmp_path: Path) -> None:
     speaker = speaker_of(tmp_path / "m")
-    prompt_BA = torch.tensor([speaker._ids(request(TEXTS[1]))])
+    prompt_BA = torch.tensor([render_prompt(speaker.tokenizer, request(TEXTS[1]).messages)])
     first = int(speaker.model(prompt_BA).logits[0, -1].argmax())
     assert speaker.ask([request(TEXTS[1], 8)])[0].completion_tokens == 8
     assert speaker.model.generation_config is not None
@@ -93,22 +78,6 @@ def test_a_conversation_that_does_not_fit_is_said_and_the_others_are_answered(tm
     )
     assert answers[1].error is None
     assert answers[1].text
-
-
-def test_passes_are_bounded_and_nothing_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockexpand.agents.speakers._TOKENS_PER_PASS", 100)
-    assert list(_passes([3, 1, 0, 2], {3: 60, 1: 50, 0: 20, 2: 10})) == [[3], [1, 0], [2]]  # ty: ignore
-    assert list(_passes([0], [900])) == [[0]]
-    assert list(_passes([], [])) == []
-
-
-def test_sampling_is_left_to_the_request(tmp_path: Path) -> None:
-    speaker = speaker_of(tmp_path / "m", scale=2.0)
-    torch.manual_seed(0)
-    drawn = {speaker.ask([request(TEXTS[0], 12, temperature=1.0)])[0].text for _ in range(4)}
-    greedy = {speaker.ask([request(TEXTS[0], 12)])[0].text for _ in range(4)}
-    assert len(drawn) > 1
-    assert len(greedy) == 1
 
 
 def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:

@@ -116,12 +116,6 @@ def test_a_header_length_is_believed_only_within_the_file(tmp_path: Path, length
         read_header(write(tmp_path / "x.safetensors", length, rest))
 
 
-def test_a_file_too_short_for_a_length_is_refused(tmp_path: Path):
-    (tmp_path / "x.safetensors").write_bytes(b"\x01\x00")
-    with pytest.raises(CheckpointError, match="2 bytes long, too short"):
-        read_header(tmp_path / "x.safetensors")
-
-
 def test_a_file_that_cannot_be_opened_is_one_line(tmp_path: Path):
     (tmp_path / "x.safetensors").mkdir()
     with pytest.raises(CheckpointError, match=r"x\.safetensors cannot be read: Is a directory"):
@@ -183,30 +177,7 @@ def test_a_header_changed_at_random_is_read_whole_or_refused_in_words(data: st.D
     assert sum(entry.num_bytes for entry in header.tensors.values()) == 28
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    raw=st.one_of(
-        st.binary(max_size=200),
-        st.from_regex(
-            rb'\{"[a-c]":\{"dtype":"[FU](8|16|32)","shape":\[[0-9,]{0,9}\],"data_offsets":\[[0-9]{1,2},[0-9]{1,2}\]\}\}',
-            fullmatch=True,
-        ),
-    )
-)
-def test_any_bytes_are_read_whole_or_refused_in_words(raw: bytes):
-    try:
-        header = parse_header(raw, 28, PATH)
-    except CheckpointError:
-        return
-    assert sum(entry.num_bytes for entry in header.tensors.values()) == 28
-
-
 def test_a_header_longer_than_readers_accept_is_not_written(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("blockexpand.checkpoint.header.MAX_HEADER_BYTES", 5000)
     with pytest.raises(CheckpointError, match="65,528 bytes, more than the 5,000"):
         build_header([(f"tensor{i}", "F32", (2, 2)) for i in range(90)], {})
-
-
-def test_writing_a_tensor_twice_is_our_own_mistake():
-    with pytest.raises(AssertionError, match="'a' is written twice"):
-        build_header([("a", "U8", (1,)), ("a", "U8", (1,))], {})

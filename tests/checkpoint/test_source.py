@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
 from blockexpand.checkpoint import locate_model, open_checkpoint, tokenizer_file
-from blockexpand.checkpoint import source as source_module
 from blockexpand.errors import CheckpointError
 from helpers import MakeBase
 
@@ -78,16 +75,6 @@ def test_an_incomplete_download_is_completed_online(cache: Path, missing: str, m
     assert calls == [True, False]
 
 
-def test_a_complete_download_is_not_asked_for_again(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    # Any attempt at the network would fail in the test environment, or at the least change this call.
-    original = source_module._is_complete
-    seen = []
-    monkeypatch.setattr(source_module, "_is_complete", lambda folder: seen.append(original(folder)) or seen[-1])
-    assert open_checkpoint("org/tiny").sharded
-    assert seen == [True]
-
-
 def test_a_failed_download_is_one_line_with_the_reason(cache: Path, monkeypatch: pytest.MonkeyPatch):
     def fetch(name: str, **kwargs: object) -> str:
         raise (
@@ -113,15 +100,6 @@ def test_nothing_that_can_run_is_ever_fetched(cache: Path, monkeypatch: pytest.M
         open_checkpoint("org/x")
     for pattern in asked["allow_patterns"]:
         assert not pattern.endswith((".bin", ".pt", ".pth", ".py", "*")) or pattern == "LICENSE*"
-
-
-def test_the_hub_library_is_not_imported_for_a_folder(tiny_base: MakeBase):
-    code = (
-        "import sys; from blockexpand.checkpoint import open_checkpoint; "
-        f"open_checkpoint({str(tiny_base())!r}); "
-        "print('huggingface_hub' in sys.modules, 'torch' in sys.modules)"
-    )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False False\n"
 
 
 # --- what MODEL may be --------------------------------------------------------------------------------

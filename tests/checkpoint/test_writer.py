@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from blockexpand.checkpoint import OutputTensor, lay_out, open_checkpoint, renamed, write_weights, zeros
-from blockexpand.errors import StagingError
 from helpers import MakeBase
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -83,28 +82,3 @@ def test_shards_are_kept_whole_and_new_ones_are_no_larger_than_the_largest(tiny_
     assert index["metadata"]["total_size"] == new.num_bytes
     assert index["metadata"]["total_parameters"] == sum(e.num_elements for e in new.tensors.values())
     assert index["weight_map"] == {name: entry.file for name, entry in new.tensors.items()}
-
-
-def test_metadata_is_kept_and_names_the_framework(tiny_base: MakeBase, own_base: MakeBase, tmp_path: Path):
-    write(tiny_base("llama"), tmp_path / "out")
-    assert open_checkpoint_of(tmp_path / "out", tiny_base("llama")).metadata == {"format": "pt"}
-
-
-def test_too_little_space_is_said_before_anything_is_written(
-    tiny_base: MakeBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    real = os.statvfs(tmp_path)
-
-    class Usage:
-        total, used, free = real.f_blocks, 0, 1000
-
-    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
-    with pytest.raises(StagingError, match=r"no space left .* 1,000 are free"):
-        write(tiny_base("llama"), tmp_path / "out")
-    assert not any((tmp_path / "out").iterdir())
-
-
-def test_forgetting_a_tensor_of_the_base_is_our_own_mistake(tiny_base: MakeBase):
-    checkpoint = open_checkpoint(tiny_base("llama"))
-    with pytest.raises(AssertionError, match="every tensor of the base is kept"):
-        lay_out(checkpoint, {UP: UP}, [])

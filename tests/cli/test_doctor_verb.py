@@ -35,6 +35,9 @@ def test_the_doctor_tells_what_is_there_and_what_installs_the_rest(
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
         p.name for p in Path(value["tiny_base"]).iterdir()
     }
+    assert run(["plan", value["tiny_base"], "--blocks", "2", "--json"]) == 0
+    cost = json.loads(capsys.readouterr().out)["cost"]
+    assert value["tiny_base_training_bytes"] == cost["training_memory_bytes"]
 
 
 def test_what_is_missing_is_told_and_not_the_end(

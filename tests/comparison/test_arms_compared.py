@@ -1,29 +1,24 @@
-"""Plans of every kind in a comparison, runs that several share, what is seen in a run, and statistics over seeds."""
+"""Plans of every kind in a comparison, runs that several share, and statistics over seeds."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from studies.arms import ARMS
 
 from blockexpand.comparison import compare
-from blockexpand.comparison.examiner import Watched, token_shift
 from blockexpand.comparison.summary import summarise
 from blockexpand.comparison.trials import grown
 from blockexpand.errors import ComparisonError, RecordError
 from blockexpand.evaluation.measurement import model_digest
-from blockexpand.records.comparison import ArmRecipe, ExamineSettings, PlanRecipe, read_examination
+from blockexpand.records.comparison import ArmRecipe, PlanRecipe
 from blockexpand.records.evaluation import read_evaluation
 from blockexpand.records.expansion import read_expansion
 from blockexpand.records.intervals import ratio_difference, seeded_ratio_difference
-from blockexpand.records.run import BlocksArm, CustomArm, FullArm
-from blockexpand.training.arms import load_model
+from blockexpand.records.run import BlocksArm, CustomArm
 from comparison_ground import Place
 from helpers import edit_json
 from lm_helpers import make_corpus, make_lm
@@ -135,74 +130,6 @@ def test_results_pair_only_on_equal_documents(place: Place, tmp_path: Path) -> N
         summarise(recipe, found.trials, tmp_path / "out")
 
 
-def test_every_arm_is_examined_once(place: Place, tmp_path: Path) -> None:
-    settings = ExamineSettings(num_prompts=6, prompt_tokens=8, new_tokens=5, num_shown=2, ablation_rows=4)
-    arms = (
-        *place.recipe(tmp_path).arms,
-        ArmRecipe(name="moe", arm=CustomArm(kind="custom", name="moe"), lrs=(1e-2,)),
-        ArmRecipe(name="beside", arm=CustomArm(kind="custom", name="parallel", options={"blocks": [1]}), lrs=(1e-2,)),
-    )
-    recipe = place.recipe(tmp_path / "out", arms=arms, examine=settings)
-    result = compare(recipe, arms=ARMS)
-    found = read_examination(tmp_path / "out")
-    assert found is not None
-    assert set(found.arms) == {"new", "full", "moe", "beside"}
-    assert found.base.shifts == {}
-    for seen in found.arms.values():
-        for shift in seen.shifts.values():
-            assert shift.rank_1 + shift.rank_2_3 + shift.beyond == pytest.approx(1)
-            assert shift.rank_1_interval.difference == pytest.approx(shift.rank_1)
-        assert {name: len(said) for name, said in seen.continuations.items()} == {"domain": 2, "general": 2}
-    assert [b.id for b in found.arms["new"].blocks] == ["after1.0", "after3.0"]
-    assert all(b.moved["domain"] > 0 for b in found.arms["new"].blocks)
-    assert found.arms["full"].blocks == ()
-    run = tmp_path / "out" / result.arms[0].trials[0].run
-    before = (run / "examined.json").stat().st_mtime_ns
-    compare(recipe, arms=ARMS)
-    assert (run / "examined.json").stat().st_mtime_ns == before
-    digest = read_evaluation(tmp_path / "out" / result.arms[3].trials[0].run / "eval").record.model_digest
-    assert digest.startswith("sha256:")
-    with pytest.raises(ComparisonError, match="900"):
-        compare(dataclasses.replace(recipe, examine=dataclasses.replace(settings, prompt_tokens=900)), arms=ARMS)
-
-
-def test_an_untouched_block_is_seen_to_add_nothing_and_a_skipped_one_to_be_missed(place: Place) -> None:
-    model = load_model(place.base, torch.float32)
-    tokens = torch.arange(3, 15)[None]
-    with torch.no_grad():
-        whole = model(tokens).logits
-        block = model.get_decoder().layers[1]  # type: ignore[index]
-        watched = Watched(block)
-        assert torch.equal(model(tokens).logits, whole)
-        assert watched.moved() > 0
-        watched.is_skipped = True
-        skipped = model(tokens).logits
-        assert not torch.equal(skipped, whole)
-        watched.leave()
-        assert torch.equal(model(tokens).logits, whole)
-        for writer in (block.self_attn.o_proj, block.mlp.down_proj):
-            writer.weight.zero_()
-        assert torch.equal(model(tokens).logits, skipped)
-        still = Watched(block)
-        model(tokens)
-        assert still.moved() == 0.0
-        still.leave()
-
-
-def test_the_base_ranks_its_own_words_first(place: Place) -> None:
-    base = load_model(place.base, torch.float32)
-    prompts = torch.arange(3, 19).reshape(4, 4)
-    with torch.no_grad():
-        own = torch.cat([prompts, base(prompts).logits[:, -1:].argmax(-1)], 1)
-        order = base(prompts).logits[:, -1].argsort(-1, descending=True)
-    assert token_shift(base, own, 4, eos=1).rank_1 == 1.0
-    mixed = torch.cat([prompts, torch.stack([order[0, 0], order[1, 1], order[2, 2], order[3, 3]])[:, None]], 1)
-    shift = token_shift(base, mixed, 4, eos=1)
-    assert (shift.rank_1, shift.rank_2_3, shift.beyond) == pytest.approx((0.25, 0.5, 0.25))
-    ended = torch.cat([own, torch.full((4, 3), 1)], 1)
-    assert token_shift(base, ended, 4, eos=1).num_tokens == 8 - int((own[:, -1] == 1).sum())
-
-
 def test_a_difference_that_one_seed_contradicts_is_noise() -> None:
     random = np.random.default_rng(0)
     tokens = np.full(60, 10.0)
@@ -216,22 +143,3 @@ def test_a_difference_that_one_seed_contradicts_is_noise() -> None:
     documents_alone = ratio_difference(np.mean(contradicting, axis=0), np.mean(theirs, axis=0), tokens)
     assert not documents_alone.is_noise
     assert seeded_ratio_difference(agreeing[:1], theirs[:1], tokens) == ratio_difference(agreeing[0], theirs[0], tokens)
-
-
-def test_examination_of_a_damaged_record_is_refused(tmp_path: Path) -> None:
-    assert read_examination(tmp_path) is None
-    (tmp_path / "examination.json").write_text(json.dumps({"format": "blockexpand.examination", "format_version": 1}))
-    with pytest.raises(RecordError):
-        read_examination(tmp_path)
-
-
-def test_full_takes_no_plan() -> None:
-    with pytest.raises(RecordError, match="plan: "):
-        ArmRecipe(name="x", arm=FullArm(kind="full"), plan=PlanRecipe(blocks=1), lrs=(1e-3,))
-
-
-def test_examinations_have_bounds() -> None:
-    with pytest.raises(RecordError, match="got 0"):
-        ExamineSettings(new_tokens=0)
-    with pytest.raises(RecordError, match="got -1"):
-        ExamineSettings(num_shown=-1)

@@ -7,7 +7,6 @@ import random
 import pytest
 
 from blockexpand.corpus.copies import EvaluationTexts, Seen, content_key, position_of
-from blockexpand.corpus.recipe import DecontaminateRecipe, DuplicatesRecipe, Source
 from blockexpand.errors import CorpusError
 
 DIFFERENT = [
@@ -35,7 +34,7 @@ DIFFERENT = [
 
 @pytest.mark.parametrize("near", [None, 0.8])
 def test_texts_that_differ_in_a_sign_are_no_copies(near: float | None) -> None:
-    seen = Seen(DuplicatesRecipe(near=near))
+    seen = Seen(near)
     assert [seen.verdict(text, content_key(text))[0] for text in DIFFERENT] == [""] * len(DIFFERENT)
     assert [seen.verdict(text, content_key(text))[0] for text in DIFFERENT] == ["duplicate"] * len(DIFFERENT)
 
@@ -49,10 +48,10 @@ def test_near_copies_are_found_and_remembered() -> None:
     r = random.Random(0)
     words = [f"word{n}" for n in range(3000)]
     texts = [[r.choice(words) for _ in range(200)] for _ in range(60)]
-    seen = Seen(DuplicatesRecipe(near=0.8))
+    seen = Seen(0.8)
     found = [seen.verdict(" ".join(text), n) for n, text in enumerate(texts)]
     assert {verdict for verdict, _ in found} == {""}
-    again = Seen(DuplicatesRecipe(near=0.8))  # as a run that goes on has it
+    again = Seen(0.8)  # as a run that goes on has it
     for number, (_, signature) in enumerate(found):
         again.remember(number, signature)
     for number, text in enumerate(texts):
@@ -72,11 +71,11 @@ def test_a_position_is_the_same_on_every_machine() -> None:
 
 
 def test_quotations_are_found_with_their_owner() -> None:
-    recipe = DecontaminateRecipe(against=(Source(path="x"),), gram_words=5, least_words=3)
-    texts = EvaluationTexts(recipe, [("q1", "One, two three FOUR five six?"), ("q2", "seven eight nine"), ("q3", "no")])
+    long, short = (" ".join(f"{kind}{n}" for n in range(size)) for kind, size in (("word", 15), ("sign", 9)))
+    texts = EvaluationTexts([("q1", f"{long.upper()}?"), ("q2", short), ("q3", "too short")])
     assert (texts.names, texts.num_skipped) == (["q1", "q2"], 1)
-    assert texts.quote("zero one two three four five") == "'one two three four five' is in q1"
-    assert texts.quote("six seven, eight (nine) ten") == "'seven eight nine' is in q2"
-    assert texts.quote("one two three four six seven eight") is None
-    with pytest.raises(CorpusError, match="3 words"):
-        EvaluationTexts(recipe, [("q3", "no")])
+    assert texts.quote(f"zero, {long}") == f"{' '.join(long.split()[:13])!r} is in q1"
+    assert texts.quote(short.replace(" ", ", ")) == f"{short!r} is in q2"
+    assert texts.quote(long.replace("word7", "other")) is None
+    with pytest.raises(CorpusError, match="8 words"):
+        EvaluationTexts([("q3", "no")])

@@ -15,7 +15,6 @@ import pytest
 
 from blockexpand.corpus import PrepareRecipe, Source, SplitRecipe, load_recipe, make_recipe, open_corpus, prepare
 from blockexpand.corpus import preparation as preparation_module
-from blockexpand.corpus.recipe import DecontaminateRecipe, DuplicatesRecipe
 from blockexpand.corpus.rows import TokenRows
 from blockexpand.corpus.shards import locked
 from blockexpand.corpus.tokenizer import load_tokenizer
@@ -186,8 +185,8 @@ def test_drops_are_counted_and_quoted(tmp_path: Path, model: Path) -> None:
     recipe = PrepareRecipe(
         sources=(Source(path=str(source)),),
         row_tokens=ROW_TOKENS,
-        duplicates=DuplicatesRecipe(near=0.8),
-        decontaminate=DecontaminateRecipe(against=(Source(path=str(write_texts(tmp_path / "tasks.jsonl", [task]))),)),
+        near_copies=0.8,
+        decontaminate=(Source(path=str(write_texts(tmp_path / "tasks.jsonl", [task]))),),
     )
     record = prepare(recipe, model, tmp_path / "out")
     (counts,) = record.sources

@@ -232,8 +232,7 @@ class Scratch:
             self._put(str(plain.get(key, "")))
         for key in ("domain", "general"):
             self._put(str(plain.get("data", {}).get(key, "")))
-        against = (plain.get("decontaminate") or {}).get("against", [])
-        for source in [*plain.get("sources", []), *against]:
+        for source in [*plain.get("sources", []), *plain.get("decontaminate", [])]:
             self._put_source(source)
 
     def _put_source(self, source: dict[str, Any]) -> None:

@@ -1,8 +1,7 @@
-"""Evaluation: losses are those of the model, answers are right or wrong, and pairs are of the same documents."""
+"""Evaluation: losses are those of the model, and pairs are of the same documents."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -13,16 +12,12 @@ import pytest
 import torch
 
 from blockexpand.corpus import open_corpus
-from blockexpand.corpus.chats import render_prompt
-from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.errors import CorpusError, EvaluationError
-from blockexpand.evaluation.answers import AnswerTask, answer, load_tasks, score
 from blockexpand.evaluation.harness import Options
 from blockexpand.evaluation.held_out import document_losses
 from blockexpand.evaluation.measurement import evaluate, model_digest, subject_of
 from blockexpand.evaluation.verdict import compare_records
 from blockexpand.live.device import choose_device, computes_in_bfloat16, own_dtype
-from blockexpand.live.generation import generate
 from blockexpand.records.evaluation import read_evaluation
 from blockexpand.records.intervals import mean_difference, ratio_difference
 from helpers import load
@@ -78,48 +73,23 @@ def test_the_size_of_a_pass_does_not_matter(model: Path, corpus: Path) -> None:
     np.testing.assert_allclose(one.nats_M, many.nats_M, rtol=1e-5)
 
 
-TASKS = [
-    AnswerTask(task=t, prompt=p, answer="x") for t, p in [("a", "the cat?"), ("b", "the dog sees?"), ("a", "why?")]
-]
-
-
-def test_answers_do_not_depend_on_their_neighbours(model: Path) -> None:
-    loaded, tokenizer = load(model, torch.float32), load_tokenizer(model)
-    together = answer(loaded, tokenizer, TASKS * 2, 6)
-    alone = [answer(loaded, tokenizer, [task], 6)[0] for task in TASKS]
-    assert together == alone * 2
-
-
-def test_a_right_answer_is_right_to_the_letter(model: Path) -> None:
-    loaded, tokenizer = load(model, torch.float32), load_tokenizer(model)
-    said = [one.output for one in answer(loaded, tokenizer, TASKS, 6)]
-    tasks = [AnswerTask(task=t.task, prompt=t.prompt, answer=o + " ") for t, o in zip(TASKS, said, strict=True)]
-    tasks[1] = AnswerTask(task="b", prompt=TASKS[1].prompt, answer=said[1] + "!")
-    scores = score(answer(loaded, tokenizer, tasks, 6))
-    assert scores.by_task == {"a": 1.0, "b": 0.0}
-    assert scores.right == pytest.approx(2 / 3)
-    assert scores.num_samples == 3
-
-
 def test_records_are_read_back(model: Path, corpus: Path, tmp_path: Path) -> None:
-    record = evaluate(model, {"general": corpus}, tmp_path / "out", tasks=TASKS)
+    record = evaluate(model, {"general": corpus}, tmp_path / "out")
     back = read_evaluation(tmp_path / "out")
     assert back.record == record
     assert back.losses["general"].nats_M.sum() / back.losses["general"].tokens_M.sum() == pytest.approx(
         record.held_out["general"].loss
     )
-    assert [one.prompt for one in back.answered] == [task.prompt for task in TASKS]
     assert record.model_digest.startswith("sha256:")
 
 
 def test_the_same_model_differs_from_itself_by_nothing(model: Path, corpus: Path, tmp_path: Path) -> None:
     other = make_lm(tmp_path / "other", seed=1)
     for name, folder in (("a", model), ("b", model), ("c", other)):
-        evaluate(folder, {"general": corpus}, tmp_path / name, tasks=TASKS)
+        evaluate(folder, {"general": corpus}, tmp_path / name)
     same = compare_records(tmp_path / "a", tmp_path / "b")
-    assert set(same) == {"answers", "general"}
+    assert set(same) == {"general"}
     assert all(one.ours == one.theirs and one.is_noise for one in same.values())
-    assert same["answers"].interval is None, "three pairs carry no interval"
     apart = compare_records(tmp_path / "a", tmp_path / "c")["general"].interval
     assert apart is not None
     assert apart.difference != 0
@@ -140,38 +110,11 @@ def test_what_cannot_be_paired_or_measured_is_refused(model: Path, corpus: Path,
     assert not [n for n in os.listdir(tmp_path) if n.startswith(".")]
     evaluate(model, {"general": corpus}, tmp_path / "a")
     evaluate(model, {"general": make_corpus(tmp_path / "c2", model, seed=8)}, tmp_path / "b")
-    with pytest.raises(EvaluationError, match="measured on different documents of 'general'"):
+    with pytest.raises(EvaluationError, match="the corpus 'general' is another"):
         compare_records(tmp_path / "a", tmp_path / "b")
     evaluate(model, {"domain": corpus}, tmp_path / "d")
-    with pytest.raises(EvaluationError, match="have no task and no corpus in common"):
+    with pytest.raises(EvaluationError, match="nothing in common with general"):
         compare_records(tmp_path / "a", tmp_path / "d")
-
-
-def test_tasks_are_read_strictly(tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    path.write_text("".join(json.dumps(vars_of(task)) + "\n" for task in TASKS))
-    assert load_tasks(path) == TASKS
-    for text, words in [
-        ("", "holds no task"),
-        ('{"task": "a", "prompt": "b"}', "line 1 is not a task: .*'answer' is missing"),
-        ("{", "line 1 is not a task"),
-    ]:
-        path.write_text(text)
-        with pytest.raises(EvaluationError, match=words):
-            load_tasks(path)
-    with pytest.raises(EvaluationError, match="no tasks at"):
-        load_tasks(tmp_path / "absent")
-
-
-def vars_of(task: AnswerTask) -> dict[str, str]:
-    return {"task": task.task, "prompt": task.prompt, "answer": task.answer}
-
-
-def test_a_model_without_a_chat_template_cannot_answer(model: Path) -> None:
-    tokenizer = load_tokenizer(model)
-    tokenizer.chat_template = None
-    with pytest.raises(EvaluationError, match="has no chat template; instruction-tune it first"):
-        answer(load(model, torch.float32), tokenizer, TASKS, 4)
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
@@ -205,7 +148,7 @@ def test_a_limit_is_of_documents_too(model: Path, corpus: Path, tmp_path: Path) 
     assert losses[0].tokens_M.tolist() == losses[1].tokens_M[:3].tolist()
     assert (few.limit, few.held_out["code"].num_documents, few.held_out["code"].bits_per_byte) == (3, 3, None)
     assert whole.held_out["code"].bits_per_byte
-    with pytest.raises(EvaluationError, match="--limit 3"):
+    with pytest.raises(EvaluationError, match="--limit is 3"):
         compare_records(tmp_path / "few", tmp_path / "whole")
 
 
@@ -223,14 +166,3 @@ def test_a_run_s_folder_is_the_model_in_it(model: Path, corpus: Path, tmp_path: 
     shutil.copytree(model, run / "model")
     (run / "blockexpand.json").write_text('{"format": "blockexpand.run"}')
     assert evaluate(run, {"code": corpus}, tmp_path / "o").model_digest == model_digest(model)
-
-
-def test_an_answer_ends_at_every_token_that_ends_one(model: Path) -> None:
-    """What the model writes first is made an end by its settings: then nothing is answered."""
-    loaded, tokenizer = load(model, torch.float32), load_tokenizer(model)
-    (whole,) = answer(loaded, tokenizer, TASKS[:1], 6)
-    assert whole.output
-    prompt = render_prompt(tokenizer, [{"role": "user", "content": TASKS[0].prompt}])
-    first = generate(loaded, [prompt], num_new=1, ends=[])[0][0]
-    loaded.generation_config.eos_token_id = [tokenizer.eos_token_id, first]
-    assert answer(loaded, tokenizer, TASKS[:1], 6)[0].output == ""

@@ -254,7 +254,7 @@ def test_subjects_of_a_mean_over_tasks_weigh_the_same(tmp_path: Path) -> None:
         (["--endpoint", "http://localhost:1", "--data", "a=b"], "--endpoint is for suites"),
         (
             ["--endpoint", "http://localhost:1", "--suite", "gsm8k", "--data", "a=b"],
-            "--data and --tasks need the model",
+            "--data need the model",
         ),
         (
             ["--suite", "general", "--key-variable", "K"],

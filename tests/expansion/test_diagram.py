@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from blockexpand.expansion import draw, draw_rich, plan
+from blockexpand.expansion import draw, plan
 from helpers import KNOWN_SHAPES, MakeBase, shape_only
 
 TIMES = "\u00d7"
@@ -36,42 +36,25 @@ def llama_plan(**request):
 
 
 def test_the_column_as_people_see_it():
-    assert draw(llama_plan(blocks=2)) == EXPECTED
+    assert "\n".join(map(str.rstrip, draw(llama_plan(blocks=2)).plain.splitlines())) == EXPECTED
 
 
 def test_all_blocks_are_shown_when_asked():
-    lines = draw(llama_plan(blocks=2), show_all=True).splitlines()
-    rows = [line for line in lines if "│" in line]
-    assert len(rows) == 34
-    assert rows[-1] == "      0 │     old 0     │"
+    rows = [line for line in draw(llama_plan(blocks=2), show_all=True).plain.splitlines() if "│" in line]
     assert [line.split()[0] for line in rows] == [str(i) for i in reversed(range(34))]
 
 
-def test_plain_ascii_is_plain_ascii():
-    text = draw(llama_plan(blocks=10, per_group=2), ascii_only=True)
-    assert text.isascii()
-    assert "|::::: new :::::|  after31.1  copy of old 31" in text
-    assert "groups 3, 5 (from the bottom) hold one more" in text
-
-
-def test_rich_text_has_the_same_words(tiny_base: MakeBase):
+def test_new_blocks_and_notes_stand_out(tiny_base: MakeBase):
     made = plan(tiny_base("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=3), 2, per_group=2)
-    text = draw_rich(made)
-    assert [line.rstrip() for line in text.plain.splitlines()] == draw(made).splitlines()
-    assert any("green" in str(span.style) for span in text.spans)
+    text = draw(made)
+    assert {"bold green", "yellow"} <= {str(span.style) for span in text.spans}
     assert "note: max_window_layers stays 3" in text.plain
 
 
-def test_a_prefix_is_drawn_at_the_bottom(tiny_base: MakeBase):
-    rows = [line for line in draw(plan(tiny_base(), 1, placement="prefix")).splitlines() if "│" in line]
-    assert [row.split()[0] for row in rows] == ["1-4", "0"]
-    assert "before0.0  copy of old 0" in rows[-1]
-
-
-def test_planning_and_drawing_import_nothing_heavy(tiny_base: MakeBase):
+def test_planning_imports_nothing_heavy(tiny_base: MakeBase):
     heavy = ("torch", "transformers", "numpy", "rich", "huggingface_hub", "safetensors")
     code = (
-        "import sys; from blockexpand.expansion import plan, draw; from blockexpand.expansion import expand; "
-        f"draw(plan({str(tiny_base())!r}, 1)); print([m for m in {heavy} if m in sys.modules])"
+        "import sys; from blockexpand.expansion import expand, plan; "
+        f"plan({str(tiny_base())!r}, 1); print([m for m in {heavy} if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -52,20 +51,10 @@ def test_random_matrices_are_drawn_anew_and_the_same_each_time(tiny_base: MakeBa
     assert block.input_layernorm.weight.equal(donor.input_layernorm.weight)
 
 
-def test_bfloat16_is_rounded_to_the_nearest(tiny_base: MakeBase, tmp_path: Path):
-    made = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        base = tiny_base("llama", dtype=dtype)
-        expand(base, tmp_path / str(dtype), plan(base, 1, init="random"))
-        made[dtype] = load_file(tmp_path / str(dtype) / "model.safetensors")["model.layers.4.mlp.up_proj.weight"]
-    error = (made[torch.float32] - made[torch.bfloat16].float()).abs().numpy()
-    assert np.all(error <= made[torch.float32].abs().numpy() * 2**-8)
-
-
 def test_what_is_no_identity_says_so(tiny_base: MakeBase, tmp_path: Path):
     made = plan(tiny_base("llama"), 1, init="copy")
-    assert "new blocks start as plain copies: an ablation" in draw(made)
-    assert "random matrices" in draw(plan(tiny_base("llama"), 1, init="random"))
+    assert "new blocks start as plain copies: an ablation" in draw(made).plain
+    assert "random matrices" in draw(plan(tiny_base("llama"), 1, init="random")).plain
     made.save(tmp_path / "plan.json")
     assert read_plan(tmp_path / "plan.json") == made
     edit_json(tmp_path / "plan.json", lambda data: data.pop("init"))

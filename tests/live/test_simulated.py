@@ -18,11 +18,11 @@ FEW = ("llama", "mamba2")
 """Of them, those of `make test`: with a model that tells documents apart by positions, and one that can't."""
 
 
-def run(folder: Path, families: tuple[str, ...]) -> dict[str, Any]:
+def run(folder: Path, *options: str) -> dict[str, Any]:
     path = os.pathsep.join(str(p) for p in (TESTS.parent / "src", TESTS.parent, TESTS, TESTS / "families"))
     words = [sys.executable, str(TESTS / "live" / "simulated_runs.py"), str(folder / "out.json"), str(folder)]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*words, *families], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([*words, *options], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "out.json").read_text())
 
@@ -44,13 +44,14 @@ def flat(values: Any) -> list[float]:
     return [x for value in values for x in flat(value)] if isinstance(values, list) else [values]
 
 
-@pytest.mark.slow  # minutes: eight families and every arm
 def test_a_step_waits_once_and_gives_the_cpus_figures(tmp_path: Path) -> None:
-    found = run(tmp_path, FEW)
-    assert {f"llama {arm}" for arm in ("blocks", "full", "lora", "old", "live")} <= set(found)
+    found = run(tmp_path, *FEW)
+    assert {f"{family} {what}" for family in FEW for what in ("blocks", "eval", "live")} == set(found)
     check(found)
 
 
 @pytest.mark.slow
-def test_eight_families(tmp_path: Path) -> None:
-    check(run(tmp_path, FAMILIES))
+def test_eight_families_and_every_arm(tmp_path: Path) -> None:
+    found = run(tmp_path, "--arms", *FAMILIES)
+    assert {f"llama {arm}" for arm in ("blocks", "full", "lora", "old", "live")} <= set(found)
+    check(found)

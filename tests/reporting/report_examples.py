@@ -19,20 +19,15 @@ from blockexpand.records import write_record
 from blockexpand.records.comparison import (
     ArmRecipe,
     ArmResult,
-    BlockEffect,
     CompareRecipe,
     Comparison,
     Contrast,
-    Examination,
-    ExamineSettings,
     PlanRecipe,
-    Seen,
-    Shift,
     Summary,
     Trial,
 )
 from blockexpand.records.corpus import CorpusRecord, SplitCounts
-from blockexpand.records.evaluation import EvaluationRecord, HeldOut, Scores
+from blockexpand.records.evaluation import EvaluationRecord, HeldOut
 from blockexpand.records.expansion import Check, ExpansionRecord, Proof
 from blockexpand.records.intervals import Interval
 from blockexpand.records.plan import BaseFacts, BlockTensor, Cost, Insertion, Placement, Plan, number
@@ -261,29 +256,21 @@ def expansion_of(plan: Plan | None = None, failing: str = "") -> ExpansionRecord
     )
 
 
-def write_evaluation(folder: Path, outputs: dict[tuple[str, str, str], str] | None = None, loss: float = 3.1) -> Path:
-    """A folder as `evaluate` leaves it; `outputs` by (task, prompt, answer)."""
+def write_evaluation(folder: Path, loss: float = 3.1) -> Path:
+    """A folder as `evaluate` leaves it."""
     folder.mkdir(parents=True)
-    lines = [
-        {"task": t, "prompt": p, "answer": a, "output": o, "right": o.strip() == a}
-        for (t, p, a), o in (outputs or {}).items()
-    ]
-    rights = [bool(line["right"]) for line in lines]
-    scores = Scores(right=sum(rights) / len(rights), by_task={}, num_samples=len(rights)) if lines else None
     record = EvaluationRecord(
         blockexpand_version="0.1.0",
         model=f"models/{folder.name}",
         model_digest=DIGEST,
         held_out={"general": held_out(loss)},
         corpora={"general": DIGEST},
-        answers=scores,
         versions={"torch": "2.13.0"},
         dtype="float32",
     )
     write_record(folder / "blockexpand.json", record)
     nats = loss * np.ones(12) + 0.01 * np.random.default_rng(int(1000 * loss)).standard_normal(12)
     np.savez(folder / "losses-general.npz", nats=nats, tokens=np.ones(12, dtype=np.int64))
-    (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
@@ -366,55 +353,10 @@ def corpus_of() -> CorpusRecord:
     )
 
 
-def examination_of(comparison: Comparison, plan: Plan) -> Examination:
-    """What was seen in these arms' runs; the arm `blocks` has the plan's new blocks."""
-    settings = ExamineSettings(num_prompts=4, num_shown=1)
-    shift = Shift(rank_1=0.926, rank_2_3=0.068, beyond=0.006, rank_1_interval=_around(0.926, 0.02), num_tokens=1_536)
-    other = dataclasses.replace(shift, rank_1=0.31, beyond=0.622, rank_1_interval=_around(0.31, 0.05))
-    effects = tuple(
-        BlockEffect(
-            id=b.id,
-            position=b.position,
-            moved={"domain": 0.11 + 0.07 * n, "general": 0.04 + 0.02 * n},
-            missed={"domain": 0.21 - 0.05 * n, "general": -0.002 + 0.004 * n},
-        )
-        for n, b in enumerate(plan.new_blocks)
-    )
-    words = {"domain": ("self.name = name",), "general": (" the river, and nobody saw it again.",)}
-
-    def seen(name: str) -> Seen:
-        return Seen(
-            settings=settings,
-            corpora={"domain": DIGEST, "general": DIGEST},
-            shifts={"domain": other, "general": shift} if name else {},
-            blocks=effects if name == "blocks" else (),
-            continuations=words,
-        )
-
-    return Examination(
-        settings=settings,
-        prompts={"domain": ("def __init__(self, name):",), "general": ("In the autumn the boat went down",)},
-        base=seen(""),
-        arms={arm.name: seen(arm.name) for arm in comparison.arms},
-        runs={arm.name: arm.trials[0].run for arm in comparison.arms},
-    )
-
-
-QUESTIONS = {
-    ("add", "What is 3 + 4?", "7"): ("the the", "7"),
-    ("add", "What is 11 + 8?", "19"): ("", "19"),
-    ("add", "What is 17 + 5?", "22"): ("def", "21"),
-    ("last word", "Write the last of these words: river tower", "tower"): ("river river river", "tower"),
-    ("last word", "Write the last of these words: hammer grape wool", "wool"): ("hammer", "grape"),
-    ("contains", "Is lemon among these words: lemon bread street?", "yes"): ("yes", "yes"),
-}
-
-
 def make_story(root: Path, comparison: Comparison | None = None) -> list[Path]:
     """The folders of a whole story below `root`, in the order in which a report takes them."""
     comparison = comparison or comparison_of()
     compare = write_comparison(root / "compare", comparison)
-    write_record(compare / "examination.json", examination_of(comparison, plan_of()))
     for place, arm in enumerate(comparison.arms):
         kind = "blocks" if arm.name == "blocks" else "full"
         budget = comparison.recipe.retention.forgetting_budget
@@ -422,8 +364,8 @@ def make_story(root: Path, comparison: Comparison | None = None) -> list[Path]:
     for name, record in (("expanded", expansion_of()), ("python", corpus_of())):
         (root / name).mkdir()
         write_record(root / name / "blockexpand.json", record)
-    before = write_evaluation(root / "before", {q: outputs[0] for q, outputs in QUESTIONS.items()})
-    after = write_evaluation(root / "after", {q: outputs[1] for q, outputs in QUESTIONS.items()}, loss=3.12)
+    before = write_evaluation(root / "before")
+    after = write_evaluation(root / "after", loss=3.12)
     return [compare, root / "expanded", before, after, write_run(root / "instruct"), root / "python"]
 
 

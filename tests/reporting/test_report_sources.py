@@ -29,11 +29,10 @@ def test_every_kind_is_recognised(tmp_path: Path) -> None:
     found = gather(make_story(tmp_path))
     assert found.comparison is not None
     assert found.comparison.label == "compare"
-    assert found.examination is not None
     assert [e.label for e in found.evaluations] == ["before", "after"]
     assert [len(kind) for kind in (found.expansions, found.proofs, found.runs, found.corpora)] == [1, 1, 1, 1]
     formats = {source.format for source in found.sources}
-    assert {"blockexpand.comparison", "blockexpand.run", "metrics.jsonl", "answers.jsonl"} <= formats
+    assert {"blockexpand.comparison", "blockexpand.run", "metrics.jsonl"} <= formats
     assert all(source.digest.startswith("sha256:") for source in found.sources)
 
 

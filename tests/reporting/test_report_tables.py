@@ -8,12 +8,9 @@ import io
 import pytest
 from report_examples import ARMS, Arm, comparison_of
 
-from blockexpand.records.evaluation import Answered
 from blockexpand.reporting import comparison_table, comparison_text, formats
 from blockexpand.reporting.comparison_tables import arms_table, contrasts_table, trials_table
-from blockexpand.reporting.conversations import answers_table
 from blockexpand.reporting.methods import methods_of
-from blockexpand.reporting.sources import Found
 from blockexpand.reporting.tables import Column, Spread, Table, cell_of, interval
 
 
@@ -139,28 +136,3 @@ def test_a_name_is_not_markup() -> None:
     text = " ".join(comparison_text(comparison_of(arms)).split())
     assert "[red]" in text
     assert "[/]" in text
-
-
-def _answers(rights: list[bool]) -> Found[object]:
-    from blockexpand.records.evaluation import Evaluation
-
-    answered = tuple(
-        Answered(task="add", prompt=str(n), answer="1", output="1" if right else "2", right=right)
-        for n, right in enumerate(rights)
-    )
-    return Found(label="x", folder=None, value=Evaluation(record=None, losses={}, answered=answered))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "says"),
-    [
-        ([False] * 9, [True] * 9, "too few: 9"),
-        ([False] * 20, [True] * 20, "more right"),
-        ([True] * 20, [False] * 15 + [True] * 5, "fewer right"),
-        ([False] * 20, [True, *[False] * 19], "noise"),
-        ([True] * 20, [True] * 20, "noise"),
-    ],
-)
-def test_answers_are_compared_question_by_question(before: list[bool], after: list[bool], says: str) -> None:
-    table = answers_table([_answers(before), _answers(after)])  # type: ignore[list-item]
-    assert table.rows[0][-1] == says

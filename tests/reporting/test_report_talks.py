@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from page_reader import PageReader
 
-from blockexpand.agents import Cast, Sides, judge_pair, make_puzzles, run_agent
+from blockexpand.agents import Cast, judge_pair, make_puzzles, run_agent
 from blockexpand.errors import ReportError
 from blockexpand.evaluation.endpoint import Answer, Message
 from blockexpand.records.agents import AgentSettings, Manner, Opposite, Task, read_agent
@@ -82,8 +82,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     names = Opposite(model="models/one"), Opposite(model="models/two<b>")
     settings = JudgeSettings(first=names[0], second=names[1], judge=Opposite(model="j"))
-    sides = Sides(first=Scripted(says("alpha")), second=Scripted(says("beta", fails=5)), judge=Scripted(prefers))
-    judge_pair(sides, questions, settings, out)
+    judge_pair(Scripted(says("alpha")), Scripted(says("beta", fails=5)), Scripted(prefers), questions, settings, out)
     return out
 
 

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from studies.recipe import BaseRecipe, known_studies, load_study
 from studies.sequence import backward_transfer, overall, with_own_packs
 from studies.study import study
 from studies.tasks import TASKS, make_task
+from studies.token_shift import token_shift
 
 from blockexpand.errors import RecordError, UsageError
 from blockexpand.records import from_plain
 from blockexpand.records.comparison import CompareRecipe, read_comparison
+from blockexpand.training import load_model
 from comparison_ground import Place
 from lm_helpers import make_lm
 from studies import bases, sequence
@@ -131,11 +134,11 @@ texts: {{domain: {domain}, general: {general}, validation_rows: 2}}
 bases:
   - {{name: four, folder: {base}, new_blocks: 2}}
   - {{name: two, folder: {other}, new_blocks: 1}}
+shift: {{num_prompts: 4, prompt_tokens: 8, new_tokens: 4}}
 compare:
   domain_tokens: 128
   rows_per_step: 2
   retention: {{replay: 0.5}}
-  examine: {{num_prompts: 4, prompt_tokens: 8, new_tokens: 4, ablation_rows: 4}}
   arms:
     - {{name: new, arm: {{kind: blocks}}, plan: {{blocks: 9}}, lrs: [1e-2]}}
     - {{name: LoRA, arm: {{kind: lora, trainable_parameters: 1}}, lrs: [1e-3]}}
@@ -159,11 +162,11 @@ def test_a_study_of_scale_compares_each_base_with_blocks_of_its_own(place: Place
     assert (tmp_path / "all" / "sizes" / "four-report" / "index.html").is_file()
     one = tmp_path / "one.yaml"
     plain = COMPARE.format(domain=place.domain, general=place.general, base=place.base, other=other)
-    at = plain.index("bases:"), plain.index("compare:")
+    at = plain.index("bases:"), plain.index("shift:")
     one.write_text(f"base: {place.base}\n" + plain[: at[0]] + plain[at[1] :].replace("blocks: 9", "blocks: 1"))
     text = study(one, tmp_path / "all")
     assert "| new against | gain, difference |" in text
-    assert "| new | after3.0 |" in text
+    assert "| new | general |" in text
 
 
 @pytest.mark.slow
@@ -186,6 +189,20 @@ def test_a_base_is_made_with_the_tiny_bases_tokenizer(
     config = AutoConfig.from_pretrained(made)
     assert (made.name, config.hidden_size, config.num_hidden_layers) == ("mini", 16, 2)
     assert bases.make_base(wish, tmp_path) == made
+
+
+def test_the_base_ranks_its_own_words_first(place: Place) -> None:
+    base = load_model(place.base, torch.float32)
+    prompts = torch.arange(3, 19).reshape(4, 4)
+    with torch.no_grad():
+        own = torch.cat([prompts, base(prompts).logits[:, -1:].argmax(-1)], 1)
+        order = base(prompts).logits[:, -1].argsort(-1, descending=True)
+    assert token_shift(base, own, 4, eos=1).rank_1.difference == 1.0
+    mixed = torch.cat([prompts, torch.stack([order[0, 0], order[1, 1], order[2, 2], order[3, 3]])[:, None]], 1)
+    shift = token_shift(base, mixed, 4, eos=1)
+    assert (shift.rank_1.difference, shift.rank_2_3, shift.beyond) == pytest.approx((0.25, 0.5, 0.25))
+    ended = torch.cat([own, torch.full((4, 3), 1)], 1)
+    assert token_shift(base, ended, 4, eos=1).num_tokens == 8 - int((own[:, -1] == 1).sum())
 
 
 def test_more_questions_than_there_are_is_refused() -> None:

@@ -1,7 +1,7 @@
 """Multi-turn episodes with a tool, and judged conversations: a model in this process or behind an address."""
 
 from blockexpand.agents.conversations import load_questions
-from blockexpand.agents.judge import Sides, judge_pair
+from blockexpand.agents.judge import judge_pair
 from blockexpand.agents.puzzles import make_puzzles
 from blockexpand.agents.runs import Cast, run_agent
 from blockexpand.agents.speakers import EndpointSpeaker, LoadedSpeaker, Speaker, load_speaker
@@ -39,7 +39,6 @@ __all__ = [
     "Question",
     "Rate",
     "SandboxTools",
-    "Sides",
     "Speaker",
     "Task",
     "Turn",

@@ -1,9 +1,9 @@
 """Questions of several turns, and what a model answers to them.
 
 In: questions in MT-Bench's format (JSON lines of `question_id`, `category`, `turns`, perhaps `reference`), those of
-this room by default; a speaker, or a file of answers (ours, or FastChat's `model_answer`). Out: one conversation a
+this room by default; a speaker. Out: one conversation a
 question. All questions of a turn go to the model in one call; an error ends its conversation and stands in it. Refused:
-wrong columns, no question, one id twice, answers that are missing or have another number of turns.
+wrong columns, no question, one id twice.
 """
 
 from __future__ import annotations
@@ -82,37 +82,3 @@ def _messages(question: Question, said: Sequence[str]) -> list[Message]:
         if number < len(said):
             messages.append({"role": "assistant", "content": said[number]})
     return messages
-
-
-def load_answers(path: str | Path, questions: Sequence[Question]) -> list[Reply]:
-    """The answers of a file to these questions, in their order.
-
-    Raises:
-        AgentError: the file is missing or broken, or does not answer all of them.
-    """
-    try:
-        lines = [line for line in read_text(path).split("\n") if line.strip()]
-        rows = [
-            _answered(parse_json(line, f"{path}, line {n}"), f"{path}, line {n}") for n, line in enumerate(lines, 1)
-        ]
-    except RecordError as error:
-        raise AgentError(f"no answers: {error}; expected JSON lines of question_id and turns") from None
-    found = {row.question_id: row for row in rows}
-    for question in questions:
-        answer = found.get(question.question_id)
-        if answer is None:
-            raise AgentError(f"{path} does not answer the question {question.question_id!r}; expected answers to all")
-        if not answer.error and len(answer.turns) != len(question.turns):
-            raise AgentError(
-                f"{path}: {len(answer.turns)} answers to the question {question.question_id!r}; expected "
-                f"{len(question.turns)}, one a turn"
-            )
-    return [found[question.question_id] for question in questions]
-
-
-def _answered(row: Any, where: str) -> Reply:
-    if isinstance(row, dict) and "choices" in row:  # FastChat, llm_judge/gen_model_answer.py
-        choices = row["choices"]
-        first = choices[0] if isinstance(choices, list) and choices else {}
-        row = {"question_id": row.get("question_id"), "turns": first.get("turns") if isinstance(first, dict) else None}
-    return from_plain(Reply, row, where)

@@ -12,18 +12,18 @@ import math
 import re
 
 from blockexpand.agents import theorems
-from blockexpand.agents.tools import Tools
+from blockexpand.agents.tools import SandboxTools
 from blockexpand.records.agents import Task
 
 _TOLERANCE = 0.05  # MINT, mint/tasks/reasoning.py
 
 
-def is_right(task: Task, answer: str, tools: Tools) -> bool:
+def is_right(task: Task, answer: str, tools: SandboxTools) -> bool:
     """Whether the answer is right; code runs in the sandbox of `tools`."""
     if task.scoring == "code":
         return tools.passes(program_of(answer), task.reference)
     if task.scoring == "theorem":
-        return theorems.is_right(answer, task.answer_type, json.loads(task.reference))
+        return theorems.is_right(answer, task.answer_type, json.loads(task.reference), tools)
     if task.scoring == "choice":
         return _chooses(answer, task)
     if task.scoring == "exact":

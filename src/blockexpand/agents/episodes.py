@@ -13,9 +13,8 @@ import re
 
 from blockexpand.agents import prompts
 from blockexpand.agents.correctness import is_right
-from blockexpand.agents.tools import Ran, Shell, Tools
-from blockexpand.digests import digest_json
-from blockexpand.evaluation.endpoint import Answer, Message
+from blockexpand.agents.tools import Ran, SandboxTools, Shell
+from blockexpand.evaluation.endpoint import Message
 from blockexpand.records.agents import Action, End, Episode, Manner, Task, Turn
 
 MOST_PROPOSALS = 2  # MINT, mint/configs/config_variables.py
@@ -56,13 +55,13 @@ def _blocks(tag: str, output: str) -> str:
     return "\n".join(block.strip("\n").rstrip() if tag == "execute" else block.strip() for block in found).strip("\n")
 
 
-def act(task: Task, output: str, shell: Shell, tools: Tools) -> tuple[Action, str, Ran, bool | None]:
+def act(task: Task, output: str, shell: Shell, tools: SandboxTools) -> tuple[Action, str, Ran, bool | None]:
     """Do what a turn asks for: the action, what it acts on, what came of it, whether a proposal is right."""
     action, content = action_of(output)
     if not content:
         return action, "", Ran(status="", text=prompts.NOT_UNDERSTOOD), False if action == "solution" else None
     if action == "execute":
-        ran = shell.run(content)
+        ran = shell(content)
         return action, content, dataclasses.replace(ran, text=prompts.printed(ran)), None
     right = is_right(task, content, tools)
     return action, content, Ran(status="", text=prompts.RIGHT if right else prompts.WRONG), right
@@ -81,23 +80,6 @@ def after_turn(episode: Episode, turn: Turn) -> Episode:
     return dataclasses.replace(grown, end=end)
 
 
-def after_failure(episode: Episode, answer: Answer) -> Episode:
-    """The episode that an answer with an error ends: a full context is the agent's, all else is the server's."""
-    end: End = "context" if answer.too_long else "error"
-    return dataclasses.replace(episode, end=end, error=answer.error or "")
-
-
-def with_feedback(episode: Episode, feedback: str) -> Episode:
-    """The episode with words on its last turn."""
-    last = dataclasses.replace(episode.turns[-1], feedback=feedback)
-    return dataclasses.replace(episode, turns=(*episode.turns[:-1], last))
-
-
 def history_of(episode: Episode) -> str:
     """The turns in plain words, for a giver of feedback."""
     return "\n\n".join(f"{turn.output}\n\nObservation:\n{turn.shown}" for turn in episode.turns)
-
-
-def digest_of(messages: list[Message]) -> str:
-    """The digest of what a model was sent."""
-    return digest_json([dict(message) for message in messages])

@@ -1,6 +1,6 @@
 """`judge_pair`: two models' answers to the same conversations, compared by a third, in both orders.
 
-In: questions, two sides (each a speaker or a file of answers), a judge behind an address. Out: a folder with every
+In: questions, two speakers, a judge. Out: a folder with every
 answer and every judgement to the letter, and the first side's win rate with an interval. A side wins a question only
 where the judge prefers it in both orders; where the orders disagree, or it says so, it is a tie. What the judge's
 server could not answer, and a judgement without a readable verdict, are errors, counted apart and never as ties. A run
@@ -12,17 +12,17 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from blockexpand import __version__
-from blockexpand.agents.conversations import converse, load_answers
+from blockexpand.agents.conversations import converse
+from blockexpand.agents.runs import claim
 from blockexpand.agents.speakers import Speaker
-from blockexpand.errors import AgentError, Interrupted
-from blockexpand.evaluation.endpoint import Answer, Request
+from blockexpand.errors import Interrupted
+from blockexpand.evaluation.endpoint import Request
 from blockexpand.progress import bar
-from blockexpand.records import read_record, write_record
-from blockexpand.records.agents import SETTINGS_NAME
+from blockexpand.records import write_record
 from blockexpand.records.judge import (
     JUDGEMENTS_NAME,
     QUESTIONS_NAME,
@@ -35,7 +35,7 @@ from blockexpand.records.judge import (
     tally,
 )
 from blockexpand.records.lines import Journal, digest_lines, read_lines, write_lines
-from blockexpand.staging import RECORD_NAME, check_output
+from blockexpand.staging import RECORD_NAME
 
 _JUDGE_TOKENS = 1_024
 _AT_ONCE = 8
@@ -61,37 +61,37 @@ Verdict: tie
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sides:
-    """Who answers and who judges."""
-
-    first: Speaker | Path
-    """A model, or a file of its answers; so is `second`."""
-    second: Speaker | Path
-    judge: Speaker
-
-
 def judge_pair(
-    sides: Sides, questions: Sequence[Question], settings: JudgeSettings, out: str | Path, resume: bool = False
+    first: Speaker,
+    second: Speaker,
+    judge: Speaker,
+    questions: Sequence[Question],
+    settings: JudgeSettings,
+    out: str | Path,
+    resume: bool = False,
 ) -> JudgeRecord:
     """Let a judge compare two models on some questions.
 
     Raises:
-        AgentError: `out` holds another run, or a file of answers does not fit the questions.
+        AgentError: `out` holds another run.
         StagingError: `out` is taken.
         Interrupted: the run was stopped; what had been judged is kept.
     """
     settings = dataclasses.replace(settings, questions_digest=digest_lines(questions))
     folder = Path(out)
-    _claim(folder, settings, questions, resume)
+    claim(folder, settings, QUESTIONS_NAME, questions, resume)
     answers = [
         _answers(side, folder / f"answers-{name}.jsonl", questions, settings.max_tokens)
-        for name, side in (("first", sides.first), ("second", sides.second))
+        for name, side in (("first", first), ("second", second))
     ]
     path = folder / JUDGEMENTS_NAME
     done = [one for one in read_lines(Judgement, path, cut=True) if not one.error] if path.is_file() else []
     kept = {(one.question_id, one.swapped): one for one in done}
-    pairs = _pairs(questions, *answers)
+    pairs = [
+        _Pair(question, swapped, one, two)
+        for question, one, two in zip(questions, *answers, strict=True)
+        for swapped in (False, True)
+    ]
     (folder / RECORD_NAME).unlink(missing_ok=True)
     journal = Journal(path)
     try:
@@ -99,7 +99,7 @@ def judge_pair(
             progress.advance(len(kept))
             left = [pair for pair in pairs if (pair.question.question_id, pair.swapped) not in kept]
             for part in (left[start : start + _AT_ONCE] for start in range(0, len(left), _AT_ONCE)):
-                for judgement in _judged(sides.judge, part):
+                for judgement in _judged(judge, part):
                     journal.add(judgement)
                     kept[judgement.question_id, judgement.swapped] = judgement
                 progress.advance(len(part))
@@ -115,37 +115,17 @@ def judge_pair(
     return record
 
 
-def _claim(folder: Path, settings: JudgeSettings, questions: Sequence[Question], resume: bool) -> None:
-    if (folder / SETTINGS_NAME).is_file():
-        if not resume:
-            raise AgentError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out")
-        begun = read_record(JudgeSettings, folder / SETTINGS_NAME)
-        changed = [name for name, value in vars(begun).items() if value != vars(settings)[name]]
-        if changed:
-            raise AgentError(
-                f"{folder} was begun with other settings ({', '.join(changed)}); go on with the same, or choose "
-                "another --out"
-            )
-        return
-    check_output(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_lines(folder / QUESTIONS_NAME, questions)
-    write_record(folder / SETTINGS_NAME, settings)
-
-
-def _answers(side: Speaker | Path, path: Path, questions: Sequence[Question], max_tokens: int) -> list[Reply]:
+def _answers(side: Speaker, path: Path, questions: Sequence[Question], max_tokens: int) -> list[Reply]:
     """A side's answers, kept in the folder; those that ended in an error are asked for again when going on."""
     kept = {one.question_id: one for one in read_lines(Reply, path)} if path.is_file() else {}
     left = [q for q in questions if q.question_id not in kept or kept[q.question_id].error]
     if left:
-        new = load_answers(side, left) if isinstance(side, Path) else converse(side, left, max_tokens, path.stem)
-        kept |= {one.question_id: one for one in new}
+        kept |= {one.question_id: one for one in converse(side, left, max_tokens, path.stem)}
         write_lines(path, [kept[question.question_id] for question in questions])
     return [kept[question.question_id] for question in questions]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Pair:
+class _Pair(NamedTuple):
     """What the judge is shown at once."""
 
     question: Question
@@ -154,23 +134,22 @@ class _Pair:
     second: Reply
 
 
-def _pairs(questions: Sequence[Question], first: Sequence[Reply], second: Sequence[Reply]) -> list[_Pair]:
-    return [
-        _Pair(question=question, swapped=swapped, first=one, second=two)
-        for question, one, two in zip(questions, first, second, strict=True)
-        for swapped in (False, True)
-    ]
-
-
 def _judged(judge: Speaker, pairs: Sequence[_Pair]) -> Iterator[Judgement]:
     whole = [pair for pair in pairs if not (pair.first.error or pair.second.error)]
     requests = [Request(messages=[{"role": "user", "content": brief_of(p)}], max_tokens=_JUDGE_TOKENS) for p in whole]
     answers = iter(judge.ask(requests) if requests else [])
     for pair in pairs:
-        if missing := (pair.first.error or pair.second.error):
-            yield _without(pair, f"no answer to judge: {missing}")
+        text, verdict = "", ""
+        error = pair.first.error or pair.second.error
+        if error:
+            error = f"no answer to judge: {error}"
+        elif (answer := next(answers)).error is not None:
+            error = answer.error
         else:
-            yield _read(pair, next(answers))
+            text, verdict = answer.text, verdict_of(answer.text, pair.swapped)
+            error = "" if verdict else "no line with a verdict"
+        number = pair.question.question_id
+        yield Judgement(question_id=number, swapped=pair.swapped, text=text, verdict=verdict, error=error)
 
 
 def brief_of(pair: _Pair) -> str:
@@ -198,17 +177,3 @@ def verdict_of(text: str, swapped: bool) -> Preference:
     if last == "tie":
         return "tie"
     return "first" if (last == "a") is not swapped else "second"
-
-
-def _read(pair: _Pair, answer: Answer) -> Judgement:
-    if answer.error is not None:
-        return _without(pair, answer.error)
-    verdict = verdict_of(answer.text, pair.swapped)
-    error = "" if verdict else "no line with a verdict"
-    return Judgement(
-        question_id=pair.question.question_id, swapped=pair.swapped, text=answer.text, verdict=verdict, error=error
-    )
-
-
-def _without(pair: _Pair, error: str) -> Judgement:
-    return Judgement(question_id=pair.question.question_id, swapped=pair.swapped, text="", verdict="", error=error)

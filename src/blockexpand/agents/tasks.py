@@ -2,8 +2,7 @@
 
 In: JSON lines in MINT's format (`id`, `prompt`, `reference`; TheoremQA adds `answer_type`), which the user brings, or
 tasks that this project wrote (a record with `scoring`). How a file of MINT is scored follows from the set it is of:
-from `name=path`, or the file's or its folder's name. Refused: an unknown set, wrong columns, no task, one id twice, and
-ALFWorld, whose tasks need its simulator.
+from `name=path`, or the file's or its folder's name. Refused: an unknown set, wrong columns, no task, one id twice.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ SCORINGS: dict[str, Scoring] = {
     "mbpp": "code",
 }
 """By MINT's names of its sets (xingyaoww/mint-bench, mint/tasks)."""
-_NEEDS_A_SIMULATOR = "alfworld"
 
 
 def load_tasks(sources: Sequence[str], limit: int | None = None) -> list[Task]:
@@ -76,12 +74,7 @@ def _is_ours(line: str) -> bool:
 
 
 def _set_of(path: Path, named: str) -> str:
-    found = named or next((n for n in (path.stem, path.parent.name) if n in (*SCORINGS, _NEEDS_A_SIMULATOR)), "")
-    if found == _NEEDS_A_SIMULATOR:
-        raise AgentError(
-            f"{path} holds ALFWorld's tasks, which are played in its simulator; expected a set with checkable answers: "
-            f"{', '.join(sorted(SCORINGS))}; leave it out"
-        )
+    found = named or next((n for n in (path.stem, path.parent.name) if n in SCORINGS), "")
     if not found:
         raise AgentError(
             f"cannot tell which set {path} is of: neither the file's nor its folder's name says it; expected one of "

@@ -15,6 +15,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from blockexpand.digests import digest_file
 from blockexpand.errors import CheckpointError
@@ -200,14 +201,15 @@ def _convert(path: Path, dtype: str, out: Path) -> None:
     folder, settings = str(path.parent), GgufConfig(dequantize=True)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # a bar of theirs for each tensor
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 gguf_file=path.name,
                 dtype=vars(torch)[dtype],
                 quantization_config=settings,
                 output_loading_info=True,
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=path.name)
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=path.name)
+        model, info = loaded
         if info["missing_keys"]:  # transformers fills them with random numbers
             raise ValueError(f"it lacks {min(info['missing_keys'])} ({len(info['missing_keys'])} tensors in all)")
     except (ValueError, KeyError, RuntimeError, NotImplementedError, OSError) as error:

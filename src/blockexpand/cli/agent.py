@@ -32,6 +32,8 @@ class Server:
     """The address of an OpenAI-compatible server, e.g. http://localhost:8000/v1; MODEL is then its name there."""
     key_variable: str | None = None
     """The environment variable that holds the server's key."""
+    device: str = "auto"
+    """Where a model in a folder runs: auto, cpu, or an accelerator of torch's, e.g. cuda:1."""
     timeout: float = 60.0
     """Seconds that a server has for one answer."""
 
@@ -115,7 +117,7 @@ def agent(
         missing = "MODEL" if model is None else "--out"
         raise UsageError(f"agent needs {missing}; expected e.g. agent MODEL --out D")
     tasks = _tasks(chosen)
-    adviser = _adviser(advice, server.timeout)
+    adviser = _adviser(advice, server)
     speaker, who = speaker_of(model, server)
     settings = agents.AgentSettings(
         speaker=who,
@@ -145,7 +147,7 @@ def _tasks(chosen: TaskChoice) -> list[Task]:
     return agents.load_tasks(chosen.tasks or [], chosen.limit) + made
 
 
-def _adviser(advice: Advice, timeout: float) -> tuple[Speaker, Opposite] | None:
+def _adviser(advice: Advice, beside: Server) -> tuple[Speaker, Opposite] | None:
     if (advice.feedback == "none") != (advice.feedback_model is None):
         raise UsageError(
             f"--feedback {advice.feedback} with --feedback-model {advice.feedback_model}; expected both or none of "
@@ -153,8 +155,11 @@ def _adviser(advice: Advice, timeout: float) -> tuple[Speaker, Opposite] | None:
         )
     if advice.feedback_model is None:
         return None
-    server = Server(endpoint=advice.feedback_endpoint, key_variable=advice.feedback_key_variable, timeout=timeout)
-    return speaker_of(advice.feedback_model, server)
+    where = Server(
+        endpoint=advice.feedback_endpoint, key_variable=advice.feedback_key_variable, timeout=beside.timeout,
+        device=beside.device,
+    )  # fmt: skip
+    return speaker_of(advice.feedback_model, where)
 
 
 def speaker_of(model: str, server: Server) -> tuple[Speaker, Opposite]:
@@ -167,7 +172,7 @@ def speaker_of(model: str, server: Server) -> tuple[Speaker, Opposite]:
         from blockexpand.checkpoint import locate_model
         from blockexpand.evaluation.measurement import model_digest
 
-        speaker = agents.load_speaker(model, server.pack or ())
+        speaker = agents.load_speaker(model, server.pack or (), server.device)
         packs = {str(pack): digest_file(pack / PACK_NAME) for pack in server.pack or ()}
         return speaker, agents.Opposite(model=model, digest=model_digest(locate_model(model)), packs=packs)
     if server.pack:

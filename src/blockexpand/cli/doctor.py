@@ -100,6 +100,8 @@ class Diagnosis:
     libraries: tuple[Library, ...]
     tiny_base: str
     """The folder of the base that ships with blockexpand, to try things on."""
+    tiny_base_training_bytes: int
+    """What training two new blocks in it takes beside the activations, as `plan` counts it."""
 
 
 def doctor(*, common: Shared = DEFAULTS) -> int:
@@ -114,6 +116,7 @@ def diagnose() -> Diagnosis:
     import psutil
 
     from blockexpand.data import TINY_BASE
+    from blockexpand.expansion import plan
 
     memory = psutil.virtual_memory()
     devices, device_problem = _devices()
@@ -138,6 +141,7 @@ def diagnose() -> Diagnosis:
             for name, what_for, install in _LIBRARIES
         ),
         tiny_base=str(TINY_BASE),
+        tiny_base_training_bytes=plan(TINY_BASE, 2).cost.training_memory_bytes,
     )
 
 
@@ -194,7 +198,9 @@ def describe_diagnosis(found: Diagnosis) -> str:
     ]
     lines += [
         "",
-        "What a model of yours takes on this machine: `blockexpand plan MODEL --blocks N`, `train RECIPE --dry-run`.",
+        f"Training two new blocks in the tiny base takes {_bytes(found.tiny_base_training_bytes)} and the activations; "
+        "what a model of yours",
+        "takes: `blockexpand plan MODEL --blocks N`, `train RECIPE --dry-run`.",
         "Words are completed after `blockexpand --install-completion` (bash, zsh, fish).",
         "A tiny base ships with blockexpand; after this line the docs' BASE is $BASE in your shell:",
         f"BASE={shlex.quote(found.tiny_base)}",

@@ -40,6 +40,8 @@ class Asked:
     """The environment variable that holds the server's key."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """What weights are loaded as; auto: the checkpoint's own type (float32 where bfloat16 is slow) or the suite's."""
+    device: str = "auto"
+    """Where the model runs: auto, cpu, or an accelerator of torch's, e.g. cuda:1."""
     resume: Flag = False
     """Go on with an evaluation by suites that was interrupted."""
 
@@ -67,7 +69,6 @@ def evaluate(
     *,
     out: Path | None = None,
     data: Several = None,
-    tasks: Path | None = None,
     split: str = "test",
     list_: Annotated[bool, Parameter(name="--list", negative="")] = False,
     compared: Annotated[Against, Parameter(name="*")] = ALONE,
@@ -76,7 +77,7 @@ def evaluate(
     overwrite: bool = False,
     common: Shared = DEFAULTS,
 ) -> int:
-    """Measure held-out losses, suites of benchmarks and tasks with checkable answers; give a verdict.
+    """Measure held-out losses and suites of benchmarks; give a verdict.
 
     Parameters
     ----------
@@ -88,8 +89,6 @@ def evaluate(
     data
         Prepared folders as name=folder; may be given several times. A corpus is of the domain, unless it is named
         general, or general-something.
-    tasks
-        JSON lines of task, prompt and answer, asked through the chat template.
     split
         Which split of the prepared folders.
     list_
@@ -97,7 +96,7 @@ def evaluate(
     overwrite
         Replace the folder, if blockexpand made it.
     """
-    measured = _Measured(data=named_folders(data or []), tasks=tasks, split=split, given=asked, options=options)
+    measured = _Measured(data=named_folders(data or []), split=split, given=asked, options=options)
     if list_:
         return measured.list(common)
     if model is None:
@@ -127,7 +126,6 @@ class _Measured:
     """What is measured, of whichever model."""
 
     data: dict[str, str]
-    tasks: Path | None
     split: str
     given: Asked
     options: Options
@@ -157,7 +155,6 @@ class _Measured:
         self, model: str, compared: Against, out: Path | None, overwrite: bool, common: Shared
     ) -> tuple[Path, Path | None]:
         """The folders of records of both models; what is not there yet is measured and shown, ours first."""
-        from blockexpand.evaluation.answers import load_tasks
         from blockexpand.evaluation.measurement import evaluate
         from blockexpand.records.evaluation import has_records
         from blockexpand.staging import check_output
@@ -175,7 +172,6 @@ class _Measured:
             raise UsageError("eval needs --out: the folder of records to write; expected e.g. --out records")
         self._ignored()
         suites = self.suites()
-        questions = load_tasks(self.tasks) if self.tasks is not None else []
         check_output(out, overwrite)
         self._check(suites, compared, other if known else None)
         subject = self.subject(model, suites)
@@ -185,7 +181,7 @@ class _Measured:
 
         def measure(which: Subject, folder: Path, replaced: bool) -> None:
             record = evaluate(
-                which, self.data, folder, tasks=questions, suites=suites, options=self.options, split=self.split,
+                which, self.data, folder, suites=suites, options=self.options, split=self.split,
                 resume=self.given.resume, overwrite=replaced,
             )  # fmt: skip
             if not common.json or compared.against is None:
@@ -224,7 +220,7 @@ class _Measured:
                 )
 
     def _nothing_else(self, model: str) -> None:
-        if self.data or self.tasks or self.given != NOTHING or self.options != DEFAULT_OPTIONS:
+        if self.data or self.given != NOTHING or self.options != DEFAULT_OPTIONS:
             raise UsageError(
                 f"{model} holds records, so nothing is measured; expected only --against and --budget with it; leave "
                 "out what is to be measured"
@@ -243,12 +239,12 @@ class _Measured:
                 raise key_without_server(given.key_variable)
             packs, rule = given.pack or (), Rule() if given.route == "auto" else None
             dtype = given.dtype if given.dtype != "auto" else dtype_of(suites)
-            return subject_of(model, () if bare else packs, dtype, None if bare else rule)
+            return subject_of(model, () if bare else packs, dtype, None if bare else rule, given.device)
         if not given.suite:
             raise UsageError("--endpoint is for suites: name at least one with --suite")
-        if given.pack or given.route == "auto" or self.data or self.tasks:
+        if given.pack or given.route == "auto" or self.data:
             raise UsageError(
-                f"--pack, --route auto, --data and --tasks need the model itself, and {given.endpoint} is an address; "
+                f"--pack, --route auto and --data need the model itself, and {given.endpoint} is an address; "
                 "leave them out"
             )
         from blockexpand.cli.main import secret
@@ -268,9 +264,6 @@ def figures_of(record: EvaluationRecord) -> str:
             f"  {name:<12} {one.loss:.4f} nats/token  perplexity {one.perplexity:,.2f}  {bits}"
             f"({one.num_documents:,} documents, {one.num_tokens:,} tokens)"
         )
-    if record.answers is not None:
-        lines.append(f"  answers      {record.answers.right:.1%} of {record.answers.num_samples} right")
-        lines += [f"    {task:<14} {share:.1%}" for task, share in record.answers.by_task.items()]
     lines += [_task_line(task, one) for task, one in (record.suites.tasks.items() if record.suites else ())]
     return "\n".join(lines + _routes(record))
 
@@ -292,7 +285,7 @@ def _routes(record: EvaluationRecord) -> list[str]:
         return []
     lines = [f"  packs chosen by what is read, at {routing.passes:.2f} passes of the base's blocks a scored token:"]
     counted = {name: one.chosen for name, one in routing.held_out.items()}
-    counted |= ({"answers": routing.answers} if routing.answers else {}) | routing.suites
+    counted |= routing.suites
     for name, chosen in counted.items():
         lines.append(f"    {name:<14} {', '.join(f'{packs} {count:,}' for packs, count in chosen.items()) or 'none'}")
     for name, one in routing.held_out.items():

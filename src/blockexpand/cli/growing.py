@@ -66,7 +66,7 @@ def plan(
     made = expansion.plan(base, blocks, placement=placement, after=_positions(after), per_group=per_group, init=init)
     if out is not None:
         made.save(out)
-    show(common, made, lambda: expansion.draw_rich(made, show_all=all_blocks))
+    show(common, made, lambda: expansion.draw(made, show_all=all_blocks))
     return DONE
 
 

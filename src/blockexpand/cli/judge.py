@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +11,6 @@ from cyclopts import Parameter
 
 from blockexpand.cli.agent import Server, speaker_of
 from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
-from blockexpand.digests import digest_file
-from blockexpand.errors import UsageError
 
 if TYPE_CHECKING:
     from blockexpand.agents import Speaker
@@ -30,6 +29,7 @@ def judge(
     judge_key_variable: str | None = None,
     max_tokens: int = 1024,
     timeout: float = 60.0,
+    device: str = "auto",
     resume: Annotated[bool, Parameter(negative="")] = False,
     common: Shared = DEFAULTS,
 ) -> int:
@@ -40,8 +40,8 @@ def judge(
     Parameters
     ----------
     first
-        A model's folder, a file of its answers (JSON lines of question_id and turns), or NAME@ADDRESS for a model
-        behind an OpenAI-compatible server, e.g. llama@http://localhost:8000/v1.
+        A model's folder, or NAME@ADDRESS for a model behind an OpenAI-compatible server, e.g.
+        llama@http://localhost:8000/v1.
     second
         The other one, given in the same way.
     out
@@ -58,6 +58,8 @@ def judge(
         Tokens of one answer at most.
     timeout
         Seconds that a server has for one answer.
+    device
+        Where models in folders run: auto, cpu, or an accelerator of torch's, e.g. cuda:1.
     resume
         Go on with the run in --out, or start when there is none.
     """
@@ -65,28 +67,21 @@ def judge(
     from blockexpand.records.judge import read_judge
 
     asked = agents.load_questions(questions)
-    sides = [_side(name, key_variable, timeout) for name in (first, second)]
-    judging = _side(judge, judge_key_variable, timeout)
-    if isinstance(judging[0], Path):
-        raise UsageError(f"--judge {judge} is a file; expected a model: a folder, or NAME@ADDRESS")
+    sides = [_side(name, Server(key_variable=key_variable, timeout=timeout, device=device)) for name in (first, second)]
+    judging = _side(judge, Server(key_variable=judge_key_variable, timeout=timeout, device=device))
     settings = agents.JudgeSettings(first=sides[0][1], second=sides[1][1], judge=judging[1], max_tokens=max_tokens)
-    cast = agents.Sides(first=sides[0][0], second=sides[1][0], judge=judging[0])
-    record = agents.judge_pair(cast, asked, settings, out, resume)
+    record = agents.judge_pair(sides[0][0], sides[1][0], judging[0], asked, settings, out, resume)
     run = read_judge(out)
     show(common, record, _tallies(record, run, out))
     return FAILED if record.tallies[0].num_errors else DONE
 
 
-def _side(name: str, key_variable: str | None, timeout: float) -> tuple[Speaker | Path, Opposite]:
-    """A speaker or a file of answers, and how records name it."""
-    from blockexpand import agents
-
+def _side(name: str, server: Server) -> tuple[Speaker, Opposite]:
+    """A speaker, and how records name it."""
     model, at, address = name.rpartition("@")
     if at and address.startswith(("http://", "https://")):
-        return speaker_of(model, Server(endpoint=address, key_variable=key_variable, timeout=timeout))
-    if Path(name).is_file():
-        return Path(name), agents.Opposite(model=name, digest=digest_file(name))
-    return speaker_of(name, Server())
+        return speaker_of(model, replace(server, endpoint=address))
+    return speaker_of(name, replace(server, key_variable=None))
 
 
 def _tallies(record: JudgeRecord, run: JudgeRun, out: Path) -> str:

@@ -34,7 +34,7 @@ VERBS = {
     ),
     "eval": (
         "blockexpand.cli.eval:evaluate",
-        "Measure held-out losses, suites of benchmarks and tasks with checkable answers; give a verdict.",
+        "Measure held-out losses and suites of benchmarks; give a verdict.",
     ),
     "agent": (
         "blockexpand.cli.agent:agent",

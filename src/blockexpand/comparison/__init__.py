@@ -2,7 +2,7 @@
 
 from blockexpand.comparison.compare import compare, load_recipe
 from blockexpand.comparison.summary import over_seeds
-from blockexpand.records.comparison import CompareRecipe, Comparison, read_comparison, read_examination
+from blockexpand.records.comparison import CompareRecipe, Comparison, read_comparison
 
 __all__ = [
     "CompareRecipe",
@@ -11,5 +11,4 @@ __all__ = [
     "load_recipe",
     "over_seeds",
     "read_comparison",
-    "read_examination",
 ]

@@ -17,7 +17,6 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from blockexpand.checkpoint.source import locate_model
-from blockexpand.comparison.examiner import examine
 from blockexpand.comparison.summary import summarise
 from blockexpand.comparison.trials import TrialPlan, alone, bring, grown, in_cache, trial_plans
 from blockexpand.corpus import open_corpus
@@ -57,7 +56,7 @@ def compare(recipe: CompareRecipe, workers: int = 1, arms: Arms | None = None) -
         arms: What makes the arms that are not ours, e.g. {"moe": Moe}; a class, so that other processes can have it.
 
     Raises:
-        ComparisonError: the arms are not equal, or a run failed.
+        ComparisonError: a run failed, or a folder holds runs of something else.
     """
     recipe = dataclasses.replace(recipe, base=str(locate_model(recipe.base)))
     out = Path(recipe.out)
@@ -78,18 +77,14 @@ def compare(recipe: CompareRecipe, workers: int = 1, arms: Arms | None = None) -
         bring(plan)
     comparison = summarise(recipe, [_trial(plan, out) for plan in plans], out)
     write_record(out / COMPARISON_NAME, comparison)
-    if recipe.examine is not None:
-        examine(comparison, out, arms or {})
     return comparison
 
 
 def _measure_base(base: Path, data: Mapping[str, str], split: str, out: Path) -> None:
     """The base's losses on the test documents, measured again where the base or the documents are others now."""
     folder = out / "base-eval"
-    if _is_measured(folder, data, split):
-        if read_record(EvaluationRecord, folder / RECORD_NAME).model_digest == model_digest(base):
-            return
-        (out / "base-examined.json").unlink(missing_ok=True)
+    if _is_measured(folder, data, split) and read_evaluation(folder).record.model_digest == model_digest(base):
+        return
     evaluate(base, data, folder, split=split, overwrite=folder.exists())
 
 

@@ -76,8 +76,8 @@ def summarise(recipe: CompareRecipe, trials: Sequence[Trial], out: Path) -> Comp
         Contrast(
             ours=first,
             theirs=arm.name,
-            domain=_contrast(losses[first]["domain"], losses[arm.name]["domain"], tokens["domain"]),
-            general=_contrast(losses[first]["general"], losses[arm.name]["general"], tokens["general"]),
+            domain=seeded_ratio_difference(losses[first]["domain"], losses[arm.name]["domain"], tokens["domain"]),
+            general=seeded_ratio_difference(losses[first]["general"], losses[arm.name]["general"], tokens["general"]),
         )
         for arm in recipe.arms[1:]
     )
@@ -122,8 +122,3 @@ def over_seeds(intervals: Sequence[Interval]) -> Summary:
     values = np.array([interval.difference for interval in intervals])
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return Summary(mean=float(values.mean()), low=float(values.mean() - half), high=float(values.mean() + half))
-
-
-def _contrast(ours: list[np.ndarray], theirs: list[np.ndarray], tokens_M: np.ndarray) -> Interval:
-    """Paired over documents and over seeds."""
-    return seeded_ratio_difference(ours, theirs, tokens_M)

@@ -2,8 +2,7 @@
 
 Every arm gets the same domain tokens in the same order, the same general rows, the same retention, the same steering
 sample and the same number of learning rates to try. Folders that are shared are named by contents (of the base, of the
-settings and texts), never by a path. Refused: arms that would not be equal, unless one says of itself that it is a
-reference outside the comparison. Two comparisons that want the same run at once wait for each other.
+settings and texts), never by a path. Two comparisons that want the same run at once wait for each other.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from collections.abc import Generator
 from pathlib import Path
 
 from blockexpand import expansion
-from blockexpand.errors import ComparisonError
 from blockexpand.evaluation.measurement import model_digest
 from blockexpand.records.comparison import ArmRecipe, CompareRecipe, PlanRecipe
 from blockexpand.records.plan import Insertion, Plan
@@ -101,7 +99,6 @@ def trial_plans(recipe: CompareRecipe, models: dict[str, Path], runs: Path) -> l
                 settings = dataclasses.replace(settings, model=str(models[arm.name]), out=str(out))
                 free = arm.unrestricted
                 plans.append(TrialPlan(arm=arm.name, lr=lr, seed=seed, settings=settings, unrestricted=free, run=out))
-    _check_equal(plans)
     return plans
 
 
@@ -132,28 +129,6 @@ def _settings(recipe: CompareRecipe, arm: ArmRecipe, lr: float, seed: int) -> Tr
         checkpoint_every_steps=10**9,  # the runs are short; an interrupted one saves itself
         seed=seed,
     )
-
-
-def _check_equal(plans: list[TrialPlan]) -> None:
-    """Refuse a comparison whose arms differ in anything but the method and its optimiser."""
-    fields = (
-        "data",
-        "domain_tokens",
-        "rows_per_step",
-        "schedule",
-        "retention",
-        "precision",
-        "measure_every_steps",
-    )
-    compared = [plan for plan in plans if not plan.unrestricted]
-    for plan in compared:
-        for field in fields:
-            ours, theirs = getattr(plan.settings, field), getattr(compared[0].settings, field)
-            if ours != theirs:
-                raise ComparisonError(
-                    f"the arms {compared[0].arm!r} and {plan.arm!r} are not equal: {field} is {theirs} and {ours}; "
-                    "give both the same, or mark one `unrestricted`"
-                )
 
 
 def in_cache(plan: TrialPlan, runs: Path) -> TrialPlan:

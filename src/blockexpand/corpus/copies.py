@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from blockexpand.corpus.recipe import DecontaminateRecipe, DuplicatesRecipe
 from blockexpand.errors import CorpusError
 
 # W = words of a text, G = runs of words (grams).
@@ -25,6 +24,11 @@ NUM_HASHES = 112
 _SCHEME: Literal["affine32"] = "affine32"
 """Of datasketch's hash functions: its default, said because it must be when signatures are read back."""
 _SPLIT_WORDS = 5
+_RUN_WORDS = 5
+"""Of near copies, as there."""
+_GRAM_WORDS, _LEAST_WORDS = 13, 8
+"""A run of so many words is a quotation, and a shorter text is a run of its own length; texts below the least say
+nothing (Brown et al. 2020, GPT-3, arXiv 2005.14165, appendix C)."""
 _WORD = re.compile(r"\w+")
 _SIGN = re.compile(r"^[ \t]+|\w+|[^\w\s]", re.MULTILINE)
 _TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
@@ -98,9 +102,9 @@ def content_key(text: str) -> int:
 class Seen:
     """The documents seen so far: about 75 bytes of memory each, 3 KB where near copies are looked for."""
 
-    def __init__(self, recipe: DuplicatesRecipe) -> None:
-        """Nothing was seen yet."""
-        self._near, self._run_words = recipe.near, recipe.run_words
+    def __init__(self, near: float | None = None) -> None:
+        """Nothing was seen yet; from the similarity `near` on, a text is a near copy."""
+        self._near = near
         self._keys: set[int] = set()
         self._index: Any = None
         if self._near is not None:
@@ -112,7 +116,7 @@ class Seen:
         """What near copies share most of: the smallest of each of 112 hashes of the text's runs, uint64 [112]."""
         from datasketch import MinHash
 
-        low_G = gram_hashes(_SIGN.findall(text), self._run_words) >> np.uint64(32)
+        low_G = gram_hashes(_SIGN.findall(text), _RUN_WORDS) >> np.uint64(32)
         found = MinHash(num_perm=NUM_HASHES, hashfunc=int, scheme=_SCHEME)
         found.update_batch(low_G.tolist())
         return found.hashvalues
@@ -151,7 +155,7 @@ class Seen:
 class EvaluationTexts:
     """The runs of words that must not be in the corpus."""
 
-    def __init__(self, recipe: DecontaminateRecipe, texts: Iterable[tuple[str, str]]) -> None:
+    def __init__(self, texts: Iterable[tuple[str, str]]) -> None:
         """Index (name, text) pairs.
 
         Raises:
@@ -162,16 +166,16 @@ class EvaluationTexts:
         found: dict[int, dict[int, int]] = {}
         for name, text in texts:
             words = words_of(text)
-            if len(words) < recipe.least_words:
+            if len(words) < _LEAST_WORDS:
                 self.num_skipped += 1
                 continue
-            size = min(len(words), recipe.gram_words)
+            size = min(len(words), _GRAM_WORDS)
             found.setdefault(size, {}).update(dict.fromkeys(gram_hashes(words, size).tolist(), len(self.names)))
             self.names.append(name)
         if not self.names:
             raise CorpusError(
-                f"decontaminate: none of the {self.num_skipped} evaluation texts has {recipe.least_words} words; give "
-                "longer ones, or lower least_words"
+                f"decontaminate: none of the {self.num_skipped} evaluation texts has {_LEAST_WORDS} words; give "
+                "longer ones"
             )
         self._owners = {size: found[size] for size in sorted(found, reverse=True)}
         self._hashes = {size: np.fromiter(owners, dtype=np.uint64) for size, owners in self._owners.items()}

@@ -468,6 +468,16 @@ def _rows(
         raise _broken(f"{part.path} (after row {number:,})", error) from None
 
 
+def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, record or Bad) of one file of JSON, CSV, TSV, Parquet or Arrow.
+
+    Raises:
+        CorpusError: as `read_documents`.
+    """
+    part = Part(name=path.name, path=str(path), form=_TABLES[_ending(path.name)], num_bytes=path.stat().st_size)
+    return _rows(Source(path=str(path), kind="table"), part, 0, None)
+
+
 def _json_rows(part: Part, start: int, shares: list[float]) -> Iterator[tuple[str, Any]]:
     with _opened(part) as (stream, raw):
         head = cast(Any, stream).buffer.peek(1 << 10).decode(stream.encoding, "ignore")

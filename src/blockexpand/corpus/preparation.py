@@ -10,14 +10,13 @@ texts, an unfinished folder of other inputs.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -47,10 +46,10 @@ if TYPE_CHECKING:
 
 _SHARD_TOKENS = 1 << 23
 """Half a minute of work: what a kill costs at most."""
+_FILE_TOKENS = 1 << 26
+"""Of an Arrow file, at most: about 140 MB."""
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARS = 500_000
-_QUOTED = 5
-"""So many examples of each kind are written down."""
 _BUDGET_FROM = 1000
 _NOTHING = Encoded(tokens_A=np.zeros(0, dtype=np.int64), trained_A=np.zeros(0, dtype=bool))
 
@@ -132,8 +131,17 @@ class _Verdict:
     signature: np.ndarray | None = None
 
 
-_Batch = tuple[list[_Verdict | Bad], "Future[list[Encoded | CorpusError]]", int, int, float]
-"""Records that go through together, the tokens of those that stay; part, item and share of the part behind them."""
+class _Batch(NamedTuple):
+    """Records that go through together."""
+
+    records: list[_Verdict | Bad]
+    encoded: Future[list[Encoded | CorpusError]]
+    """The tokens of those that stay."""
+    part: int
+    item: int
+    """Of the part: how many records lie behind."""
+    share: float
+    """Of the part that lies behind."""
 
 
 class _Preparation:
@@ -159,7 +167,7 @@ class _Preparation:
         self.identity = digest_json(
             [recipe.identity(), tokenizer_digest(model), str(tokenizer.chat_template), __version__, inputs]
         )
-        self._seen = Seen(recipe.duplicates)
+        self._seen = Seen(recipe.near_copies)
         self._evaluation: EvaluationTexts | None = None
         self._tokens: Counter[str] = Counter()
         """Encoded so far, of each split by its share."""
@@ -197,9 +205,9 @@ class _Preparation:
     def run(self) -> CorpusRecord:
         """Everything from the sources to the record in `ready`."""
         recipe = self._recipe
-        if recipe.decontaminate is not None:
-            texts = (one for source in recipe.decontaminate.against for one in all_documents(source))
-            self._evaluation = EvaluationTexts(recipe.decontaminate, ((one.name, one.text) for one in texts))
+        if recipe.decontaminate:
+            texts = (one for source in recipe.decontaminate for one in all_documents(source))
+            self._evaluation = EvaluationTexts((one.name, one.text) for one in texts)
         total = sum(one.num_bytes for one in self._contents)
         with bar("prepare", total, "B" if total else "documents") as progress, ThreadPoolExecutor(1) as encoding:
             for number in range(len(self._contents)):
@@ -216,36 +224,35 @@ class _Preparation:
             self._seen.remember(key, signature)
         for position, length in zip(known["position"].tolist(), known["length"].tolist(), strict=True):
             self._count(position, length)
-        tally = _Tally(shards.state)
-        if shards.state.is_done:
+        state = shards.state
+        if state.is_done:
             progress.advance(contents.num_bytes, "")
             return
-        writer, waiting = ShardWriter(), None
-        shown, is_full = 0.0, False
-        for batch in itertools.chain(self._batches(number, shards.state, encoding), [None]):
-            if waiting is not None:
-                is_full = self._take(waiting, tally, writer, contents)
-                self._check_budget(number, tally, at_end=False)
-                done = sum(part.num_bytes for part in contents.parts[: tally.part])
-                done += waiting[4] * contents.parts[tally.part].num_bytes
-                amount = done - shown if contents.num_bytes else len(waiting[0])
-                progress.advance(amount, f"{self._tokens.total():,} tokens")
-                shown = done
-                if writer.num_tokens >= _SHARD_TOKENS:
-                    writer.write(shards.next_stem, tally.state)
-                    shards.stems.append(shards.next_stem)
-                    writer = ShardWriter()
-            if is_full:
-                break
-            waiting = batch
-        self._check_budget(number, tally, at_end=True)
-        writer.write(shards.next_stem, dataclasses.replace(tally.state, is_done=True))
+        writer, shown = ShardWriter(), 0.0
+        batches = self._batches(number, state, encoding)
+        batch = next(batches, None)
+        while batch is not None:
+            ahead = next(batches, None)  # judged, while the tokenizer is at work
+            self._take(batch, state, writer)
+            self._check_budget(number, state, at_end=False)
+            done = sum(part.num_bytes for part in contents.parts[: batch.part])
+            done += batch.share * contents.parts[batch.part].num_bytes
+            amount = done - shown if contents.num_bytes else len(batch.records)
+            progress.advance(amount, f"{self._tokens.total():,} tokens")
+            shown = done
+            if writer.num_tokens >= _SHARD_TOKENS:
+                writer.write(shards.next_stem, state)
+                shards.stems.append(shards.next_stem)
+                writer = ShardWriter()
+            batch = None if self._is_full(contents.source) else ahead
+        self._check_budget(number, state, at_end=True)
+        writer.write(shards.next_stem, dataclasses.replace(state, is_done=True))
 
     def _batches(self, number: int, state: SourceState, encoding: ThreadPoolExecutor) -> Iterator[_Batch]:
         """Records that were judged, while the tokenizer is at work on those of the batch before."""
-        contents = self._contents[number]
-        for at in range(state.part, len(contents.parts)):
-            item = state.item if at == state.part else 0
+        contents, first, behind = self._contents[number], state.part, state.item
+        for at in range(first, len(contents.parts)):
+            item = behind if at == first else 0
             records = read_documents(contents, contents.parts[at], item)
             while True:
                 found: list[_Verdict | Bad] = []
@@ -260,7 +267,7 @@ class _Preparation:
                     break
                 item += len(found)
                 staying = [one.document for one in found if isinstance(one, _Verdict) and not one.drop]
-                yield found, encoding.submit(self._encode, staying), at, item, share
+                yield _Batch(found, encoding.submit(self._encode, staying), at, item, share)
 
     def _judge(self, document: Document) -> _Verdict:
         """What becomes of a document."""
@@ -268,13 +275,13 @@ class _Preparation:
         key = content_key(text)
         num_chars = len(text.strip())
         if num_chars < recipe.min_chars:
-            return _Verdict(document=document, key=key, drop="short", note=f"min_chars: {num_chars} characters")
+            return _Verdict(document=document, key=key, drop="num_too_short", note=f"min_chars: {num_chars} characters")
         if self._evaluation is not None and (quote := self._evaluation.quote(text)) is not None:
-            return _Verdict(document=document, key=key, drop="contaminated", note=quote)
+            return _Verdict(document=document, key=key, drop="num_contaminated", note=quote)
         copy, signature = self._seen.verdict(text, key)
         if copy:
             what = "a copy" if copy == "duplicate" else "a near copy"
-            return _Verdict(document=document, key=key, drop=copy, note=f"{what} of an earlier document")
+            return _Verdict(document=document, key=key, drop=f"num_{copy}s", note=f"{what} of an earlier document")
         position = position_of(text) if len(recipe.splits) > 1 else 0.0
         return _Verdict(document=document, key=key, position=position, signature=signature)
 
@@ -283,24 +290,23 @@ class _Preparation:
             return self._encoder.encode_chats([(one.name, one.messages) for one in documents])
         return list(self._encoder.encode_texts([one.text for one in documents]))
 
-    def _take(self, batch: _Batch, tally: _Tally, writer: ShardWriter, contents: Contents) -> bool:
-        """Count every record of a batch and keep the tokens of those that stay; whether every split is full."""
-        found, future, tally.part, tally.item, _ = batch
-        encoded = iter(future.result())
-        for one in found:
+    def _take(self, batch: _Batch, state: SourceState, writer: ShardWriter) -> None:
+        """Count every record of a batch and keep the tokens of those that stay."""
+        state.part, state.item = batch.part, batch.item
+        encoded = iter(batch.encoded.result())
+        for one in batch.records:
             if isinstance(one, Bad):
-                tally.count_bad(one.why)
+                state.count("num_read")
+                state.count_bad(one.why)
                 continue
-            tally.count_read(one.key)
+            state.count_read(one.key)
             if one.drop:
-                tally.count(one.drop, f"{one.document.name}: {one.note}")
+                state.count(one.drop, f"{one.document.name}: {one.note}")
                 continue
             tokens = next(encoded)
             if isinstance(tokens, CorpusError):
-                tally.count_bad(str(tokens), is_read=True)
+                state.count_bad(str(tokens))
                 tokens = _NOTHING  # what was seen is known to a run that goes on
-            else:
-                tally.count("kept", "")
             if self._num_embeddings is not None:
                 check_embeddings(int(tokens.tokens_A.max(initial=0)), self._num_embeddings, self._tokenizer)
             writer.add(
@@ -312,7 +318,6 @@ class _Preparation:
                 plain=not self._chats,
             )
             self._count(one.position, len(tokens.tokens_A))
-        return self._is_full(contents.source)
 
     def _count(self, position: float, length: int) -> None:
         """Count a document's tokens for the split in whose share it lies, as many as that takes of one."""
@@ -327,14 +332,14 @@ class _Preparation:
         limits = {name: split.max_tokens for name, split in recipe.splits.items() if split.write}
         return all(limit is not None and self._tokens[name] >= limit for name, limit in limits.items())
 
-    def _check_budget(self, number: int, tally: _Tally, *, at_end: bool) -> None:
-        bad, read, most = tally.counts["bad"], tally.counts["read"], self._recipe.max_bad
+    def _check_budget(self, number: int, state: SourceState, *, at_end: bool) -> None:
+        bad, read, most = state.counts.get("num_bad", 0), state.counts.get("num_read", 0), self._recipe.max_bad
         if bad and most == 0:
-            raise CorpusError(f"{tally.bad[0]} (or allow a share of such records with max_bad)")
+            raise CorpusError(f"{state.bad[0]} (or allow a share of such records with max_bad)")
         if bad and (at_end or read >= _BUDGET_FROM) and bad > most * read:
             raise CorpusError(
                 f"{self._contents[number].source.title}: {bad:,} of {read:,} records cannot be read, more than "
-                f"max_bad {most:g}; the first: {tally.bad[0]}"
+                f"max_bad {most:g}; the first: {state.bad[0]}"
             )
 
     # --- dividing and packing ---------------------------------------------------------------------------
@@ -450,7 +455,7 @@ class _Divided:
                 yield from pieces_of(document, source, first, length, shape.row_tokens)
 
         rows = pack(pieces(), shape.row_tokens)
-        num_rows = recipe.shard_tokens // recipe.row_tokens
+        num_rows = max(1, _FILE_TOKENS // recipe.row_tokens)
         shards = []
         while (first_row := next(rows, None)) is not None:
             here = itertools.chain([first_row], itertools.islice(rows, num_rows - 1))
@@ -469,50 +474,15 @@ class _Divided:
         tokens, _ = self.stored[source].read(Piece(0, source, first, length))
         return len(self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True).encode())
 
-    def counts_of(self, source: int) -> Counter[str]:
+    def counts_of(self, source: int) -> dict[str, int]:
         """How many of a source's documents are in the corpus, of splits that are not written, or beyond a limit."""
         if self.is_cut:
-            return Counter(kept=len(self._documents[source]))
+            return {"num_kept": len(self._documents[source])}
         written = [split.write for split in self._recipe.splits.values()]
         is_written = np.array(written)[self._numbers[source]]
         kept, total = int(self._taken[source].sum()), len(is_written)
-        return Counter(kept=kept, other=total - int(is_written.sum()), beyond=int(is_written.sum()) - kept)
-
-
-class _Tally:
-    """The counts of a source while it is read."""
-
-    def __init__(self, state: SourceState) -> None:
-        self.counts: Counter[str] = Counter(state.counts)
-        self.part, self.item = state.part, state.item
-        self.examples, self.bad = list(state.examples), list(state.bad)
-        self._chain = bytes.fromhex(state.chain)
-
-    def count_read(self, key: int) -> None:
-        self.counts["read"] += 1
-        self._chain = hashlib.blake2b(self._chain + key.to_bytes(8, "big"), digest_size=16).digest()
-
-    def count(self, fate: str, example: str) -> None:
-        self.counts[fate] += 1
-        if example and self.counts[fate] <= _QUOTED:
-            self.examples.append(example)
-
-    def count_bad(self, why: str, *, is_read: bool = False) -> None:
-        self.counts["read"] += not is_read
-        self.counts["bad"] += 1
-        if self.counts["bad"] <= _QUOTED:
-            self.bad.append(why)
-
-    @property
-    def state(self) -> SourceState:
-        return SourceState(
-            part=self.part,
-            item=self.item,
-            counts=dict(self.counts),
-            examples=tuple(self.examples),
-            bad=tuple(self.bad),
-            chain=self._chain.hex(),
-        )
+        num_written = int(is_written.sum())
+        return {"num_kept": kept, "num_other_splits": total - num_written, "num_beyond_limit": num_written - kept}
 
 
 def _mix(weights: Sequence[Weight], wanted: Sequence[int], taken: Sequence[int]) -> tuple[MixCounts, ...]:
@@ -530,25 +500,16 @@ def _mix(weights: Sequence[Weight], wanted: Sequence[int], taken: Sequence[int])
     )
 
 
-def _source_counts(contents: Contents, state: SourceState, divided: Counter[str]) -> SourceCounts:
-    counts = {**state.counts, **divided}
-    parts = ("kept", "short", "duplicate", "near_duplicate", "contaminated", "other", "beyond", "bad")
-    total = sum(counts.get(part, 0) for part in parts)
-    assert counts.get("read", 0) == total, f"documents got lost in {contents.source.path}: {counts}"
+def _source_counts(contents: Contents, state: SourceState, divided: dict[str, int]) -> SourceCounts:
+    names = [field.name for field in dataclasses.fields(SourceCounts) if field.name.startswith("num_")]
+    counts = {name: (state.counts | divided).get(name, 0) for name in names[:-2]}  # files and bytes are no documents
+    assert 2 * counts["num_read"] == sum(counts.values()), f"documents got lost in {contents.source.path}: {counts}"
     return SourceCounts(
         source=contents.told,
-        num_read=counts.get("read", 0),
-        num_kept=counts.get("kept", 0),
-        num_too_short=counts.get("short", 0),
-        num_duplicates=counts.get("duplicate", 0),
-        num_other_splits=counts.get("other", 0),
-        num_beyond_limit=counts.get("beyond", 0),
-        num_near_duplicates=counts.get("near_duplicate", 0),
-        num_contaminated=counts.get("contaminated", 0),
-        num_bad=counts.get("bad", 0),
         bad=state.bad,
         examples=state.examples,
         num_files=len(contents.parts),
         num_bytes=contents.num_bytes,
         content_digest=state.chain,
+        **counts,
     )

@@ -44,9 +44,9 @@ class Source:
     revision: str | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
     """A commit of the hub, so that the data stay what they are."""
     epochs: float | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
-    """How many times its own tokens go into the weighted splits, e.g. 0.5 or 1.5; not beside `share`."""
+    """How many times its own tokens go into the first split, e.g. 0.5 or 1.5; not beside `share`."""
     share: float | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
-    """Its part of the final tokens of the weighted splits, in (0, 1]."""
+    """Its part of the final tokens of the first split, in (0, 1]."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""
@@ -77,9 +77,6 @@ class SplitRecipe:
     """Longer documents are cut here, so that a few long ones do not outweigh many."""
     write: bool = True
     """False keeps the split's documents out of this folder (they are another's)."""
-    weighted: bool | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
-    """Whether the sources' weights hold here; of several splits the first only, if not given: a held-out document
-    counts once."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""
@@ -87,42 +84,6 @@ class SplitRecipe:
         check(self.min_documents >= 1, "min_documents", self.min_documents, "at least 1")
         for name, value in (("max_tokens", self.max_tokens), ("max_document_tokens", self.max_document_tokens)):
             check(value is None or value > 0, name, value, "more than 0")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DuplicatesRecipe:
-    """Which documents count as copies of an earlier one, whatever source it came from."""
-
-    near: float | None = None
-    """Drop a document that agrees with an earlier one to this part or more (Jaccard similarity of runs of `run_words`
-    words and signs, estimated by MinHash); null keeps near copies. 0.8 is usual."""
-    run_words: int = 5
-    """As Penedo et al. 2024 (FineWeb, arXiv 2406.17557, section 3.4)."""
-
-    def __post_init__(self) -> None:
-        """Check the bounds."""
-        check(self.near is None or 0.3 <= self.near < 1, "near", self.near, "a similarity from 0.3 to below 1")
-        check(1 <= self.run_words <= 20, "run_words", self.run_words, "1 to 20")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecontaminateRecipe:
-    """Evaluation texts that must not be in the corpus."""
-
-    against: tuple[Source, ...]
-    """Where they are: sources like any other, one document a question."""
-    gram_words: int = 13
-    """A document that shares a run of this many words with one of them is dropped (Brown et al. 2020, GPT-3,
-    arXiv 2005.14165, appendix C). A shorter text counts as a run of its own length."""
-    least_words: int = 8
-    """Texts shorter than this say nothing, and are counted as skipped (the same appendix)."""
-
-    def __post_init__(self) -> None:
-        """Check the bounds."""
-        check(len(self.against) > 0, "against", self.against, "at least one source")
-        check(self.gram_words >= 2, "gram_words", self.gram_words, "at least 2")
-        fits = 1 <= self.least_words <= self.gram_words
-        check(fits, "least_words", self.least_words, f"1 to gram_words ({self.gram_words})")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,8 +96,12 @@ class PrepareRecipe:
     splits: dict[str, SplitRecipe] = dataclasses.field(default_factory=lambda: {"train": SplitRecipe(share=1.0)})
     min_chars: int = 1
     """Shorter documents are dropped and counted."""
-    duplicates: DuplicatesRecipe = dataclasses.field(default=DuplicatesRecipe(), metadata=WRITTEN_WHEN_SET)
-    decontaminate: DecontaminateRecipe | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    near_copies: float | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
+    """Drop a document that agrees with an earlier one, of whatever source, to this part or more (Jaccard similarity of
+    runs of five words and signs, estimated by MinHash); 0.8 is usual. If not given, exact copies alone are dropped."""
+    decontaminate: tuple[Source, ...] = dataclasses.field(default=(), metadata=WRITTEN_WHEN_SET)
+    """Evaluation texts that must not be in the corpus, one document a question: what shares a run of 13 words with one
+    of them is dropped."""
     max_bad: float = dataclasses.field(default=0.0, metadata=WRITTEN_WHEN_SET)
     """The share of a source's records that may be unreadable; they are counted and the first ones quoted. 0 stops
     at the first; a budget is looked at from the thousandth record on, and at the end of the source. A file that breaks
@@ -144,8 +109,6 @@ class PrepareRecipe:
     max_epochs: float = dataclasses.field(default=4.0, metadata=WRITTEN_WHEN_SET)
     """How often shares may have a source repeated: up to four epochs are nearly as good as new text (Muennighoff
     et al. 2023, arXiv 2305.16264)."""
-    shard_tokens: int = dataclasses.field(default=1 << 26, metadata=WRITTEN_WHEN_SET)
-    """How many tokens one Arrow file holds at most; 67 million are about 140 MB."""
     trained_turns: Literal["assistant", "all"] = dataclasses.field(default="assistant", metadata=WRITTEN_WHEN_SET)
     """Of chats: which turns are trained. Blocks that learnt `all` also find the questions likelier, by which
     `--route auto` knows whose they are; those that learnt the answers alone need not (docs/packs.md)."""
@@ -157,7 +120,8 @@ class PrepareRecipe:
         check(self.min_chars >= 1, "min_chars", self.min_chars, "at least 1")
         check(0 <= self.max_bad < 1, "max_bad", self.max_bad, "a share from 0 to below 1")
         check(self.max_epochs >= 1, "max_epochs", self.max_epochs, "at least 1")
-        check(self.shard_tokens >= self.row_tokens, "shard_tokens", self.shard_tokens, "at least row_tokens")
+        near = self.near_copies
+        check(near is None or 0.3 <= near < 1, "near_copies", near, "a similarity from 0.3 to below 1")
         for name in self.splits:
             check(_SPLIT_NAME.fullmatch(name) is not None, "splits", name, "names of letters, digits, - and _")
         total = sum(split.share for split in self.splits.values())
@@ -169,10 +133,9 @@ class PrepareRecipe:
             check(sum(shares) < 1, "sources", sum(shares), "shares that leave something for the sources without one")
 
     def weights_hold(self, split: str) -> bool:
-        """Whether the sources' weights hold in a split."""
-        said = self.splits[split].weighted
+        """Whether the sources' weights hold in a split: in the first, since a held-out document counts once."""
         weighted = any(source.epochs is not None or source.share is not None for source in self.sources)
-        return weighted and (said if said is not None else split == next(iter(self.splits)))
+        return weighted and split == next(iter(self.splits))
 
     def identity(self) -> str:
         """The digest of what decides on the result: a limit that only stops the work is left out."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -23,10 +24,12 @@ from blockexpand.records import read_record, write_record
 
 # D = documents, A = tokens of them all.
 
+_QUOTED = 5
+"""So many examples of each kind are written down."""
 _DOCUMENT = np.dtype([("length", "i8"), ("num_bytes", "i8"), ("position", "f8"), ("key", "u8")])
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(kw_only=True)
 class SourceState:
     """What became of one source's records so far; with a shard, its record, saved as `<shard>.json`."""
 
@@ -38,12 +41,31 @@ class SourceState:
     """Records of the part that are done with."""
     is_done: bool = False
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    """By the names of `SourceCounts`."""
     examples: tuple[str, ...] = ()
     """Of what was dropped, the first few of each kind."""
     bad: tuple[str, ...] = ()
     """The first few records that could not be read."""
     chain: str = ""
     """Hash over the content of all documents read, in order."""
+
+    def count_read(self, key: int) -> None:
+        """One more document, whose content has this key."""
+        self.count("num_read")
+        said = bytes.fromhex(self.chain) + key.to_bytes(8, "big")
+        self.chain = hashlib.blake2b(said, digest_size=16).hexdigest()
+
+    def count(self, what: str, example: str = "") -> None:
+        """One more of a kind, quoted while there are few."""
+        self.counts[what] = self.counts.get(what, 0) + 1
+        if example and self.counts[what] <= _QUOTED:
+            self.examples += (example,)
+
+    def count_bad(self, why: str) -> None:
+        """One more record that cannot be read."""
+        self.count("num_bad")
+        if len(self.bad) < _QUOTED:
+            self.bad += (why,)
 
 
 class ShardWriter:

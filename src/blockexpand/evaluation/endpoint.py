@@ -100,25 +100,20 @@ class Endpoint:
         if request.stop:
             asked["stop"] = list(request.stop[:_MOST_STOPS])
         start = time.monotonic()
-        said: Any = None
+        client = self._client
         try:
-            said = self._client.chat.completions.create(**asked, extra_headers=self._headers)
-            text = said.choices[0].message.content
-            if not isinstance(text, str):
-                raise TypeError(f"a {type(text).__name__} where text was expected")
+            said: Any = client.chat.completions.create(**asked, extra_headers=self._headers)
         except (openai.OpenAIError, ValueError, RecursionError) as error:
             return Answer(text="", error=self._words(error), seconds=time.monotonic() - start)
-        except (AttributeError, IndexError, TypeError, KeyError) as error:
-            if said is None:
-                raise
-            # The client does not check replies against its own types.
+        seconds = time.monotonic() - start
+        try:  # the client does not check replies against its own types
+            text = _sendable(said.choices[0].message.content)
+            used = [_count(said.usage, name) for name in ("prompt_tokens", "completion_tokens")]
+        except (AttributeError, IndexError, TypeError, KeyError, ValueError) as error:
             why = f"the reply is no chat completion with text ({error}): {str(said)[:120]!r}"
-            return Answer(text="", error=why, seconds=time.monotonic() - start)
+            return Answer(text="", error=why, seconds=seconds)
         return Answer(
-            text=cut_at(_sendable(text), request.stop),
-            prompt_tokens=_count(said.usage, "prompt_tokens"),
-            completion_tokens=_count(said.usage, "completion_tokens"),
-            seconds=time.monotonic() - start,
+            text=cut_at(text, request.stop), prompt_tokens=used[0], completion_tokens=used[1], seconds=seconds
         )
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""`evaluate`: a model on prepared corpora, questions and suites, into a folder of records; and on after a kill.
+"""`evaluate`: a model on prepared corpora and suites, into a folder of records; and on after a kill.
 
 In: a model (a folder, one with packs, an address, or one that no folder holds), what to measure. Out: a folder with
 `blockexpand.json` and the parts of every figure (see `records/evaluation.py`). While suites run, `OUT.partial` holds
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
 from importlib import metadata
@@ -25,7 +24,6 @@ from blockexpand.corpus.rows import Corpus, open_corpus
 from blockexpand.corpus.tokenizer import load_tokenizer, tokenizer_digest
 from blockexpand.digests import digest_file, digest_json
 from blockexpand.errors import EvaluationError
-from blockexpand.evaluation.answers import AnswerTask, answer, score
 from blockexpand.evaluation.harness import SEED, Options, Work, build_work, require_harness
 from blockexpand.evaluation.held_out import document_losses
 from blockexpand.evaluation.routes import Router, count_of, routed_losses
@@ -34,7 +32,6 @@ from blockexpand.families.modules import load_model
 from blockexpand.live.device import choose_device, inference_dtype
 from blockexpand.records import read_json, to_plain, write_json, write_record
 from blockexpand.records.evaluation import (
-    Answered,
     DocumentLosses,
     EvaluationRecord,
     RoutedLoss,
@@ -55,7 +52,6 @@ if TYPE_CHECKING:
     from blockexpand.evaluation.endpoint import Endpoint
 
 _ROWS_PER_PASS = 16
-_MAX_NEW_TOKENS = 24
 _LIBRARIES = ("torch", "transformers", "lm_eval", "datasets", "numpy")
 _CACHE, _IDENTITY = "answers", "evaluation.json"
 
@@ -78,7 +74,11 @@ class Subject:
 
 
 def subject_of(
-    model: str | Path, packs: Sequence[str | Path] = (), dtype: str = "auto", rule: Rule | None = None
+    model: str | Path,
+    packs: Sequence[str | Path] = (),
+    dtype: str = "auto",
+    rule: Rule | None = None,
+    device: str = "auto",
 ) -> Subject:
     """A model in a folder (a run, a hub id, a GGUF file: see `locate_model`), with packs on it.
 
@@ -87,11 +87,13 @@ def subject_of(
         packs: Packs of new blocks to attach.
         dtype: What the weights are loaded as; "auto" is the checkpoint's own (see `inference_dtype`).
         rule: How packs are chosen; none = all are on.
+        device: Where it runs: auto, cpu, or an accelerator of torch's.
 
     Raises:
+        DeviceError: the device is not there.
         EvaluationError: there is a rule, and no pack.
     """
-    folder = locate_model(model)
+    folder, where = locate_model(model), choose_device(device)
     if rule is not None and not packs and not ((folder / RECORD_NAME).is_file() and read_expansion(folder).packs):
         raise EvaluationError(
             f"{model} has no packs to choose among; expected a folder that `pack attach` wrote, or packs beside the "
@@ -104,17 +106,16 @@ def subject_of(
         return digest_json([base, *({f.name: digest_file(f) for f in some} for some in files)]) if packs else base
 
     def load() -> PreTrainedModel:
-        where = choose_device()
-        kind, device = inference_dtype(cast(Any, dtype), folder, where), str(where)
+        kind, place = inference_dtype(cast(Any, dtype), folder, where), str(where)
         if packs:
             from blockexpand.packs import load_with_packs
 
-            return load_with_packs(folder, packs, kind, device)
+            return load_with_packs(folder, packs, kind, place)
         if rule is not None:
             from blockexpand.packs import load_attached
 
-            return load_attached(folder, kind, device)
-        return cast("PreTrainedModel", load_model(folder, dtype=kind, device=device))
+            return load_attached(folder, kind, place)
+        return cast("PreTrainedModel", load_model(folder, dtype=kind, device=place))
 
     name = " + ".join(map(str, [model, *packs]))
     return Subject(name=name, tokenizer=folder, digest=digest, load=load, rule=rule)
@@ -135,7 +136,6 @@ def evaluate(
     data: Mapping[str, str | Path],
     out: str | Path,
     *,
-    tasks: Sequence[AnswerTask] = (),
     suites: Sequence[SuiteFile] = (),
     options: Options | None = None,
     split: str = "test",
@@ -148,7 +148,6 @@ def evaluate(
         model: A model's folder (or what else `locate_model` takes), or a subject that no folder holds.
         data: Prepared folders by name, e.g. {"general": .., "code": ..}.
         out: The folder of records to write.
-        tasks: Questions with checkable answers, asked through the chat template.
         suites: Benchmarks, see `load_suites`.
         options: How suites are run, and how much of everything.
         split: Which split of the prepared folders.
@@ -160,8 +159,8 @@ def evaluate(
         LiveError: the model cannot be loaded.
         StagingError: `out` is taken.
     """
-    if not data and not tasks and not suites:
-        raise EvaluationError("nothing to measure: give at least one corpus (--data name=folder), tasks or a suite")
+    if not data and not suites:
+        raise EvaluationError("nothing to measure: give at least one corpus (--data name=folder) or a suite")
     options = options or Options()
     if suites:
         require_harness()
@@ -178,12 +177,10 @@ def evaluate(
     partial = _partial(Path(out), identity, resume, overwrite) if suites else contextlib.nullcontext(None)
     with partial as cache, staged_folder(Path(out), overwrite) as staged:
         run = _Run(subject, options, split)
-        losses, answers = run.losses(corpora), run.answers(tasks)
+        losses = run.losses(corpora)
         scores, samples = run.suites(works, cache)
         for name, one in losses.items():
             np.savez(staged / f"losses-{name}.npz", nats=one.nats_M, tokens=one.tokens_M)
-        lines = (json.dumps(to_plain(one), ensure_ascii=False) for one in answers)
-        (staged / "answers.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         for name, some in samples.items():
             write_samples(staged, name, some)
         splits = {name: corpus.record.splits[split] for name, corpus in corpora.items()}
@@ -194,12 +191,11 @@ def evaluate(
             model_digest=digest,
             held_out={name: one.summary(sizes[name]) for name, one in losses.items()},
             corpora={name: one.digest for name, one in splits.items()},
-            answers=score(answers) if answers else None,
             versions=_versions(),
             dtype=run.dtype,
             limit=options.limit,
             suites=run.results(scores) if works else None,
-            routing=run.routing(answers, samples),
+            routing=run.routing(samples),
         )
         write_record(staged / RECORD_NAME, record)
     return record
@@ -237,10 +233,6 @@ class _Run:
             else:
                 found[name], self._routed[name] = routed_losses(self._router, rows, _ROWS_PER_PASS, title)
         return found
-
-    def answers(self, tasks: Sequence[AnswerTask]) -> list[Answered]:
-        """To questions with checkable answers."""
-        return answer(*self._loaded(), tasks[: self._options.limit], _MAX_NEW_TOKENS, self._router) if tasks else []
 
     def suites(self, works: Sequence[Work], cache: Path | None) -> tuple[dict[str, TaskScore], dict[str, list[Sample]]]:
         """By the harness. Where packs are chosen nothing is cached: a question's choices are routed together."""
@@ -283,14 +275,13 @@ class _Run:
             stride_tokens=stride,
         )
 
-    def routing(self, answers: Sequence[Answered], samples: Mapping[str, Sequence[Sample]]) -> Routing | None:
+    def routing(self, samples: Mapping[str, Sequence[Sample]]) -> Routing | None:
         """How packs were chosen, where they were."""
         if self._router is None:
             return None
         return dataclasses.replace(
             self._router.record(),
             held_out=self._routed,
-            answers=count_of([one.route for one in answers]),
             suites={name: count_of([one.route for one in some]) for name, some in samples.items()},
         )
 

@@ -72,7 +72,9 @@ def count_of(routes: Sequence[str | None]) -> dict[str, int]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Piece:
+class Piece:
+    """A piece's losses under every candidate."""
+
     document: int
     trained_L: np.ndarray
     losses: dict[Names, np.ndarray]
@@ -81,36 +83,16 @@ class _Piece:
 
 def routed_losses(router: Router, rows: TokenRows, rows_per_pass: int, title: str) -> tuple[DocumentLosses, RoutedLoss]:
     """The cross-entropies of every document of a split, each piece with the packs that its prompt asks for."""
-    (found,) = routed_among(router, rows, rows_per_pass, title, [router.sets])
-    return found.losses, found.figures
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Routed:
-    """A split under the packs that were chosen from one menu."""
-
-    losses: DocumentLosses
-    """Of the documents that have a trained token, by their number."""
-    figures: RoutedLoss
-    names_M: tuple[Names, ...]
-    """What the first piece of each of these documents was given; the base, where nothing was chosen."""
-
-
-def routed_among(
-    router: Router, rows: TokenRows, rows_per_pass: int, title: str, menus: Sequence[Sequence[Names]]
-) -> list[Routed]:
-    """As `routed_losses` for several menus, each some of the router's sets and the base: every set runs but once."""
-    tallies = [_Tally(router.rule, menu) for menu in menus]
+    tally = Tally(router.rule, router.sets)
     with bar(title, rows.num_rows * rows.row_tokens, "tokens") as progress:
         for chosen in batches(rows.num_rows, rows_per_pass):
             for piece in _pieces(router, rows, chosen):
-                for tally in tallies:
-                    tally.add(piece)
+                tally.add(piece)
             progress.advance(len(chosen) * rows.row_tokens)
-    return [tally.found() for tally in tallies]
+    return tally.losses(), tally.figures()
 
 
-def _pieces(router: Router, rows: TokenRows, chosen: np.ndarray) -> Iterator[_Piece]:
+def _pieces(router: Router, rows: TokenRows, chosen: np.ndarray) -> Iterator[Piece]:
     """The pieces of some rows, with the losses of all their tokens but the first."""
     device = next(router.model.parameters()).device
     trained_NT, positions_NT = rows.trained_NT(chosen), rows.positions_NT(chosen)
@@ -126,7 +108,7 @@ def _pieces(router: Router, rows: TokenRows, chosen: np.ndarray) -> Iterator[_Pi
         start = 0
         for length, document in zip(some, documents, strict=True):
             cut = slice(at, at + length - 1)
-            yield _Piece(
+            yield Piece(
                 document=document,
                 trained_L=trained_NT[number, start + 1 : start + length],
                 losses={names: value[cut] for names, value in losses.items()},
@@ -134,37 +116,26 @@ def _pieces(router: Router, rows: TokenRows, chosen: np.ndarray) -> Iterator[_Pi
             at, start = cut.stop, start + length
 
 
-class _Tally:
-    """Chooses for pieces from one menu and adds up."""
+class Tally:
+    """Chooses for pieces among some sets of packs, and adds up."""
 
-    def __init__(self, rule: Rule, menu: Sequence[Names]) -> None:
-        self._rule, self._menu = rule, tuple(menu)
+    def __init__(self, rule: Rule, sets: Sequence[Names]) -> None:
+        """Nothing yet."""
+        self._rule, self._sets = rule, sets
         self._chosen: list[str] = []
         self._num_short = self._num_tokens = 0
-        self._sums = {ROUTED: 0.0, **{name_of(names): 0.0 for names in menu}}
-        self._nats: dict[int, float] = {}
-        self._tokens: dict[int, int] = {}
-        self._names: dict[int, Names] = {}
+        self._sums = {ROUTED: 0.0, **{name_of(names): 0.0 for names in sets}}
+        self._documents: dict[int, tuple[float, int]] = {}
 
-    def add(self, piece: _Piece) -> None:
+    def add(self, piece: Piece) -> None:
         """Choose for one more piece."""
-        names, found_L = self._choose(piece)
-        number = piece.document
-        self._nats[number] = self._nats.get(number, 0.0) + float(found_L[piece.trained_L].sum())
-        self._tokens[number] = self._tokens.get(number, 0) + int(piece.trained_L.sum())
-        self._names.setdefault(number, names)
+        found_L = self._choose(piece)
+        nats, tokens = self._documents.get(piece.document, (0.0, 0))
+        nats, tokens = nats + float(found_L[piece.trained_L].sum()), tokens + int(piece.trained_L.sum())
+        self._documents[piece.document] = nats, tokens
 
-    def found(self) -> Routed:
-        """Over all pieces."""
-        order = sorted(document for document, count in self._tokens.items() if count)
-        losses = DocumentLosses(
-            nats_M=np.array([self._nats[d] for d in order]),
-            tokens_M=np.array([self._tokens[d] for d in order], dtype=np.int64),
-        )
-        return Routed(losses=losses, figures=self._figures(), names_M=tuple(self._names[d] for d in order))
-
-    def _choose(self, piece: _Piece) -> tuple[Names, np.ndarray]:
-        """The packs, and the losses that count, float64 [L]."""
+    def _choose(self, piece: Piece) -> np.ndarray:
+        """The losses that count, float64 [L]."""
         first = int(piece.trained_L.argmax()) if len(piece.trained_L) else 0
         end = first or self._rule.prompt_tokens - 1
         begin = max(0, end - (self._rule.prompt_tokens - 1))
@@ -172,18 +143,27 @@ class _Tally:
         after_L[:end] = False
         if not after_L.any():
             self._num_short += int(piece.trained_L.any())
-            return BASE, piece.losses[BASE]
-        nats = {names: float(piece.losses[names][begin:end].mean()) for names in self._menu}
+            return piece.losses[BASE]
+        nats = {names: float(piece.losses[names][begin:end].mean()) for names in self._sets}
         names = choose(nats, self._rule.evidence / (end - begin))
         found_L = np.concatenate([piece.losses[BASE][:end], piece.losses[names][end:]])
         self._chosen.append(name_of(names))
         self._num_tokens += int(after_L.sum())
         self._sums[ROUTED] += float(found_L[after_L].sum())
-        for candidate in self._menu:
+        for candidate in self._sets:
             self._sums[name_of(candidate)] += float(piece.losses[candidate][after_L].sum())
-        return names, found_L
+        return found_L
 
-    def _figures(self) -> RoutedLoss:
+    def losses(self) -> DocumentLosses:
+        """Of the documents that have a trained token, by their number."""
+        found = [self._documents[number] for number in sorted(self._documents) if self._documents[number][1]]
+        return DocumentLosses(
+            nats_M=np.array([nats for nats, _ in found]),
+            tokens_M=np.array([tokens for _, tokens in found], dtype=np.int64),
+        )
+
+    def figures(self) -> RoutedLoss:
+        """What was chosen, and what each candidate would have given after the same prompts."""
         count = self._num_tokens
         return RoutedLoss(
             chosen=count_of(self._chosen),

@@ -9,16 +9,14 @@ csv files, `<task>.zip`. Refused: an empty split, rows without the columns that 
 from __future__ import annotations
 
 import csv
-import functools
-import gzip
 import io
-import json
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from blockexpand.errors import EvaluationError
+from blockexpand.corpus.files import Bad, file_rows
+from blockexpand.errors import CorpusError, EvaluationError
 
 Row = dict[str, Any]
 
@@ -41,30 +39,28 @@ def local_file(folder: Path, task: str, split: str) -> Path | None:
 
 
 def read_rows(path: Path, split: str = "") -> list[Row]:
-    """The rows of a local file; not to be changed, since whoever asks again gets the same.
+    """The rows of a local file.
 
     Raises:
         EvaluationError: it cannot be read as what its ending says, or holds no row.
     """
-    found = path.stat()
-    return _rows_of(path, split, found.st_mtime_ns, found.st_size)
-
-
-@functools.lru_cache(maxsize=4)  # 57 parts of MMLU come from one file
-def _rows_of(path: Path, split: str, modified: int, size: int) -> list[Row]:
-    del modified, size
-    endings = sorted(_READERS, key=len, reverse=True)
-    ending = next((ending for ending in endings if path.name.endswith(ending)), ARCHIVE)
+    rows: list[Any] = []
     try:
-        rows = _archived(path, split) if ending == ARCHIVE else _READERS[ending](path)
-    except (ValueError, OSError, EOFError, csv.Error, zipfile.BadZipFile) as error:
-        why = " ".join(str(error).split())[:200]
+        if path.suffix == ARCHIVE:
+            rows = _archived(path, split)
+        elif path.suffix == ".txt":
+            rows = _pieces(path)
+        else:
+            for place, row in file_rows(path):
+                if isinstance(row, Bad) or not isinstance(row, dict):
+                    said = row.why if isinstance(row, Bad) else f"{place} is {str(row)[:60]!r}"
+                    raise CorpusError(f"{said}; expected a mapping of columns")
+                rows.append(row)
+    except (ValueError, OSError, CorpusError, csv.Error, zipfile.BadZipFile) as error:
+        why = " ".join(str(error).split())[:300]
         raise EvaluationError(f"{path} cannot be read: {why}; expected rows of data as its ending says") from None
     if not rows:
         raise EvaluationError(f"{path} is empty: a split needs at least one row; bring the whole file")
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise EvaluationError(f"{path}, row {number + 1} is {str(row)[:60]!r}; expected a mapping of columns")
     return rows
 
 
@@ -126,33 +122,6 @@ def _archived(path: Path, split: str) -> list[Row]:
     return rows
 
 
-def _json_lines(path: Path) -> list[Row]:
-    text = gzip.decompress(path.read_bytes()).decode() if path.name.endswith(".gz") else path.read_text("utf-8")
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
-
-
-def _json_list(path: Path) -> list[Row]:
-    rows = json.loads(path.read_text("utf-8"))
-    if not isinstance(rows, list):
-        raise ValueError(f"a {type(rows).__name__} where a list was expected")
-    return rows
-
-
-def _table(path: Path) -> list[Row]:
-    csv.field_size_limit(1 << 30)
-    with open(path, encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream, delimiter="\t" if path.suffix == ".tsv" else ","))
-
-
-def _parquet(path: Path) -> list[Row]:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        return parquet.read_table(path).to_pylist()
-    except ArrowException as error:
-        raise ValueError(str(error)) from None
-
-
 def _pieces(path: Path) -> list[Row]:
     pieces, part, length = [], [], 0
     for line in path.read_text("utf-8").splitlines(keepends=True):
@@ -164,14 +133,3 @@ def _pieces(path: Path) -> list[Row]:
     if "".join(part).strip():
         pieces.append({"text": "".join(part)})
     return pieces
-
-
-_READERS = {
-    ".jsonl": _json_lines,
-    ".jsonl.gz": _json_lines,
-    ".json": _json_list,
-    ".csv": _table,
-    ".tsv": _table,
-    ".parquet": _parquet,
-    ".txt": _pieces,
-}

@@ -19,7 +19,6 @@ from blockexpand.records import check
 from blockexpand.records.budget import BudgetStatement, say_budget
 from blockexpand.records.evaluation import (
     Difference,
-    Evaluation,
     Flips,
     Sample,
     Side,
@@ -69,7 +68,7 @@ def check_comparable(folder: Path, corpora: Mapping[str, str], tasks: Mapping[st
         EvaluationError: they are of other documents, another version or limit, or have nothing in common with it.
     """
     record = read_evaluation(folder).record
-    theirs = record.suites.tasks if record.suites else {}
+    theirs = {name: one.suite_version for name, one in record.suites.tasks.items()} if record.suites else {}
     for name in corpora.keys() & record.corpora.keys():
         if corpora[name] != record.corpora[name]:
             raise EvaluationError(
@@ -77,14 +76,14 @@ def check_comparable(folder: Path, corpora: Mapping[str, str], tasks: Mapping[st
                 f"{record.corpora[name][:19]}...); expected the same documents; evaluate both on one corpus"
             )
     for name in tasks.keys() & theirs.keys():
-        if tasks[name] != theirs[name].suite_version:
+        if tasks[name] != theirs[name]:
             raise EvaluationError(
-                f"{name}: the suite has version {tasks[name]}, {folder} was measured with "
-                f"{theirs[name].suite_version}; evaluate both with one version"
+                f"{name}: the suite has version {tasks[name]}, {folder} was measured with {theirs[name]}; evaluate "
+                "both with one version"
             )
     if limit != record.limit:
         raise EvaluationError(f"--limit is {limit}, {folder} was measured with {record.limit}; evaluate both with one")
-    if (corpora or tasks) and not (corpora.keys() & record.corpora.keys() or tasks.keys() & theirs.keys()):
+    if not (corpora.keys() & record.corpora.keys() or tasks.keys() & theirs.keys()):
         known = ", ".join([*record.corpora, *theirs]) or "nothing of the kind"
         raise EvaluationError(
             f"{folder} has nothing in common with {', '.join([*corpora, *tasks])}: it has {known}; measure the same"
@@ -98,27 +97,15 @@ def compare_records(ours: str | Path, theirs: str | Path) -> dict[str, Differenc
         EvaluationError: they were not measured on the same samples in the same way, or share nothing.
     """
     a, b = read_evaluation(ours), read_evaluation(theirs)
-    if a.record.limit != b.record.limit:
-        raise EvaluationError(
-            f"{ours} was measured with --limit {a.record.limit}, {theirs} with {b.record.limit}; measure both with one"
-        )
+    mine, other = (one.record.suites.tasks if one.record.suites else {} for one in (a, b))
+    versions = {name: one.suite_version for name, one in mine.items()}
+    check_comparable(Path(theirs), a.record.corpora, versions, a.record.limit)
     found: dict[str, Difference] = {}
     for name in sorted(a.losses.keys() & b.losses.keys()):
-        if a.record.corpora[name] != b.record.corpora[name]:
-            raise EvaluationError(
-                f"{ours} and {theirs} were measured on different documents of {name!r} "
-                f"({a.record.corpora[name][:19]}..., {b.record.corpora[name][:19]}...); evaluate both on one corpus"
-            )
         pairs = a.losses[name].nats_M, b.losses[name].nats_M, a.losses[name].tokens_M.astype(float)
         found[name] = _difference(side_of_corpus(name), "nats/token", pairs)
-    if (answers := _answers(a, b)) is not None:
-        found["answers"] = answers
-    if a.record.suites and b.record.suites:
-        for name in sorted(a.record.suites.tasks.keys() & b.record.suites.tasks.keys()):
-            scores = a.record.suites.tasks[name], b.record.suites.tasks[name]
-            found[name] = _task(name, scores, (Path(ours), Path(theirs)))
-    if not found:
-        raise EvaluationError(f"{ours} and {theirs} have no task and no corpus in common; evaluate both on the same")
+    for name in sorted(mine.keys() & other.keys()):
+        found[name] = _task(name, (mine[name], other[name]), (Path(ours), Path(theirs)))
     return found
 
 
@@ -148,14 +135,6 @@ def _difference(
     )
 
 
-def _answers(a: Evaluation, b: Evaluation) -> Difference | None:
-    if not a.answered or [one.prompt for one in a.answered] != [one.prompt for one in b.answered]:
-        return None
-    rights = [np.array([float(one.right) for one in some.answered]) for some in (a, b)]
-    flips = flips_of(rights[0], rights[1], np.zeros(len(rights[0])))
-    return _difference(None, "share", (rights[0], rights[1], np.ones(len(rights[0]))), flips=flips)
-
-
 def flips_of(ours_M: np.ndarray, theirs_M: np.ndarray, chance_M: np.ndarray) -> Flips:
     """What was right before and is wrong now, and the reverse, and how much of either guessing alone would give.
 
@@ -176,8 +155,8 @@ def flips_of(ours_M: np.ndarray, theirs_M: np.ndarray, chance_M: np.ndarray) -> 
 
 def _task(name: str, scores: tuple[TaskScore, TaskScore], folders: tuple[Path, Path]) -> Difference:
     ours = scores[0]
-    same = [(one.suite_version, one.metric, one.shots, one.mean) for one in scores]
-    for field, one, other in zip(("suite_version", "metric", "shots", "mean"), *same, strict=True):
+    same = [(one.metric, one.shots, one.mean) for one in scores]
+    for field, one, other in zip(("metric", "shots", "mean"), *same, strict=True):
         if one != other:
             raise EvaluationError(
                 f"{name}: {folders[0]} has {field} {one!r}, {folders[1]} has {other!r}; evaluate both in the same way"

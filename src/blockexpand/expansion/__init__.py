@@ -1,8 +1,8 @@
 """A base checkpoint becomes a plan, a deeper checkpoint, and the proof that it is the same model."""
 
 from blockexpand.expansion.cost import backward_flops, forward_flops
-from blockexpand.expansion.deeper_config import Rewrite, base_entries, live_entries, rewrite, stack_entries, unsayable
-from blockexpand.expansion.diagram import draw, draw_rich
+from blockexpand.expansion.deeper_config import Rewrite, base_entries, rewrite, stack_entries, unsayable
+from blockexpand.expansion.diagram import draw
 from blockexpand.expansion.expander import expand
 from blockexpand.expansion.planner import Combined, check_fit, combine, combine_in_memory, plan
 from blockexpand.expansion.proof import verify
@@ -18,11 +18,9 @@ __all__ = [
     "combine",
     "combine_in_memory",
     "draw",
-    "draw_rich",
     "expand",
     "forward_flops",
     "layout_digest",
-    "live_entries",
     "plan",
     "rewrite",
     "stack_entries",

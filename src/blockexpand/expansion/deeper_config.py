@@ -101,8 +101,7 @@ def _apply(rule: PerLayer, config: dict[str, Any], depth: int, sources: Sequence
         case Repeats():
             return _rewrite_repeats(rule, config, depth, sources)
         case _:
-            found = solve(rule, config, depth, sources)
-            return None if found is None else Rewrite(changes=found.changes, before=found.before)
+            return solve(rule, config, depth, sources)
 
 
 def _copied(key: str, kinds: list[Any], sources: Sequence[int]) -> Rewrite:
@@ -219,17 +218,10 @@ def _rewrite_repeats(rule: Repeats, config: dict[str, Any], depth: int, sources:
     )
 
 
-def live_entries(family: Family, plan: Plan, config: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a base in memory that change when it becomes deeper, by their names among the text settings.
-
-    Raises:
-        PlanError: the config speaks of another number of blocks than it has, or cannot state such a stack.
-    """
-    return stack_entries(family, config, plan.sources)
-
-
 def stack_entries(family: Family, config: dict[str, Any], sources: Sequence[int]) -> dict[str, Any]:
-    """The same for a stack whose block i has the kind of the base's block `sources[i]`.
+    """The entries that change when a base in memory gets a stack whose block i has the kind of its block `sources[i]`.
+
+    They are named as among the text settings.
 
     Raises:
         PlanError: the config speaks of another number of blocks than it has, or cannot state such a stack.
@@ -273,16 +265,6 @@ def _by_block(rule: PerLayer) -> tuple[str, ...]:
 Formula = First | Every | Between
 
 
-@dataclass(frozen=True, kw_only=True)
-class Solution:
-    """Numbers, and what they are in force in the base."""
-
-    changes: dict[str, int]
-    """New values of the numbers that change."""
-    before: dict[str, int]
-    """What these are in the base."""
-
-
 def whole(config: dict[str, Any], key: str, default: int) -> int:
     """A whole number of the config; missing and null mean the class's default.
 
@@ -297,7 +279,7 @@ def whole(config: dict[str, Any], key: str, default: int) -> int:
     return value
 
 
-def solve(rule: Formula, config: dict[str, Any], depth: int, sources: Sequence[int]) -> Solution | None:
+def solve(rule: Formula, config: dict[str, Any], depth: int, sources: Sequence[int]) -> Rewrite | None:
     """The numbers for the deeper stack, the base's own where they will do; None when there are none.
 
     Raises:
@@ -309,7 +291,7 @@ def solve(rule: Formula, config: dict[str, Any], depth: int, sources: Sequence[i
     for candidate in _candidates(rule, numbers, depth, wanted):
         if _kinds(rule, candidate, len(sources)) == wanted:
             changed = {key: value for key, value in candidate.items() if value != numbers[key]}
-            return Solution(changes=changed, before={key: numbers[key] for key in changed})
+            return Rewrite(changes=changed, before={key: numbers[key] for key in changed})
     return None
 
 

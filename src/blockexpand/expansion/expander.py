@@ -30,9 +30,9 @@ from blockexpand.checkpoint import (
     zeros,
 )
 from blockexpand.errors import ExpansionError
-from blockexpand.expansion.agreement import refuse_untied
 from blockexpand.expansion.planner import check_fit
 from blockexpand.expansion.proof import prove_checkpoints
+from blockexpand.expansion.survey import refuse_untied
 from blockexpand.families import Family, family_for, with_entries
 from blockexpand.progress import say
 from blockexpand.records import write_record

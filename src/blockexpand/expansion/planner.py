@@ -16,7 +16,7 @@ from blockexpand.checkpoint import Checkpoint, hub_name, open_checkpoint
 from blockexpand.digests import digest_json
 from blockexpand.errors import ExpansionError, PlanError, nearest
 from blockexpand.expansion.cost import cost
-from blockexpand.expansion.deeper_config import Rewrite, rewrite, unsayable
+from blockexpand.expansion.deeper_config import rewrite, unsayable
 from blockexpand.expansion.placement import place
 from blockexpand.expansion.survey import Survey, started, survey
 from blockexpand.families import Family, with_entries
@@ -78,13 +78,7 @@ def plan(
         init=init,
         config_changes=result.changes,
         config_before=result.before,
-        notes=(
-            *_about_family(facts.family),
-            *result.notes,
-            *_notes(new_blocks),
-            *_about_gains(kinds),
-            *_about_code(checkpoint.config),
-        ),
+        notes=(*result.notes, *_notes(facts, checkpoint, kinds, new_blocks)),
         cost=cost(facts, checkpoint.config, sources, positions),
     )
 
@@ -103,7 +97,7 @@ def _base_facts(checkpoint: Checkpoint, facts: Survey) -> BaseFacts:
     )
 
 
-def _sources(depth: int, insertions: Sequence[Insertion]) -> list[int]:
+def _sources(depth: int, insertions: Sequence[Insertion | NewBlock]) -> list[int]:
     """For each block of the new stack, the old block whose kind it has."""
     sources: list[int] = []
     for old in range(-1, depth):
@@ -148,51 +142,38 @@ def _requests(depth: int, count: int) -> list[tuple[str, int]]:
     return [*interleaved, ("suffix", 1), ("prefix", 1)]
 
 
-def _notes(new_blocks: Sequence[NewBlock]) -> tuple[str, ...]:
-    """What the placement itself has to say."""
-    lowest = [block.id for block in new_blocks if block.after < 0]
-    if not lowest:
-        return ()
-    # Measured: docs/proof.md, "Where a step is dangerous".
-    return (
-        f"{', '.join(lowest)} below the first block, where a trained model's residual stream is small: one AdamW step "
-        "at lr 1e-5 moved a trained 8-block model by 0.2 nats a token from there, and by 1e-7 from anywhere else; "
-        "train such blocks with a far smaller learning rate",
-    )
-
-
-def _about_family(family: Family) -> tuple[str, ...]:
-    """What is to be said of a family that has no file."""
-    if not family.discovered:
-        return ()
-    return (
-        f"family {family.name}: no file; found by structure; the proof decides: a tiny random model of it with silent "
-        "copies of its blocks was the same function bit for bit, and expand always runs the whole proof on this one",
-    )
-
-
-def _about_gains(kinds: Sequence[BlockKind]) -> tuple[str, ...]:
-    """What is to be said of new blocks that are silent through their norms' gains."""
+def _notes(facts: Survey, checkpoint: Checkpoint, kinds: Sequence[BlockKind], blocks: Sequence[NewBlock]) -> list[str]:
+    """What is to be said of such a base, and of new blocks at such places."""
+    notes = []
+    if facts.family.discovered:
+        notes.append(
+            f"family {facts.family.name}: no file; found by structure; the proof decides: a tiny random model of it "
+            "with silent copies of its blocks was the same function bit for bit, and expand always runs the whole "
+            "proof on this one"
+        )
+    lowest = [block.id for block in blocks if block.after < 0]
+    if lowest:
+        # Measured: docs/proof.md, "Where a step is dangerous".
+        notes.append(
+            f"{', '.join(lowest)} below the first block, where a trained model's residual stream is small: one AdamW "
+            "step at lr 1e-5 moved a trained 8-block model by 0.2 nats a token from there, and by 1e-7 from anywhere "
+            "else; train such blocks with a far smaller learning rate"
+        )
     gains = sorted({t.tail for kind in kinds for t in kind.tensors if t.starts in SILENT and len(t.shape) == 1})
     norms = [tail for tail in gains if tail.endswith("norm.weight")]
-    if not norms:
-        return ()
-    # Measured: docs/log.md, 2026-11-25, "starts and rates of new blocks".
-    return (
-        f"a norm stands behind each branch, so new blocks are silent through its gains ({', '.join(norms)}), which "
-        "learn slowly from there: train them ten times as fast (optimizer.writer_lr_scale: 10), and the projections "
-        "before them eight times (optimizer.lr_scales)",
-    )
-
-
-def _about_code(config: dict[str, Any]) -> tuple[str, ...]:
-    """What is to be said of a model that names code of its own."""
-    if not config.get("auto_map"):
-        return ()
-    return (
-        "config.json names the code the model was published with (auto_map), which is never run here: plan and proof "
-        "are about transformers' own class",
-    )
+    if norms:
+        # Measured: docs/log.md, 2026-11-25, "starts and rates of new blocks".
+        notes.append(
+            f"a norm stands behind each branch, so new blocks are silent through its gains ({', '.join(norms)}), which "
+            "learn slowly from there: train them ten times as fast (optimizer.writer_lr_scale: 10), and the "
+            "projections before them eight times (optimizer.lr_scales)"
+        )
+    if checkpoint.config.get("auto_map"):
+        notes.append(
+            "config.json names the code the model was published with (auto_map), which is never run here: plan and "
+            "proof are about transformers' own class"
+        )
+    return notes
 
 
 def check_fit(plan: Plan, checkpoint: Checkpoint) -> None:
@@ -251,22 +232,12 @@ def combine(base: Checkpoint, plans: Sequence[Plan]) -> Combined:
     Raises:
         PlanError: they start new blocks in different ways, or the base's config cannot state the stack.
     """
-    assert plans, "there is a plan to combine"
-    _check_inits(plans)
-    blocks, ids = _merged(plans)
-    if len(plans) == 1:
-        return Combined(plan=plans[0], ids=ids)
     facts = survey(base)
-    sources = _sources(facts.depth, blocks)
-    rewritten = rewrite(facts.family, base.config, sources)
-    kinds = started(facts.kinds, plans[0].init)
-    plan = dataclasses.replace(
-        _joint(plans[0], blocks, rewritten),
-        block=kinds[0].tensors if len(kinds) == 1 else (),
-        kinds=kinds if len(kinds) > 1 else (),
-        cost=cost(facts, base.config, sources, tuple(block.position for block in blocks)),
-    )
-    return Combined(plan=plan, ids=ids)
+    combined = combine_in_memory(facts.family, base.config, plans)
+    if len(plans) == 1:
+        return combined
+    whole = cost(facts, base.config, combined.plan.sources, combined.plan.new_positions)
+    return dataclasses.replace(combined, plan=dataclasses.replace(combined.plan, cost=whole))
 
 
 def combine_in_memory(family: Family, config: dict[str, Any], plans: Sequence[Plan]) -> Combined:
@@ -275,24 +246,26 @@ def combine_in_memory(family: Family, config: dict[str, Any], plans: Sequence[Pl
     Raises:
         PlanError: the plans start new blocks in different ways, or the config cannot state the stack.
     """
-    _check_inits(plans)
+    assert plans, "there is a plan to combine"
+    inits = sorted({plan.init for plan in plans})
+    if len(inits) > 1:
+        raise PlanError(
+            f"new blocks that start with init {' and '.join(map(repr, inits))} cannot be in one plan; expected one; "
+            "leave one of them out"
+        )
     blocks, ids = _merged(plans)
     if len(plans) == 1:
         return Combined(plan=plans[0], ids=ids)
     rewritten = rewrite(family, config, _sources(plans[0].base.num_blocks, blocks))
-    return Combined(plan=_joint(plans[0], blocks, rewritten), ids=ids)
-
-
-def _joint(first: Plan, blocks: tuple[NewBlock, ...], rewritten: Rewrite) -> Plan:
-    """The first plan with other blocks."""
-    return dataclasses.replace(
-        first,
+    joint = dataclasses.replace(
+        plans[0],
         placement=Placement(kind="explicit", per_group=1, group_sizes=()),
         new_blocks=blocks,
         config_changes=rewritten.changes,
         config_before=rewritten.before,
         notes=rewritten.notes,
     )
+    return Combined(plan=joint, ids=ids)
 
 
 def _merged(plans: Sequence[Plan]) -> tuple[tuple[NewBlock, ...], tuple[dict[str, str], ...]]:
@@ -305,12 +278,3 @@ def _merged(plans: Sequence[Plan]) -> tuple[tuple[NewBlock, ...], tuple[dict[str
     for (block, at), combined in zip(ordered, blocks, strict=True):
         ids[at][block.id] = combined.id
     return blocks, ids
-
-
-def _check_inits(plans: Sequence[Plan]) -> None:
-    inits = sorted({plan.init for plan in plans})
-    if len(inits) > 1:
-        raise PlanError(
-            f"new blocks that start with init {' and '.join(map(repr, inits))} cannot be in one plan; expected one; "
-            "leave one of them out"
-        )

@@ -67,7 +67,7 @@ def verify(
 
     Raises:
         PlanError: `out` has no record.
-        ExpansionError: its plan is for another base, or the memory is too little for one block.
+        ExpansionError: its plan is for another base, or the models cannot be run.
     """
     checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base)
     record = read_expansion(out)

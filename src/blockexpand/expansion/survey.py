@@ -1,40 +1,34 @@
 """Does this checkpoint hold the model its config describes? What does one block of it consist of?
 
-In: an opened checkpoint. Out: a frozen `Survey`. Refused: tensors the family does not have, by name; a number
-of blocks in the weights that is not the config's; blocks of one kind that differ from each other; weights that
-are not floats. No tensor's bytes are read.
+In: an opened checkpoint. Out: a frozen `Survey`. Refused: tensors the family does not have, by name; a number of blocks
+in the weights that is not the config's; blocks of one kind that differ from each other; weights that are not floats;
+numbers in the config that no model can have (NaN, no heads), and tensors of other sizes than its entries give: which
+entry gives which size is data (`families/data/common.toml`). No tensor's bytes are read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from blockexpand.checkpoint import Checkpoint, TensorEntry
+from blockexpand.checkpoint import Checkpoint, TensorEntry, compare_tensors
 from blockexpand.digests import digest_json
 from blockexpand.errors import PlanError, nearest
-from blockexpand.expansion.agreement import check_numbers, check_shapes, place_of
-from blockexpand.families import Choice, Family, family_for, is_fp8, matches_any, missing_number, tail_matches
+from blockexpand.families import Family, family_for, is_fp8, known_shapes, matches_any, missing_number, tail_matches
 from blockexpand.records.plan import BlockKind, BlockTensor, Init
 from blockexpand.units import FLOATS
 
 _SPELLED = 8
 """How many block indices an error lists."""
 _FP8 = "F8_E4M3"
-
-# What files of quantised weights have beside, or instead of, `weight`; some lack the config entry that says so.
-_QUANTISED = {
-    "qweight": "GPTQ or AWQ", "qzeros": "GPTQ or AWQ", "g_idx": "GPTQ", "scales": "GPTQ, AWQ or MLX", "biases": "MLX",
-    "absmax": "bitsandbytes", "quant_map": "bitsandbytes", "nested_absmax": "bitsandbytes",
-    "nested_quant_map": "bitsandbytes", "bitsandbytes": "bitsandbytes", "SCB": "bitsandbytes",
-    "weight_format": "bitsandbytes", "weight_packed": "compressed-tensors", "weight_shape": "compressed-tensors",
-    "weight_zero_point": "compressed-tensors", "weight_scale": "compressed-tensors or ModelOpt",
-    "weight_scale_2": "ModelOpt", "input_scale": "compressed-tensors or ModelOpt", "weight_scales": "EETQ",
-    "W_q": "HQQ", "gate_up_proj_blocks": "MXFP4", "gate_up_proj_scales": "MXFP4", "down_proj_blocks": "MXFP4",
-    "down_proj_scales": "MXFP4",
-}  # fmt: skip
+_HEADS, _KEY_HEADS = "num_attention_heads", "num_key_value_heads"
+_COUNTS = (_HEADS, _KEY_HEADS, "hidden_size", "intermediate_size", "vocab_size", "head_dim", "num_experts")
+_GATED_QUERIES = ("qwen3_next",)
+"""Their q_proj also gives a gate, so it is twice as wide (transformers 5.24, modeling_qwen3_next.py)."""
 
 
 def started(kinds: Sequence[BlockKind], init: Init) -> tuple[BlockKind, ...]:
@@ -86,7 +80,7 @@ def survey(checkpoint: Checkpoint) -> Survey:
     where = checkpoint.source
     family = family_for(checkpoint.config, where, checkpoint.tensors)
     depth = family.depth(checkpoint.config)
-    check_numbers(family, checkpoint.config, where)
+    _check_numbers(family, checkpoint.config, where)
     blocks, outer = _sort(family, checkpoint)
     _check_outer(family, checkpoint, outer)
     _check_depth(family, checkpoint, blocks)
@@ -102,7 +96,7 @@ def survey(checkpoint: Checkpoint) -> Survey:
         for index in kind:
             _check_alike(family, (first, index), blocks, where)
             _check_floats(family, index, blocks[index], floats, where)
-    check_shapes(family, checkpoint)
+    _check_shapes(family, checkpoint)
     return Survey(
         family=family,
         depth=depth,
@@ -133,10 +127,9 @@ def _sort(family: Family, checkpoint: Checkpoint) -> tuple[dict[int, dict[str, T
 def _check_outer(family: Family, checkpoint: Checkpoint, outer: dict[str, TensorEntry]) -> None:
     for name in outer:
         if not family.may_be_outer(name):
-            _refuse_quantised(checkpoint.source, name)
             raise PlanError(
-                f"{place_of(checkpoint, name)} is not one of family {family.name!r}; "
-                f"{nearest(name, family.outer_known())}; expand a checkpoint of the plain language model"
+                f"{_place_of(checkpoint, name)} is not one of family {family.name!r}; "
+                f"{nearest(name, family.outer_known())}; expand a checkpoint of the plain, unquantised language model"
             )
     # Of a tied pair one is enough, under either name.
     instead = {tied.source: tied.tensor for tied in family.tied_under(checkpoint.config)}
@@ -146,17 +139,6 @@ def _check_outer(family: Family, checkpoint: Checkpoint, outer: dict[str, Tensor
                 f"{checkpoint.source}: the tensor {name!r} is missing from {', '.join(checkpoint.shards[:3])}; "
                 "expected it under this config.json; download the checkpoint again, or mend its config.json"
             )
-
-
-def _refuse_quantised(where: str, name: str) -> None:
-    """Say of a tensor that a family does not have what it is the mark of, if it is one."""
-    last = name.rpartition(".")[2]
-    method = _QUANTISED.get("bitsandbytes" if last.startswith("bitsandbytes__") else last)
-    if method:
-        raise PlanError(
-            f"{where}: the tensor {name!r} belongs to quantised weights ({method}), where zero bytes need not mean "
-            "zero; expected float weights; expand the unquantised model and quantise the result"
-        )
 
 
 def _check_depth(family: Family, checkpoint: Checkpoint, blocks: Iterable[int]) -> None:
@@ -188,31 +170,18 @@ def _check_made(family: Family, checkpoint: Checkpoint, index: int, tensors: dic
             raise PlanError(
                 f"{checkpoint.source}: block {index} has of {choice.what} {found}; expected exactly one of "
                 f"{', '.join(option.name for option in choice.options)}; download the checkpoint again"
-                f"{_nearly(choice, tensors)}"
             )
-
-
-def _nearly(choice: Choice, tensors: dict[str, TensorEntry]) -> str:
-    """Which tensor is missing from the option that is nearest to whole."""
-
-    def missing(patterns: Iterable[str]) -> list[str]:
-        return [p for p in patterns if not any(tail_matches(p, t) for t in tensors)]
-
-    begun = [o for o in choice.options if o.tensors and 0 < len(missing(o.tensors)) < len(o.tensors)]
-    nearest_one = min(begun, key=lambda option: len(missing(option.tensors)), default=None)
-    return f" ({nearest_one.name} lacks {missing(nearest_one.tensors)[0]})" if nearest_one else ""
 
 
 def _check_tails(family: Family, checkpoint: Checkpoint, index: int, tensors: dict[str, TensorEntry]) -> None:
     allowed = family.allowed_tails(checkpoint.config, tensors)
     for tail in tensors:
         if not matches_any(allowed, tail):
-            _refuse_quantised(checkpoint.source, family.name_of(index, tail))
             group = family.switch_of(tail)
             why = f"{group.switch} is off in config.json" if group else nearest(tail, allowed)
             raise PlanError(
-                f"{place_of(checkpoint, family.name_of(index, tail))} is not one of family {family.name!r} "
-                f"under this config; {why}; expand a checkpoint as transformers saves it"
+                f"{_place_of(checkpoint, family.name_of(index, tail))} is not one of family {family.name!r} "
+                f"under this config; {why}; expand an unquantised checkpoint as transformers saves it"
             )
     for pattern in family.required_tails(checkpoint.config, tensors):
         if not any(tail_matches(pattern, tail) for tail in tensors):
@@ -281,3 +250,105 @@ def _block_tensors(family: Family, tensors: dict[str, TensorEntry]) -> list[Bloc
         )
         for tail, entry in sorted(tensors.items())
     ]
+
+
+# --- config and weights together -------------------------------------------------------------------------
+
+
+def _place_of(checkpoint: Checkpoint, name: str) -> str:
+    """A tensor, and the file that it is in, as the beginning of an error."""
+    return f"{checkpoint.source}: the tensor {name!r} in {checkpoint.tensors[name].file}"
+
+
+def _check_numbers(family: Family, config: dict[str, Any], where: str) -> None:
+    """Refuse numbers that no model can have.
+
+    Raises:
+        PlanError: the first entry that holds one.
+    """
+    for path, value in _numbers(config, ""):
+        if math.isnan(value) or (path.rpartition(".")[2] == "rope_theta" and value <= 0):
+            raise _disagreement(where, path, value, "a number above 0")
+    text = family.text(config)
+    for key in _COUNTS:
+        value = text.get(key)
+        if value is not None and type(value) is int and value < 1 and not (key == "num_experts" and value == 0):
+            raise _disagreement(where, key, value, "1 or more")
+    heads, key_heads = text.get(_HEADS), text.get(_KEY_HEADS)
+    if type(heads) is int and type(key_heads) is int and heads % key_heads:
+        raise _disagreement(where, _KEY_HEADS, key_heads, f"a divisor of {_HEADS} {heads}")
+
+
+def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
+    """Every number with a point in it (JSON's NaN is one), by its path; ints only for `rope_theta`."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item, path)
+    elif isinstance(value, float) or (type(value) is int and path.endswith("rope_theta")):
+        yield path, float(value)
+
+
+def _check_shapes(family: Family, checkpoint: Checkpoint) -> None:
+    """Refuse tensors whose sizes are not those that the config gives.
+
+    Raises:
+        PlanError: the first of them, with the entry.
+    """
+    text = family.text(checkpoint.config)
+    rules = [(f".{ending}", rule.sizes) for rule in known_shapes() for ending in rule.endings]
+    outer = family.outer_known()
+    for name, entry in checkpoint.tensors.items():
+        if family.locate(name).block is None and name not in outer:
+            continue  # a tower beside the text stack, which has sizes of its own
+        for ending, sizes in rules:
+            if not f".{name}".endswith(ending) or len(sizes) != len(entry.shape):
+                continue
+            for found, keys in zip(entry.shape, sizes, strict=True):
+                key = next((k for k in keys if type(text.get(k)) is int), None)
+                if key is not None and text[key] != found:
+                    raise PlanError(
+                        f"{_place_of(checkpoint, name)} has the shape {list(entry.shape)}, and config.json says {key} "
+                        f"{text[key]}; expected {found} there; use config and weights of the same model"
+                    )
+    _check_heads(family, checkpoint, text)
+
+
+def _check_heads(family: Family, checkpoint: Checkpoint, text: dict[str, Any]) -> None:
+    """Queries and keys are as wide as their numbers of heads, whatever the width of one."""
+    heads, key_heads = text.get(_HEADS), text.get(_KEY_HEADS)
+    if type(heads) is not int or type(key_heads) is not int or family.name in _GATED_QUERIES:
+        return
+    for block in range(family.depth(checkpoint.config)):
+        query, key = (checkpoint.tensors.get(family.name_of(block, f"self_attn.{n}_proj.weight")) for n in ("q", "k"))
+        if query and key and query.shape[0] * key_heads != key.shape[0] * heads:
+            name = family.name_of(block, "self_attn.k_proj.weight")
+            raise PlanError(
+                f"{_place_of(checkpoint, name)} has the shape {list(key.shape)}, and config.json says "
+                f"{_KEY_HEADS} {key_heads} beside {_HEADS} {heads}, and queries {query.shape[0]} rows; expected as "
+                "many rows a head; use config and weights of the same model"
+            )
+
+
+def refuse_untied(family: Family, checkpoint: Checkpoint) -> None:
+    """Refuse a pair that the config ties and the files hold twice, with different bytes.
+
+    Raises:
+        PlanError: which of the two the model is meant to have is not known.
+    """
+    for tied in family.tied_under(checkpoint.config):
+        one, two = checkpoint.tensors.get(tied.source), checkpoint.tensors.get(tied.tensor)
+        if one is None or two is None or one == two:
+            continue
+        same_kind = (one.dtype, one.shape) == (two.dtype, two.shape)
+        if not same_kind or compare_tensors(checkpoint, checkpoint, {tied.source: [tied.tensor]}).different:
+            raise PlanError(
+                f"{_place_of(checkpoint, tied.tensor)} is not {tied.source!r}, and config.json says {tied.switch} "
+                f"true; expected one tensor, or two that are equal; set {tied.switch} to false if the model has both"
+            )
+
+
+def _disagreement(where: str, key: str, value: object, expected: str) -> PlanError:
+    return PlanError(f"{where}: config.json has {key} {value!r}; expected {expected}; mend the base's config.json")

@@ -61,6 +61,7 @@ def generate(
     seed: int | None = None,
     rows: int = 64,
     done: Callable[[float], None] | None = None,
+    has_stopped: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[list[int]]:
     """What the model adds to each prompt, the token that ended it included.
 
@@ -73,12 +74,15 @@ def generate(
         rows: How many sequences run at a time.
         done: Called with how many sequences are done since it was called last, by parts: a token is 1 / `num_new` of
             its sequence, and what an early end leaves out is done at once.
+        has_stopped: Whether what a sequence has added ends it. Families that go one by one are not asked.
     """
     assert all(len(prompt) > 0 for prompt in prompts), "a prompt without a token"
     tell = done or _say_nothing
     if not _runs_together(model):
         return [_alone(model, n, prompt, (num_new, ends, seed), tell) for n, prompt in enumerate(prompts)]
-    return _Batch(model, prompts, (num_new, frozenset(ends), seed)).run(rows, tell)
+    batch = _Batch(model, prompts, (num_new, frozenset(ends), seed))
+    batch.has_stopped = has_stopped
+    return batch.run(rows, tell)
 
 
 def _say_nothing(count: float) -> None:
@@ -116,7 +120,7 @@ def _alone(
             **settings,
         )
     done(1)
-    return made_1A[0, len(prompt) :].tolist()
+    return made_1A[0, len(prompt) :].cpu().tolist()
 
 
 class _Columns(DynamicLayer):
@@ -142,6 +146,10 @@ class _Columns(DynamicLayer):
         """Take these as keys and values, of which the first `columns` are in use."""
         self._room, self.is_initialized = (keys_BHCD, values_BHCD), True
         self.keys, self.values = keys_BHCD[:, :, :columns], values_BHCD[:, :, :columns]
+
+
+def _layers(cache: Cache) -> list[_Columns]:
+    return cast(list[_Columns], cache.layers)
 
 
 def _wider(old: Tensor | None, new: Tensor, columns: int) -> Tensor:
@@ -179,6 +187,8 @@ class _Row:
 
 class _Batch:
     """The sequences that run at the moment, and those that wait."""
+
+    has_stopped: Callable[[Sequence[int]], bool] | None = None
 
     def __init__(
         self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], how: tuple[int, frozenset[int], int | None]
@@ -228,7 +238,7 @@ class _Batch:
         tokens_NP, mask_NP = tokens_NP.to(self._device), mask_NP.to(self._device)
         cache = Cache(layer_class_to_replicate=_Columns)
         logits_NV = self._logits(tokens_NP, mask_NP, (mask_NP.cumsum(1) - 1).clamp(min=0), cache)
-        for layer in cache.layers:  # what stands before a prompt may be anything, NaN too, and is multiplied by 0
+        for layer in _layers(cache):  # what stands before a prompt may be anything, NaN too, and is multiplied by 0
             for held in (layer.keys, layer.values):
                 if held is not None:
                     held.masked_fill_(~mask_NP[:, None, :, None].bool(), 0)
@@ -246,10 +256,10 @@ class _Batch:
         sources += [(cache, list(range(len(new))))] if cache is not None else []
         for number in range(len(sources[0][0].layers) if sources else 0):
             merged.layers.append(_Columns())
-            if not sources[0][0].layers[number].is_initialized:  # a block that reads another's keys
+            if not _layers(sources[0][0])[number].is_initialized:  # a block that reads another's keys
                 continue
             index = [torch.tensor(chosen, device=self._device) for _, chosen in sources]
-            layers = [source.layers[number] for source, _ in sources]
+            layers = [_layers(source)[number] for source, _ in sources]
             keys = _at_right([(cast(Tensor, one.keys), i) for one, i in zip(layers, index, strict=True)], columns)
             values = _at_right([(cast(Tensor, one.values), i) for one, i in zip(layers, index, strict=True)], columns)
             cast(_Columns, merged.layers[number]).hold(keys, values, columns)
@@ -287,13 +297,14 @@ class _Batch:
             # The sum may end a rounding below 1, and the last token is a token.
             chosen_B = torch.searchsorted(below_BV, drawn_B1 * below_BV[:, -1:], right=True)[:, 0]
             chosen_B = chosen_B.clamp(max=logits_BV.shape[-1] - 1)
-        for row, token in zip(rows, chosen_B.tolist(), strict=True):
+        for row, token in zip(rows, chosen_B.cpu().tolist(), strict=True):
             if row.ended:
                 continue
             row.last = token
             made = self._made[row.number]
             made.append(token)
             row.ended = token in self._ends or len(made) == self._num_new
+            row.ended = row.ended or (self.has_stopped is not None and self.has_stopped(made))
             self._num_ended += row.ended
 
     def _drawn(self, number: int) -> float:

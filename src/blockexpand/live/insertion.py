@@ -16,7 +16,7 @@ from torch import nn
 
 from blockexpand.checkpoint import locate_model
 from blockexpand.errors import LiveError
-from blockexpand.expansion import live_entries
+from blockexpand.expansion import stack_entries
 from blockexpand.families import Family, family_for, known_families
 from blockexpand.families.modules import config_entries, load_model, parameters_of, put_stack, set_config, stack_of
 from blockexpand.live.state import is_expanded, planned, remember
@@ -55,7 +55,7 @@ def insert_blocks(model: nn.Module, plan: Plan, new: Mapping[str, nn.Module]) ->
 
 def _put_in(model: nn.Module, plan: Plan, family: Family, new: Mapping[str, nn.Module]) -> nn.Module:
     old = list(stack_of(model, family))
-    changes = live_entries(family, plan, config_entries(model))
+    changes = stack_entries(family, config_entries(model), plan.sources)
     stack = [new[e.new.id] if e.new is not None else old[e.source] for e in plan.stack]
     set_config(model, family, changes)
     put_stack(model, family, stack)

@@ -99,10 +99,6 @@ def _figures(records: Records, ours: EvaluationRecord) -> tuple[Figure, ...]:
         _figure(name, compared, "loss, nats per token", f"{one.num_documents:,} held-out documents", one.loss, True)
         for name, one in ours.held_out.items()
     ]
-    if ours.answers is not None:
-        rows.append(
-            _figure("answers", compared, "share right", f"{ours.answers.num_samples:,} questions", ours.answers.right)
-        )
     for name, one in ours.suites.tasks.items() if ours.suites else ():
         if one.value is not None:
             limit = f", the first {ours.limit}" if ours.limit else ""

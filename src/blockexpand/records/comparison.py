@@ -1,6 +1,6 @@
-"""A comparison as a record: the recipe it ran by, what each run came to, and what was seen in the runs besides.
+"""A comparison as a record: the recipe it ran by, and what each run came to.
 
-In: the folder of a comparison. Out: frozen values of `comparison.json` and `examination.json`. Nothing is computed here
+In: the folder of a comparison. Out: frozen values of `comparison.json`. Nothing is computed here
 (comparison/summary.py does), and neither torch nor transformers is imported.
 """
 
@@ -26,7 +26,7 @@ from blockexpand.records.run import (
     ScheduleSettings,
 )
 
-COMPARISON_NAME, EXAMINATION_NAME = "comparison.json", "examination.json"
+COMPARISON_NAME = "comparison.json"
 
 # --- the recipe ------------------------------------------------------------------------------------------
 
@@ -82,27 +82,6 @@ class ArmRecipe:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExamineSettings:
-    """What is looked at in the run of each arm's chosen learning rate and first seed, beside its losses."""
-
-    num_prompts: int = 48
-    """Beginnings of test documents, of each text, that are continued greedily: for the token shift."""
-    prompt_tokens: int = 32
-    new_tokens: int = 32
-    num_shown: int = 3
-    """Of each text's, as many continuations are kept to be read side by side."""
-    ablation_rows: int = 32
-    """Rows of each text's test split on which each new block is left out; 0 for none."""
-
-    def __post_init__(self) -> None:
-        """Check the bounds."""
-        for name in ("num_prompts", "prompt_tokens", "new_tokens"):
-            check(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
-        for name in ("num_shown", "ablation_rows"):
-            check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareRecipe:
     """A comparison."""
 
@@ -123,8 +102,6 @@ class CompareRecipe:
     """Of both corpora: what is reported, and never steered by."""
     runs: str | None = None
     """A folder of runs and expanded models that several comparisons share; the comparison's own when None."""
-    examine: ExamineSettings | None = None
-    """What else to look at in each arm's chosen run; None for nothing."""
 
     def __post_init__(self) -> None:
         """Check that the arms are equal."""
@@ -246,76 +223,3 @@ def read_comparison(folder: str | Path) -> Comparison:
     if not path.is_file():
         raise ComparisonError(f"{folder} holds no comparison.json; run compare first, or give its `out` folder")
     return read_record(Comparison, path)
-
-
-# --- what was seen besides -------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Shift:
-    """Where the base ranks the tokens that a model says greedily (the paper's figure 6, after URIAL)."""
-
-    rank_1: float
-    """Share of tokens that the base would have said too."""
-    rank_2_3: float
-    beyond: float
-    rank_1_interval: Interval
-    """Its 95 % interval, over prompts."""
-    num_tokens: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BlockEffect:
-    """One new block of a trained model."""
-
-    id: str
-    position: int
-    moved: dict[str, float]
-    """By text: how much it adds to a token's hidden state, as a share of that state's size; 0 for an identity."""
-    missed: dict[str, float]
-    """By text: how much the loss rises, in nats per token, when this one block is bypassed."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Seen:
-    """One model, examined; kept in the run's folder so that it is not examined again."""
-
-    FORMAT: ClassVar[str] = "blockexpand.seen"
-    FORMAT_VERSION: ClassVar[int] = 1
-
-    settings: ExamineSettings
-    corpora: dict[str, str]
-    """The digest of each text's split."""
-    shifts: dict[str, Shift]
-    """By text; none of the base itself."""
-    blocks: tuple[BlockEffect, ...]
-    """Of an expanded model."""
-    continuations: dict[str, tuple[str, ...]]
-    """By text, the first prompts' greedy continuations."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Examination:
-    """All arms of a comparison, examined."""
-
-    FORMAT: ClassVar[str] = "blockexpand.examination"
-    FORMAT_VERSION: ClassVar[int] = 1
-
-    settings: ExamineSettings
-    prompts: dict[str, tuple[str, ...]]
-    """By text, the beginnings that were continued, as many as are shown."""
-    base: Seen
-    arms: dict[str, Seen]
-    """By the arm's name."""
-    runs: dict[str, str]
-    """The run that was looked at, by the arm's name."""
-
-
-def read_examination(folder: str | Path) -> Examination | None:
-    """The examination in a comparison's folder; None when there is none.
-
-    Raises:
-        RecordError: it is damaged.
-    """
-    path = Path(folder) / EXAMINATION_NAME
-    return read_record(Examination, path) if path.is_file() else None

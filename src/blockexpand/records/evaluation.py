@@ -1,6 +1,6 @@
-"""What an evaluation leaves: the record, the losses of each document, the answers and samples; what two come to.
+"""What an evaluation leaves: the record, the losses of each document, the samples; what two come to.
 
-In: a folder that `evaluate` wrote: `blockexpand.json`, `losses-<name>.npz` (one entry a document), `answers.jsonl`
+In: a folder that `evaluate` wrote: `blockexpand.json`, `losses-<name>.npz` (one entry a document)
 and `samples/<task>.jsonl` (one line a question). Out: the same as values, for pairing and for pages. Refused: another
 folder.
 """
@@ -63,29 +63,6 @@ class DocumentLosses:
             num_documents=len(self.nats_M),
             num_tokens=count,
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Answered:
-    """One sample's record."""
-
-    task: str
-    prompt: str
-    answer: str
-    output: str
-    right: bool
-    route: str | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
-    """The packs that the question was given, where they were chosen."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Scores:
-    """Shares of right answers."""
-
-    right: float
-    """Over all samples."""
-    by_task: dict[str, float]
-    num_samples: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,8 +176,6 @@ class Routing:
     """What scoring a token of a prompt costs, in passes of the base's blocks."""
     held_out: dict[str, RoutedLoss] = dataclasses.field(default_factory=dict)
     """By the corpus' name."""
-    answers: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Questions of --tasks by the packs they were given."""
     suites: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     """Samples of each task by the packs they were given."""
 
@@ -220,7 +195,6 @@ class EvaluationRecord:
     """By the name each corpus was given."""
     corpora: dict[str, str]
     """The digest of each corpus' split: only equal ones can be paired."""
-    answers: Scores | None
     versions: dict[str, str]
     dtype: str
     """What the weights were computed in."""
@@ -238,7 +212,6 @@ class Evaluation:
 
     record: EvaluationRecord
     losses: dict[str, DocumentLosses]
-    answered: tuple[Answered, ...]
 
 
 def has_records(folder: Path) -> bool:
@@ -264,8 +237,7 @@ def read_evaluation(folder: str | Path) -> Evaluation:
     for name in record.held_out:
         with np.load(path / f"losses-{name}.npz", allow_pickle=False) as arrays:
             losses[name] = DocumentLosses(nats_M=arrays["nats"], tokens_M=arrays["tokens"])
-    lines = (path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    return Evaluation(record=record, losses=losses, answered=tuple(Answered(**json.loads(x)) for x in lines))
+    return Evaluation(record=record, losses=losses)
 
 
 def write_samples(folder: Path, task: str, samples: Sequence[Sample]) -> None:

@@ -5,13 +5,11 @@ In: a finished comparison. Out: tables of raw values, which the page, the CSV fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
-from blockexpand.records.comparison import ArmResult, Comparison, Examination
+from blockexpand.records.comparison import ArmResult, Comparison
 from blockexpand.reporting import formats
-from blockexpand.reporting.methods import Method, methods_of
+from blockexpand.reporting.methods import methods_of
 from blockexpand.reporting.tables import Column, Spread, Table, Value, spread_of
 from blockexpand.reporting.verdict import keeps_budget
 
@@ -195,46 +193,3 @@ def trials_table(comparison: Comparison) -> Table:
         "figures from documents that were used for nothing else.",
     )
     return Table(name="trials", title="Every run", columns=columns, rows=rows, notes=notes)
-
-
-def shifts_table(found: Examination, methods: Mapping[str, Method]) -> Table:
-    """Where the base ranks the tokens that each method's model says greedily."""
-    rows: list[tuple[Value, ...]] = []
-    for name, seen in found.arms.items():
-        for text, one in seen.shifts.items():
-            first = Spread(value=one.rank_1, low=one.rank_1_interval.low, high=one.rank_1_interval.high)
-            rows.append((methods[name].name, text, first, one.rank_2_3, one.beyond, one.num_tokens))
-    columns = (
-        METHOD,
-        Column(key="text", title="After text of"),
-        Column(key="rank_1", title="The base\u2019s first", kind="share", unit="of the tokens", spread=True),
-        Column(key="rank_2_3", title="Second or third", kind="share"),
-        Column(key="beyond", title="Lower", kind="share"),
-        Column(key="num_tokens", title="Tokens", kind="count"),
-    )
-    notes = (
-        f"Beginnings of test documents, {found.settings.prompt_tokens} tokens long, continued greedily by "
-        f"{found.settings.new_tokens}; the rank of each token under the base in the same place. First seed.",
-    )
-    return Table(name="shifts", title="Whose words the models say", columns=columns, rows=tuple(rows), notes=notes)
-
-
-def blocks_table(found: Examination, methods: Mapping[str, Method]) -> Table | None:
-    """Of each new block: how far it moves a hidden state, and what is lost without it."""
-    texts = ("domain", "general")
-    rows: list[tuple[Value, ...]] = [
-        (methods[name].name, b.id, *(b.moved.get(t) for t in texts), *(b.missed.get(t) for t in texts))
-        for name, seen in found.arms.items()
-        for b in seen.blocks
-    ]
-    columns = (
-        METHOD,
-        Column(key="block", title="New block"),
-        Column(key="moved_domain", title="Adds, domain", kind="share", unit="of a hidden state\u2019s size"),
-        Column(key="moved_general", title="Adds, general", kind="share", unit="of a hidden state\u2019s size"),
-        Column(key="missed_domain", title="Lost without it, domain", kind="difference", unit="nats per token"),
-        Column(key="missed_general", title="Lost without it, general", kind="difference", unit="nats per token"),
-    )
-    notes = ("Lost: how much the loss rises when this one block is bypassed and all others stay.",)
-    title = "What each new block does"
-    return Table(name="new-blocks", title=title, columns=columns, rows=tuple(rows), notes=notes) if rows else None

@@ -1,33 +1,23 @@
-"""What models said: answers before and after, runs of agents, pairs that a judge compared, continuations.
+"""What models said: runs of agents, pairs that a judge compared.
 
-In: evaluations, folders that `agent` and `judge` left. Out: tables, rates to draw, and samples chosen by rules that the
+In: folders that `agent` and `judge` left. Out: tables, rates to draw, and samples chosen by rules that the
 page states. Every episode and conversation stands on a page of its own beside the main one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blockexpand.records.agents import AgentRun, Episode, Task
-from blockexpand.records.comparison import Examination
-from blockexpand.records.evaluation import Evaluation
-from blockexpand.records.intervals import mean_difference
 from blockexpand.records.judge import Judgement, JudgeRun, PairOutcome, Tally, outcome_of
 from blockexpand.reporting import formats
-from blockexpand.reporting.methods import Method
 from blockexpand.reporting.sources import Found
-from blockexpand.reporting.tables import Column, Spread, Table, Value, spread_of
+from blockexpand.reporting.tables import Column, Spread, Table, Value
 
 _LONGEST = 320
 """Characters of a question or an answer that are shown on the main page: it is not a dump."""
-_FEWEST = 10
-"""Questions below which a difference is not put into words: their bootstrap is too coarse."""
 
-ANSWERS_RULE = (
-    "For each task, in the order of the questions: the first one that the last model answered rightly and the first "
-    "that it answered wrongly."
-)
 EPISODES_RULE = (
     "Of each set, in the order of the tasks and at the largest budget: the first episode that was solved and the first "
     "that was not."
@@ -81,79 +71,6 @@ class Transcripts:
 def _short(text: str) -> str:
     text = text.strip()
     return (text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "\u2026") or "(nothing)"
-
-
-# --- answers ---------------------------------------------------------------------------------------------
-
-
-def answering(evaluations: Sequence[Found[Evaluation]]) -> tuple[Found[Evaluation], ...]:
-    """Those that answered the questions which the first of them was asked."""
-
-    def questions(found: Found[Evaluation]) -> list[tuple[str, str, str]]:
-        return [(one.task, one.prompt, one.answer) for one in found.value.answered]
-
-    having = [found for found in evaluations if found.value.answered]
-    return tuple(one for one in having if questions(one) == questions(having[0]))
-
-
-def answers_table(evaluations: Sequence[Found[Evaluation]]) -> Table:
-    """Shares of right answers by task; with two or more models, the last against the first."""
-    rights = [[one.right for one in found.value.answered] for found in evaluations]
-    tasks = [one.task for one in evaluations[0].value.answered]
-    rows: list[tuple[Value, ...]] = []
-    for name in ("", *sorted(set(tasks))):
-        mine = [i for i, task in enumerate(tasks) if task == name or not name]
-        columns = [[float(right[i]) for i in mine] for right in rights]
-        row: list[Value] = [name or "all tasks", len(mine), *(sum(column) / len(mine) for column in columns)]
-        if len(evaluations) > 1:
-            spread = spread_of(mean_difference(columns[-1], columns[0]))
-            says = "more right" if spread.low > 0 else "fewer right" if spread.high < 0 else "noise"
-            row += [spread, f"too few: {len(mine)}" if len(mine) < _FEWEST else says]
-        rows.append(tuple(row))
-    columns = [Column(key="task", title="Task"), Column(key="num_questions", title="Questions", kind="count")]
-    columns += [
-        Column(key=f"right_{n}", title=found.label, kind="share", unit="right") for n, found in enumerate(evaluations)
-    ]
-    if len(evaluations) > 1:
-        columns.append(Column(key="difference", title="Last against first", kind="points", spread=True))
-        columns.append(Column(key="says", title="which says"))
-    return Table(
-        name="answers",
-        title="Right answers by task",
-        columns=tuple(columns),
-        rows=tuple(rows),
-        notes=("Greedy answers, right only when equal to the letter. Intervals are 95 %, paired over the questions.",),
-    )
-
-
-def answer_samples(evaluations: Sequence[Found[Evaluation]]) -> list[Sample]:
-    """The samples that the rule chooses."""
-    last = evaluations[-1].value.answered
-    chosen = []
-    for task in sorted({one.task for one in last}):
-        for wanted in (True, False):
-            chosen += [n for n, one in enumerate(last) if one.task == task and one.right is wanted][:1]
-    samples = []
-    for number in chosen:
-        asked = last[number]
-        said = [(found.label, found.value.answered[number]) for found in evaluations]
-        outputs = [("Right answer", _short(asked.answer), None)]
-        outputs += [(label, _short(one.output), one.right) for label, one in said]
-        samples.append(Sample(about=asked.task, prompt=_short(asked.prompt), outputs=tuple(outputs)))
-    return samples
-
-
-def continuations(found: Examination, methods: Mapping[str, Method]) -> list[Sample]:
-    """Beginnings of test documents, continued by the base and by each method."""
-    samples = []
-    for text, prompts in found.prompts.items():
-        for number, prompt in enumerate(prompts):
-            outputs = [("The base", _short(found.base.continuations[text][number]), None)]
-            outputs += [
-                (methods[n].name, _short(seen.continuations[text][number]), None) for n, seen in found.arms.items()
-            ]
-            samples.append(Sample(about=text, prompt=_short(prompt), outputs=tuple(outputs)))
-    return samples
 
 
 # --- agents ----------------------------------------------------------------------------------------------

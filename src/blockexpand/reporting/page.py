@@ -21,13 +21,10 @@ from blockexpand.records.learn import LearnRecord
 from blockexpand.reporting import formats
 from blockexpand.reporting.comparison_tables import (
     arms_table,
-    blocks_table,
     contrasts_table,
-    shifts_table,
     trials_table,
 )
 from blockexpand.reporting.conversations import (
-    ANSWERS_RULE,
     EPISODES_RULE,
     JUDGED_RULE,
     Sample,
@@ -35,10 +32,6 @@ from blockexpand.reporting.conversations import (
     agent_transcripts,
     agents_sentence,
     agents_table,
-    answer_samples,
-    answering,
-    answers_table,
-    continuations,
     judged_rates,
     judged_sentence,
     judged_table,
@@ -122,7 +115,6 @@ def make_page(material: Material, learnt: LearnRecord | None = None) -> Page:
         _budgets(material, learnt),
         _runs(material),
         _stacks(material),
-        _answers(material),
         _agents(material),
         _judged(material),
     ]
@@ -195,10 +187,6 @@ def _headline(material: Material, learnt: LearnRecord | None) -> tuple[str, str]
     changes = _change_sentences(material)
     if changes:
         return " ".join(changes), "plain"
-    asked = answering(material.evaluations)
-    if asked and (scores := asked[-1].value.record.answers) is not None:
-        right = formats.share(scores.right)
-        return f"{asked[-1].label} answered {right} of {formats.count(scores.num_samples)} questions rightly.", "plain"
     if material.agents:
         return agents_sentence(material.agents), "plain"
     if material.judged:
@@ -293,12 +281,6 @@ def _comparison(material: Material) -> Section | None:
     course = draw_courses(courses_of(comparison), recipe.retention.forgetting_budget)
     section.drawings += [] if course is None else [course]
     section.tables += [contrasts_table(comparison)] if comparison.contrasts else []
-    if material.examination is not None:
-        methods = methods_of(recipe)
-        seen = [shifts_table(material.examination, methods), blocks_table(material.examination, methods)]
-        section.tables += [table for table in seen if table is not None]
-        section.samples_title = "Beginnings of test documents, continued"
-        section.samples = continuations(material.examination, methods)
     return section
 
 
@@ -352,19 +334,6 @@ def _stacks(material: Material) -> Section | None:
         "training, the same must hold with the new blocks bypassed.",
     )
     return Section(title="The deeper model", words=words if proofs else (), drawings=drawings, tables=proofs)
-
-
-def _answers(material: Material) -> Section | None:
-    asked = answering(material.evaluations)
-    if not asked:
-        return None
-    return Section(
-        title="Questions with checkable answers",
-        tables=[answers_table(asked)],
-        samples_title="Some answers side by side",
-        samples_rule=ANSWERS_RULE,
-        samples=answer_samples(asked),
-    )
 
 
 def _agents(material: Material) -> Section | None:

@@ -160,7 +160,6 @@ def routing_table(evaluations: Sequence[Found[Evaluation]]) -> Table | None:
         if routing is None:
             continue
         chosen = {f"text {name}": one.chosen for name, one in routing.held_out.items()}
-        chosen |= {"questions": routing.answers} if routing.answers else {}
         chosen |= {f"task {name}": counts for name, counts in routing.suites.items()}
         rows += [(found.label, what, packs, n, routing.passes) for what, c in chosen.items() for packs, n in c.items()]
     columns = (

@@ -20,14 +20,7 @@ from blockexpand.errors import BlockexpandError, ReportError, nearest
 from blockexpand.records import read_json, read_record
 from blockexpand.records.agents import AgentRecord, AgentRun, read_agent
 from blockexpand.records.budget import BudgetStatement
-from blockexpand.records.comparison import (
-    COMPARISON_NAME,
-    EXAMINATION_NAME,
-    Comparison,
-    Examination,
-    read_comparison,
-    read_examination,
-)
+from blockexpand.records.comparison import COMPARISON_NAME, Comparison, read_comparison
 from blockexpand.records.corpus import CorpusRecord
 from blockexpand.records.evaluation import Evaluation, EvaluationRecord, read_evaluation
 from blockexpand.records.expansion import ExpansionRecord, Proof, read_expansion
@@ -40,7 +33,7 @@ T = TypeVar("T")
 _PROOF_NAME, _BUDGET_NAME = "proof.json", "budget.json"
 _NAMES = (COMPARISON_NAME, RECORD_NAME, _PROOF_NAME, _BUDGET_NAME)
 """The files in which a folder of ours says what it is."""
-_BESIDE = ("metrics.jsonl", "answers.jsonl", "episodes.jsonl", "tasks.jsonl", "questions.jsonl", "judgements.jsonl")
+_BESIDE = ("metrics.jsonl", "episodes.jsonl", "tasks.jsonl", "questions.jsonl", "judgements.jsonl")
 """Files that may lie beside a record and belong to it."""
 _PLAIN_NAMES = ("model", "report", "eval")
 """Names of folders that say nothing: the folder around them is named, too."""
@@ -82,8 +75,6 @@ class Material:
     """Everything that was found, each kind in the order the folders were given."""
 
     comparison: Found[Comparison] | None = None
-    examination: Examination | None = None
-    """What was seen in the comparison's runs beside their losses."""
     expansions: tuple[Found[ExpansionRecord], ...] = ()
     proofs: tuple[Found[Proof], ...] = ()
     """Of expansions that have one, then those that stand alone."""
@@ -101,7 +92,6 @@ class _Gathering:
     """Material while it grows."""
 
     found: dict[str, list[Found[Any]]] = field(default_factory=dict)
-    examination: Examination | None = None
     sources: list[Source] = field(default_factory=list)
 
     def read(self, folder: Path, name: str, label: str) -> None:
@@ -117,10 +107,6 @@ class _Gathering:
                     self.note(folder / beside, beside)
         self.found.setdefault(kind, []).append(Found(label=label, folder=folder, value=value))
         if kind == Comparison.FORMAT:
-            with _as_report_error(folder / EXAMINATION_NAME):
-                self.examination = read_examination(folder)
-            if self.examination is not None:
-                self.note(folder / EXAMINATION_NAME, Examination.FORMAT)
             self._read_stack(folder, value)
 
     def note(self, path: Path, kind: str) -> None:
@@ -177,7 +163,6 @@ def gather(folders: Sequence[str | Path]) -> Material:
     proofs = [Found(label=e.label, folder=e.folder, value=e.value.proof) for e in expansions if e.value.proof]
     return Material(
         comparison=gathering.only(Comparison.FORMAT),
-        examination=gathering.examination,
         expansions=expansions,
         proofs=(*proofs, *gathering.of(Proof.FORMAT)),
         evaluations=_named(gathering.of(EvaluationRecord.FORMAT)),

@@ -111,27 +111,36 @@ class Text:
         return "".join(self._parts)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Order:
-    """What the warden is to run."""
-
-    mode: str
-    """program, tests or session."""
-
-    program: str = ""
-    tests: str = ""
-    stdin: str = ""
-    unsafe: bool = False
-    limits: Limits = dataclasses.field(default_factory=Limits)
-
-
 class Launch:
     """A warden and its pipes: a context manager, at whose end nothing of it is left."""
 
-    def __init__(self, order: Order, *, channel: tuple[int, int] | None = None) -> None:
-        """Starts it; `channel` are a session's pipes, to read from and to write to."""
-        self._workspace = tempfile.TemporaryDirectory(prefix="blockexpand-unsafe-") if order.unsafe else None
-        spec = self._spec(order, channel)
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        unsafe: bool,
+        program: str = "",
+        tests: str | None = None,
+        stdin: str = "",
+        channel: tuple[int, int] | None = None,
+    ) -> None:
+        """Starts a program, with tests or without, or a session: `channel` are its pipes, to read from and write to."""
+        self._workspace = tempfile.TemporaryDirectory(prefix="blockexpand-unsafe-") if unsafe else None
+        spec = {
+            **_interpreter(unsafe),
+            "mode": "session" if channel else "program" if tests is None else "tests",
+            "program": program,
+            "tests": tests or "",
+            "guarded": None if tests is None else guarded_modules(tests),
+            "stdin": stdin,
+            "unsafe": unsafe,
+            # A session's pieces have a limit of time each, it has none.
+            "limits": dataclasses.asdict(limits) | ({"wall_seconds": 0, "cpu_seconds": 0} if channel else {}),
+            "channel": list(channel or ()),
+            "folder": str(_FOLDER),
+            "workspace": self._workspace.name if self._workspace else "",
+            "environment": _ENVIRONMENT,
+        }
         orders, self.control = os.pipe()
         self.stdout, out = os.pipe()
         self.stderr, errors = os.pipe()
@@ -155,25 +164,6 @@ class Launch:
                 os.close(descriptor)
         with contextlib.suppress(BrokenPipeError):  # it has said why on its standard error, which is read next
             frames.send(self.control, marshal.dumps(spec))
-
-    def _spec(self, order: Order, channel: tuple[int, int] | None) -> dict[str, Any]:
-        limits = dataclasses.asdict(order.limits)
-        if order.mode == "session":  # each of its pieces has a limit of time, it has none
-            limits |= {"wall_seconds": 0, "cpu_seconds": 0}
-        return {
-            **_interpreter(order.unsafe),
-            "mode": order.mode,
-            "program": order.program,
-            "tests": order.tests,
-            "guarded": guarded_modules(order.tests) if order.mode == "tests" else None,
-            "stdin": order.stdin,
-            "unsafe": order.unsafe,
-            "limits": limits,
-            "channel": list(channel or ()),
-            "folder": str(_FOLDER),
-            "workspace": self._workspace.name if self._workspace else "",
-            "environment": _ENVIRONMENT,
-        }
 
     def __enter__(self) -> Launch:
         return self

@@ -40,8 +40,8 @@ class Limits:
             "wall_seconds": 0.1, "cpu_seconds": 1, "memory_bytes": 32 * _MIB, "processes": 1, "file_bytes": 4096,
             "output_chars": 1,
         }  # fmt: skip
-        for name, least in smallest.items():
-            value = vars(self)[name]
+        for name, value in dataclasses.asdict(self).items():
+            least = smallest[name]
             if not value >= least:
                 raise SandboxError(f"limit {name} is {value}, expected at least {least}; nothing runs with less")
 

@@ -11,7 +11,7 @@ import time
 
 from blockexpand.errors import SandboxError
 from blockexpand.sandbox.inside import syscalls
-from blockexpand.sandbox.launch import Launch, Order, Text, understand
+from blockexpand.sandbox.launch import Launch, Text, understand
 from blockexpand.sandbox.limits import Limits, Outcome, Status
 
 _OUT_OF_CPU = 24
@@ -25,7 +25,7 @@ def run_program(code: str, limits: Limits | None = None, stdin: str = "", unsafe
     The standard library and the packages installed beside this one can be imported. SandboxError when isolation is
     not to be had here; with `unsafe` the code runs with limits but without walls.
     """
-    return _run(Order(mode="program", program=code, stdin=stdin, unsafe=unsafe, limits=limits or Limits()))
+    return _run(code, None, stdin, limits or Limits(), unsafe)
 
 
 def passes(program: str, tests: str, limits: Limits | None = None, unsafe: bool = False) -> Outcome:
@@ -36,14 +36,14 @@ def passes(program: str, tests: str, limits: Limits | None = None, unsafe: bool 
     a result, a changed builtin or module pass nothing. An object that equals everything does, and so may a program
     that is written against this harness: docs/sandbox.md.
     """
-    return _run(Order(mode="tests", program=program, tests=tests, unsafe=unsafe, limits=limits or Limits()))
+    return _run(program, tests, "", limits or Limits(), unsafe)
 
 
-def _run(order: Order) -> Outcome:
+def _run(program: str, tests: str | None, stdin: str, limits: Limits, unsafe: bool) -> Outcome:
     begun = time.monotonic()
-    stdout, stderr = Text(order.limits.output_chars), Text(order.limits.output_chars)
-    with Launch(order) as launch:
-        told = launch.gather(stdout, stderr, begun + order.limits.wall_seconds)
+    stdout, stderr = Text(limits.output_chars), Text(limits.output_chars)
+    with Launch(limits, unsafe=unsafe, program=program, tests=tests, stdin=stdin) as launch:
+        told = launch.gather(stdout, stderr, begun + limits.wall_seconds)
     seconds = time.monotonic() - begun
     errors = stderr.take()
     if told is None:
@@ -53,7 +53,7 @@ def _run(order: Order) -> Outcome:
     code, status = report["exit"], report["status"]
     if status == "ended":
         status = _ended(code, errors)
-        if status == "ok" and order.mode == "tests" and not report["passed"]:
+        if status == "ok" and tests is not None and not report["passed"]:
             status, code, errors = "error", 1, f"{errors}the program ended before its tests did\n"
     return Outcome(status=status, exit_code=code, stdout=stdout.take(), stderr=errors, seconds=seconds)
 

@@ -12,8 +12,7 @@ import os
 import select
 import time
 
-from blockexpand.errors import SandboxError
-from blockexpand.sandbox.launch import Launch, Order, Text, understand
+from blockexpand.sandbox.launch import Launch, Text, understand
 from blockexpand.sandbox.limits import Limits, Outcome, Status
 
 _STOP_SECONDS = 2.0
@@ -31,7 +30,7 @@ class Session:
 
     def __init__(self, limits: Limits | None = None, unsafe: bool = False) -> None:
         """`limits` hold for the session as a whole, save its times and output, which `run` limits for each piece."""
-        self._order = Order(mode="session", unsafe=unsafe, limits=limits or Limits())
+        self._limits, self._unsafe = limits or Limits(), unsafe
         self._launch: Launch | None = None
         self._channel = (-1, -1)
         self._is_new = False
@@ -57,10 +56,8 @@ class Session:
         Status timeout: it was interrupted after `wall_seconds`, the names it had made are kept; output: it printed
         without end and was interrupted; error: it raised; killed, memory: the session ended with it.
         """
-        if not (wall_seconds > 0 and output_chars > 0):
-            raise SandboxError(
-                f"a piece was given {wall_seconds} s and {output_chars} characters; give it more than 0 of both"
-            )
+        assert wall_seconds > 0, wall_seconds
+        assert output_chars > 0, output_chars
         begun = time.monotonic()
         notice = ""
         if self._launch is None:
@@ -88,7 +85,7 @@ class Session:
         inward, to_program = os.pipe()
         from_program, outward = os.pipe()
         try:
-            self._launch = Launch(self._order, channel=(inward, outward))
+            self._launch = Launch(self._limits, unsafe=self._unsafe, channel=(inward, outward))
         except BaseException:
             os.close(to_program)
             os.close(from_program)

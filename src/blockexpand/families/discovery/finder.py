@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from blockexpand.errors import FamilyError, RecordError
 from blockexpand.families.discovery.facts import TIE, Found, block_facts, extra_key, outer_facts, rules
-from blockexpand.families.discovery.identity import prove_anew, prove_in_memory, tokens
+from blockexpand.families.discovery.identity import prove, tokens
 from blockexpand.families.discovery.layout import Layout, find_stack, kinds, signatures
 from blockexpand.families.discovery.silencers import Silencing, record_calls, silencing_of
 from blockexpand.families.discovery.tensor_names import find_names
@@ -57,10 +57,9 @@ def discover(config: dict[str, Any], harmless: Iterable[str]) -> Family:
     layout = find_stack(whole, harmless)
     small, model = small_model(whole, layout)
     silencing = _silencing(model, layout.module, tokens(model))
-    prove_anew(model, small, layout, [s.values for s in silencing], tokens(model))
     found = Found(config=whole, small=small, layout=layout, names=find_names(model, layout.module), silencing=silencing)
     family = _read(_plain(found, config, model))
-    prove_in_memory(model, small, layout, family, [s.values for s in silencing])
+    prove(model, small, layout, family, [s.values for s in silencing])
     return family
 
 

@@ -19,7 +19,6 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from blockexpand.errors import FamilyError
 from blockexpand.families.discovery.layout import Layout, kinds, misplaced, signatures
-from blockexpand.families.discovery.silencers import record_calls
 from blockexpand.families.discovery.trial_model import attempted, bare_model, random_model, run
 from blockexpand.families.family import Family
 from blockexpand.families.modules import put_stack, set_config
@@ -59,48 +58,35 @@ def _moved(config: dict[str, Any], layout: Layout, sources: Sequence[int]) -> st
         return str(error)
 
 
-def prove_anew(
-    model: PreTrainedModel, config: dict[str, Any], layout: Layout, silencers: Silencers, tokens_BT: Tensor
-) -> None:
-    """Compare with deeper models that transformers builds from the config, as it does with an expanded folder.
+def prove(model: PreTrainedModel, config: dict[str, Any], layout: Layout, family: Family, silencers: Silencers) -> None:
+    """Compare with deeper models: built by transformers from the config, as it does with an expanded folder, and made
+    by putting silent copies into the stack, as on a live model.
 
     Raises:
         FamilyError: one of them is another function.
     """
+    expected = _answers(model)
     for sources in sayable(config, layout):
         deeper = random_model(layout.resized(config, sources))
         _fill(deeper, model, layout.module, sources, silencers)
-        if not torch.equal(run(model, tokens_BT), run(deeper, tokens_BT)):
-            raise FamilyError(_why(model, deeper, layout.module, sources, tokens_BT))
-        if not torch.equal(_generated(model, tokens_BT), _generated(deeper, tokens_BT)):
-            raise FamilyError("a deeper model with silent copies generates other logits through the cache")
-
-
-def prove_in_memory(
-    model: PreTrainedModel, config: dict[str, Any], layout: Layout, family: Family, silencers: Silencers
-) -> None:
-    """Compare with the same model after silent copies were put into its stack, as on a live model.
-
-    Raises:
-        FamilyError: it is another function.
-    """
-    tokens_BT = tokens(model)
-    expected = run(model, tokens_BT), _generated(model, tokens_BT)
-    for sources in sayable(config, layout):
-        deeper = copy.deepcopy(model)
-        old = list(deeper.get_submodule(layout.module).children())
-        blocks = [
-            old[s] if i == 0 or sources[i - 1] != s else _copy(old[s], silencers[s]) for i, s in enumerate(sources)
-        ]
-        entries = layout.resized(config, sources)
-        set_config(deeper, family, {key: entries[key] for key in (*layout.lists, layout.depth_key)})
-        put_stack(deeper, family, blocks)
-        found = run(deeper, tokens_BT), _generated(deeper, tokens_BT)
-        if not all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)):
+        if not _same(expected, _answers(deeper)):
+            raise FamilyError(
+                "a deeper model with silent copies of its blocks gives other logits, without a cache or through it: "
+                "its computation uses a block's index or the depth"
+            )
+        if not _same(expected, _answers(_inserted(model, config, sources, layout, family, silencers))):
             raise FamilyError(
                 "a model in memory is another function after copies of its blocks were put in, though one that is "
                 "built so deep is not: its blocks keep their index where it cannot be renumbered"
             )
+
+
+def _answers(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    return run(model, tokens(model)), _generated(model, tokens(model))
+
+
+def _same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def tokens(model: PreTrainedModel) -> Tensor:
@@ -110,11 +96,29 @@ def tokens(model: PreTrainedModel) -> Tensor:
 
 
 @torch.no_grad()
-def _copy(block: nn.Module, silencers: dict[str, float]) -> nn.Module:
-    result = copy.deepcopy(block)
-    for name, value in silencers.items():
-        result.get_parameter(name).fill_(value)
-    return result
+def _inserted(
+    model: PreTrainedModel,
+    config: dict[str, Any],
+    sources: Sequence[int],
+    layout: Layout,
+    family: Family,
+    silencers: Silencers,
+) -> PreTrainedModel:
+    """A copy of the model, of this config, with silent copies in its stack."""
+    entries = layout.resized(config, sources)
+    deeper = copy.deepcopy(model)
+    old = list(deeper.get_submodule(layout.module).children())
+    blocks = []
+    for position, source in enumerate(sources):
+        block = old[source]
+        if position and sources[position - 1] == source:
+            block = copy.deepcopy(block)
+            for name, value in silencers[source].items():
+                block.get_parameter(name).fill_(value)
+        blocks.append(block)
+    set_config(deeper, family, {key: entries[key] for key in (*layout.lists, layout.depth_key)})
+    put_stack(deeper, family, blocks)
+    return deeper
 
 
 @torch.no_grad()
@@ -136,23 +140,6 @@ def _fill(
         if is_copy and tail in silencers[sources[int(position)]]:
             new[name] = torch.full_like(tensor, silencers[sources[int(position)]][tail])
     deeper.load_state_dict(new)
-
-
-def _why(model: PreTrainedModel, deeper: PreTrainedModel, path: str, sources: Sequence[int], tokens_BT: Tensor) -> str:
-    """Which block is no longer what it was."""
-    calls, others = record_calls(model, path, tokens_BT), record_calls(deeper, path, tokens_BT)
-    for position, source in enumerate(sources):
-        if position and sources[position - 1] == source:
-            continue
-        first, second = (
-            c.output[0] if isinstance(c.output, tuple) else c.output for c in (calls[source], others[position])
-        )
-        if not torch.equal(first, second):
-            return (
-                f"block {source} computes something else when it is block {position} of {len(sources)}: its "
-                "computation uses its index or the depth"
-            )
-    return "a deeper model with silent copies gives other logits"
 
 
 def _generated(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
