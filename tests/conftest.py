@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What bases write themselves is kept among the user's assets; tests have some of their own, the same in every process.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _ASSETS = tempfile.TemporaryDirectory(prefix="blockexpand-assets-")
+    os.environ["HF_ASSETS_CACHE"] = _ASSETS.name
 
 import torch
 from transformers.utils import logging

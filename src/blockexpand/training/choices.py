@@ -327,7 +327,7 @@ class Measured:
     num_parameters: int
 
     def rows_per_pass(self, rows_per_step: int, device: torch.device) -> int:
-        """As many rows as fit well, by halves of a step; on a processor few, because more are no faster there."""
+        """As many rows as fit well, by halves of a step; on a processor few, for the sake of memory."""
         rows = min(rows_per_step, _ROWS_OF_A_PASS_ON_CPU) if device.type == "cpu" else rows_per_step
         while rows > 1 and rows * self.row_bytes > _SHARE_OF_FREE * free_bytes(device):
             rows = -(-rows // 2)
