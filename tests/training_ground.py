@@ -96,7 +96,7 @@ def sharded_settings(ground: Ground, name: str, out: Path) -> TrainSettings:
         # Five rows for two processes, of them three general: unequal shares.
         "keeping": {"retention": KEEPING, "rows_per_step": 5},
         "passes": {"retention": KEEPING, "rows_per_step": 5, "rows_per_pass": 1},
-        "half": {"precision": "bfloat16"},
+        "half": {"precision": "bfloat16", "domain_tokens": 4 * 4 * 32},
         "tuning": {"arm": FullArm(kind="full"), "data": chats, "domain_tokens": 4 * 4 * 64},
         "whole": {"arm": FullArm(kind="full"), "retention": KEEPING, "domain_tokens": 4 * 2 * 32},
         "muon": {"optimizer": OptimizerSettings(name="muon", lr=3e-3), "domain_tokens": 4 * 4 * 32},

@@ -204,7 +204,8 @@ def test_the_end_ends_answers(speaker: Speaker, monkeypatch: pytest.MonkeyPatch)
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
         for number, thread in enumerate(threads):
             thread.start()
-            wait_until(lambda number=number: num_under_way(server) == number + 1)
+            if number < 2:  # the third one ends them all
+                wait_until(lambda number=number: num_under_way(server) == number + 1)
         for thread in threads:
             thread.join(30)
         assert found[0].status == 200

@@ -57,7 +57,7 @@ from blockexpand.training.data import HeldOut, Pass, RunData
 from blockexpand.training.metrics import Tracker
 from blockexpand.training.optimizers import build_optimizers, rate_at, set_rate
 from blockexpand.training.preview import keeps_gradients
-from blockexpand.training.processes import Root, gathered, sync_gradients, whole
+from blockexpand.training.processes import Root, drop_gathered, gathered, sync_gradients, whole
 from blockexpand.training.retention import adapted_weight, budget_used, is_better, put_scale, tightened_weight
 
 _FAR_OUTSIDE = 1e9
@@ -482,6 +482,7 @@ class Loop:
     def _sums(self, texts: Mapping[str, HeldOut], model: PreTrainedModel | None = None) -> dict[str, DocumentSums]:
         """The loss of each document of some held-out rows, over all processes; waits for the device once."""
         losses, documents, first = [], [], 0
+        drop_gathered(self._root)  # something may have been put on the parameters since the last pass
         with self._autocast:
             for held in texts.values():
                 for batch, documents_R in held.batches(self.settings.rows_per_pass, self.world):

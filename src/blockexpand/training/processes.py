@@ -237,6 +237,17 @@ def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     return gathered_here
 
 
+def drop_gathered(root: nn.Module) -> None:
+    """Let the next pass gather every parameter anew.
+
+    The outermost group stays gathered after a pass without a backward pass: what is put on its parameters then would
+    not be seen.
+    """
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The tensor, put together where it is cut over a mesh. Every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
