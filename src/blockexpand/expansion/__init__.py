@@ -1,6 +1,5 @@
 """A base checkpoint becomes a plan, a deeper checkpoint, and the proof that it is the same model."""
 
-from blockexpand.expansion.cost import backward_flops, forward_flops
 from blockexpand.expansion.deeper_config import base_entries, rewrite, stack_entries
 from blockexpand.expansion.diagram import draw
 from blockexpand.expansion.expander import expand
