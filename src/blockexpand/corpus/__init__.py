@@ -4,7 +4,7 @@ from blockexpand.corpus.copies import content_key
 from blockexpand.corpus.files import Document, all_documents
 from blockexpand.corpus.inspection import SourceSummary, inspect_sources
 from blockexpand.corpus.preparation import prepare
-from blockexpand.corpus.recipe import PrepareRecipe, Source, SplitRecipe, load_recipe, make_recipe
+from blockexpand.corpus.recipe import PrepareRecipe, Source, SplitRecipe, load_recipe, make_recipe, source_of
 from blockexpand.corpus.rows import Corpus, TokenRows, open_corpus
 from blockexpand.corpus.tokenizer import load_tokenizer, tokenizer_digest
 
@@ -24,5 +24,6 @@ __all__ = [
     "make_recipe",
     "open_corpus",
     "prepare",
+    "source_of",
     "tokenizer_digest",
 ]
