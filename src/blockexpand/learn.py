@@ -14,7 +14,7 @@ from pathlib import Path
 
 from blockexpand import __version__
 from blockexpand.checkpoint import Checkpoint, open_checkpoint, tokenizer_file
-from blockexpand.corpus import Source, SourceSummary, SplitRecipe, inspect_sources, make_recipe, open_corpus, prepare
+from blockexpand.corpus import SourceSummary, SplitRecipe, inspect_sources, make_recipe, open_corpus, prepare, source_of
 from blockexpand.corpus.chats import check_template
 from blockexpand.corpus.files import look_into
 from blockexpand.corpus.splits import LEAST_DOCUMENTS
@@ -90,7 +90,8 @@ def learn(
 
     Args:
         model: A model folder, a run, a GGUF file, or a hub id.
-        data: Files, folders, globs or data sets of the hub: texts, code, tables or chats.
+        data: Files, folders, globs or data sets of the hub: texts, code, tables or chats; `reviews.csv:body` names a
+            table's column.
         keep: How much general loss may rise: 0.01, "1%", or for each kind of general text "prose=0.5%,chats=1%".
         general: Text like what the model knew, as `data`; without it the model writes it itself.
         minutes: How long it may take here; without it and `tokens`, a few times through the data.
@@ -175,7 +176,7 @@ def _look(model: str, data: tuple[str, ...], general: tuple[str, ...], **asked: 
 
 
 def _digest(sources: tuple[str, ...]) -> str:
-    return digest_json([look_into(Source(path=path)).digest() for path in sources])
+    return digest_json([look_into(source_of(path)).digest() for path in sources])
 
 
 def _sum_up(sources: list[SourceSummary]) -> DataSeen:

@@ -58,6 +58,6 @@ def test_the_output_says_what_went_in_and_what_was_dropped(
 
 
 def test_a_recipe_stands_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for more in (["--kind", "text"], ["--field", "x"], ["b.jsonl"]):
+    for more in (["--kind", "text"], ["b.jsonl"]):
         assert run(["prepare", "a.yaml", *more, "--tokenizer", "m", "--out", str(tmp_path / "o")]) == 2
         assert "a.yaml" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from blockexpand.corpus import Source, inspect_sources
+from blockexpand.corpus import Source, inspect_sources, source_of
 from blockexpand.corpus.files import Bad, Document, all_documents, look_into, read_documents
 from blockexpand.errors import CorpusError
 
@@ -158,7 +158,8 @@ def test_the_text_column_is_the_only_long_one_or_named(tmp_path: Path) -> None:
     path.write_bytes(table_bytes(".csv", [{"question": "long " * 50, "context": "long " * 40}]))
     with pytest.raises(CorpusError, match=r"question \(250 characters\), context \(200 characters\)"):
         look_into(Source(path=str(path)))
-    assert texts_of(path, field="context") == ["long " * 40]
+    assert look_into(source_of(f"{path}:context")).field == "context"
+    assert source_of(path).field is None, "a file's whole name is no column"
     with pytest.raises(CorpusError, match="'body'.*question, context"):
         look_into(Source(path=str(path), field="body"))
     path = tmp_path / "strings.json"
@@ -231,3 +232,12 @@ def test_sources_are_told_before_anything_is_done(tmp_path: Path) -> None:
     assert abs(texts.text_bytes - 27_000) < 3000
     assert (chats.kind, chats.num_documents, chats.num_bad, chats.is_exact) == ("chat", 1, 1, True)
     assert chats.columns == ("messages",)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet", ".arrow"])
+def test_documents_of_a_long_table_are_estimated_by_the_share_that_was_read(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(table_bytes(ending, [{"text": f"text {number:05d}"} for number in range(6000)]))
+    (seen,) = inspect_sources(str(path))
+    assert not seen.is_exact
+    assert 5000 < seen.num_documents < 7000

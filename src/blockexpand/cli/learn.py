@@ -38,7 +38,7 @@ def learn(
     model
         A model folder, a run, a GGUF file, or a hub id like org/name.
     data
-        Files, folders, globs or data sets of the hub: texts, code, tables with a text column, or chats.
+        Files, folders, globs or data sets of the hub: texts, code, chats, or tables; reviews.csv:body names the column.
     keep
         How much general loss may rise, e.g. 1%; or for each kind of general text, e.g. prose=0.5%,chats=1%.
     general

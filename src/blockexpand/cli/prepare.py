@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,7 +22,6 @@ def prepare(
     tokenizer: Path,
     out: Path,
     kind: Literal["auto", "text", "code", "table", "chat"] = "auto",
-    field: str | None = None,
     trained_turns: Literal["assistant", "all"] | None = None,
     row_tokens: int | None = None,
     held_out: float | None = None,
@@ -35,15 +35,14 @@ def prepare(
     Parameters
     ----------
     sources
-        A recipe (.yaml), or files, folders, globs and data sets of the hub (owner/name).
+        A recipe (.yaml), or files, folders, globs and data sets of the hub (owner/name); reviews.csv:body names the
+        column to read, where there are several.
     tokenizer
         The model whose tokenizer is used.
     out
         The folder to write.
     kind
         What the sources are; by their names and first records if not given.
-    field
-        The column that holds the text or the turns; the only long one if not given.
     trained_turns
         Of chats: whether the assistant's turns are trained, or all, by which packs know their questions.
     row_tokens
@@ -60,14 +59,12 @@ def prepare(
     from blockexpand import corpus
 
     recipes = [source for source in sources if source.endswith((".yaml", ".yml"))]
-    if recipes and (len(sources) > 1 or kind != "auto" or field is not None):
-        raise UsageError(
-            f"give either one recipe or sources, got {' '.join(sources)}; --kind and --field are for sources"
-        )
+    if recipes and (len(sources) > 1 or kind != "auto"):
+        raise UsageError(f"give either one recipe or sources, got {' '.join(sources)}; --kind is for sources")
     record = corpus.prepare(
         corpus.load_recipe(Path(recipes[0]))
         if recipes
-        else [corpus.Source(path=s, kind=kind, field=field) for s in sources],
+        else [dataclasses.replace(corpus.source_of(source), kind=kind) for source in sources],
         tokenizer,
         out,
         row_tokens=row_tokens,

@@ -2,14 +2,15 @@
 
 In: a `Source`. Out: `Contents` (its files, whether they hold text or chats, the column), and documents, or what is
 wrong with one. The files of a folder or glob come in the order of a hash of their names, the same everywhere, so that
-the first million tokens are a fair sample of all. Tables and data sets of the hub are read through `datasets`,
-streamed; JSON line by line, because `datasets` gives a whole file up for one bad line or a turn in parts (docs/log.md).
+the first million tokens are a fair sample of all. Parquet, Arrow and data sets of the hub are read through `datasets`,
+streamed; JSON and CSV record by record, because `datasets` gives a whole file up for one bad record (docs/log.md).
 Refused: what does not exist, what nobody can tell, several text columns of which none is chosen, what breaks off.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import glob
 import hashlib
@@ -229,12 +230,13 @@ def _main_kind(source: Source, kinds: Counter[str | None]) -> Kind:
     code, data = kinds["code"], kinds["table"] + kinds["text"]
     if not code and not data:
         raise CorpusError(
-            f"cannot tell what {source.path} holds; add its kind: text, code, table or chat (--kind), or name its files"
+            f"cannot tell what {source.path} holds; expected files of text or code, tables or chats; name them, e.g. "
+            f"{source.path}/*.txt, or give `prepare` their --kind"
         )
     if min(code, data) > _SECOND_KIND * max(code, data):
         raise CorpusError(
             f"{source.path} holds files of several kinds ({code} of code, {kinds['table']} tables, {kinds['text']} of "
-            "text); choose one with --kind, or name the files"
+            f"text); expected one kind; name the files, e.g. {source.path}/**/*.py, or give `prepare` a --kind"
         )
     return "code" if code > data else "table" if kinds["table"] else "text"
 
@@ -291,7 +293,8 @@ def _text_column(source: Source, part: Part, texts: dict[str, list[str]]) -> str
         return longest[0]
     shown = ", ".join(f"{name} ({means[name]:.0f} characters)" if name in means else name for name in texts)
     raise CorpusError(
-        f"{part.path} has several columns and none called text: {shown}; name the one to read with --field"
+        f"{part.path} has several columns and none called text: {shown}; expected one to be named: write "
+        f"{source.path}:{longest[0] if longest else 'COLUMN'}"
     )
 
 
@@ -455,12 +458,17 @@ def _rows(
     if part.form == "json":
         yield from _json_rows(part, start, shares)
         return
+    if part.form in ("csv", "tsv"):
+        yield from _csv_rows(part, start, shares)
+        return
     number = start
     try:
-        for batch in _table(source, part, contents).skip(start).with_format("arrow").iter(_BATCH_ROWS):
+        table, num_rows = _table(source, part, contents)
+        for batch in table.skip(start).with_format("arrow").iter(_BATCH_ROWS):
             batch.validate(full=True)  # Arrow trusts a file's offsets: one damaged byte would end the process
             for row in batch.to_pylist():
                 number += 1
+                shares[0] = number / num_rows if num_rows else 0.0
                 yield f"{part.path}, row {number}", row
     except CorpusError:
         raise
@@ -506,35 +514,48 @@ def _parsed(text: str, place: str) -> Any:
         return Bad(why=f"{place} is not JSON we read: {error}")
 
 
-def _table(source: Source, part: Part, contents: Contents | None) -> Any:
-    """The rows of a table, streamed, as `datasets` has them."""
+def _csv_rows(part: Part, start: int, shares: list[float]) -> Iterator[tuple[str, Any]]:
+    """Every value as text, whatever the first rows look like."""
+    csv.field_size_limit(1 << 30)
+    with _opened(part) as (stream, raw):
+        rows = csv.DictReader(stream, delimiter="\t" if part.form == "tsv" else ",", strict=True)
+        for number, row in enumerate(rows, 1):
+            if number > start:
+                shares[0] = raw.tell() / max(part.num_bytes, 1)
+                place = f"{part.path}, row {number}"
+                more = row.get(None)
+                yield place, Bad(why=f"{place} has more values than there are columns: {more!r:.60}") if more else row
+
+
+def _table(source: Source, part: Part, contents: Contents | None) -> tuple[Any, int | None]:
+    """The rows of a table, streamed, as `datasets` has them, and their number where it is known beforehand."""
     import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     datasets.disable_progress_bars()
     if part.form == "saved":
         found = datasets.load_from_disk(part.path)
         if isinstance(found, dict) and source.split not in found:
             raise CorpusError(f"{part.path} has the splits {', '.join(found)}; expected {source.split!r} among them")
-        return (found[source.split] if isinstance(found, dict) else found).to_iterable_dataset()
+        rows = cast(Any, found[source.split] if isinstance(found, dict) else found)
+        return rows.to_iterable_dataset(), rows.num_rows
     if part.form == "hub":
         return _hub_table(source)
     more: dict[str, Any] = {}
-    if part.form == "parquet" and contents is not None and contents.field:
-        more = {"columns": [contents.field]}
-    if part.form in ("csv", "tsv"):
-        import csv
-
-        with _opened(part) as (stream, _):  # all columns are text, whatever the first thousand rows look like
-            encoding, between = stream.encoding, "\t" if part.form == "tsv" else ","
-            header = next(csv.reader(stream, delimiter=between), [])
-        text = datasets.Features({name: datasets.Value("string") for name in header})
-        more = {"sep": between, "features": text, "keep_default_na": False, "encoding": encoding}
+    num_rows = None
+    if part.form == "parquet":
+        num_rows = pq.read_metadata(part.path).num_rows
+        more = {"columns": [contents.field]} if contents is not None and contents.field else {}
+    elif not part.path.endswith(_COMPRESSED):
+        with contextlib.suppress(pa.ArrowInvalid), pa.memory_map(part.path) as file:  # of a stream nobody knows
+            reader = pa.ipc.open_file(file)
+            num_rows = sum(reader.get_batch(index).num_rows for index in range(reader.num_record_batches))
     _let_arrow_read_zstd()
-    name = "csv" if part.form == "tsv" else part.form
-    return datasets.load_dataset(name, data_files=part.path, split="train", streaming=True, **more)
+    return datasets.load_dataset(part.form, data_files=part.path, split="train", streaming=True, **more), num_rows
 
 
-def _hub_table(source: Source) -> Any:
+def _hub_table(source: Source) -> tuple[Any, int | None]:
     import datasets
 
     asked = {"data_dir": source.folder, "split": source.split, "revision": source.revision}
@@ -547,4 +568,7 @@ def _hub_table(source: Source) -> Any:
             f"there is no file or folder {source.path}, and the data set of that name (configuration "
             f"{source.configuration}, split {source.split!r}) cannot be opened: {why}"
         ) from None
-    return found if streaming else found.to_iterable_dataset()
+    if not streaming:
+        return found.to_iterable_dataset(), found.num_rows
+    splits = found.info.splits or {}
+    return found, splits[source.split].num_examples if source.split in splits else None

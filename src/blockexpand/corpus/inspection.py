@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from blockexpand.corpus.files import Bad, look_into, read_documents
-from blockexpand.corpus.recipe import Source
+from blockexpand.corpus.recipe import Source, source_of
 
 _LOOKED_AT = 2000
 """Documents that are counted; of more, their number is estimated by their bytes."""
@@ -31,7 +31,7 @@ class SourceSummary:
     num_bytes: int
     """Of the files as they lie on the disk; 0 for a data set of the hub."""
     num_documents: int
-    """Exact up to 2,000, estimated by bytes beyond."""
+    """Exact up to 2,000, estimated beyond by the share of the whole that they are; those seen where nobody can tell."""
     is_exact: bool
     num_bad: int
     """Of the documents looked at, those that cannot be read."""
@@ -51,18 +51,19 @@ def inspect_sources(sources: str | Path | Source | Sequence[str | Path | Source]
         CorpusError: a source does not exist, nobody can tell what it holds, a column has to be named, or it breaks off.
     """
     given = [sources] if isinstance(sources, str | Path | Source) else list(sources)
-    return [_summary(one if isinstance(one, Source) else Source(path=str(one))) for one in given]
+    return [_summary(source_of(one)) for one in given]
 
 
 def _summary(source: Source) -> SourceSummary:
     contents = look_into(source)
     found = num_bad = text_bytes = 0
-    example, is_exact, read_bytes = "", True, 0.0
-    for part in contents.parts:
+    example, is_exact, read = "", True, 0.0
+    sizes = [part.num_bytes or 1 for part in contents.parts]
+    for part, size in zip(contents.parts, sizes, strict=True):
         for document, share in read_documents(contents, part):
             if found + num_bad == _LOOKED_AT:
                 is_exact = False
-                read_bytes += share * part.num_bytes
+                read += share * size
                 break
             if isinstance(document, Bad):
                 num_bad += 1
@@ -72,8 +73,8 @@ def _summary(source: Source) -> SourceSummary:
             example = example or document.text[:200]
         if not is_exact:
             break
-        read_bytes += part.num_bytes
-    scale = 1.0 if is_exact else max(contents.num_bytes / max(read_bytes, 1.0), 1.0)
+        read += size
+    scale = 1.0 if is_exact or not read else sum(sizes) / read  # nobody says how long some data sets of the hub are
     return SourceSummary(
         path=source.path,
         kind=cast(Literal["text", "code", "table", "chat"], contents.kind),

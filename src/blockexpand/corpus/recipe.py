@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,6 +152,16 @@ def load_recipe(path: Path) -> PrepareRecipe:
     return from_plain(PrepareRecipe, read_yaml(path), str(path))
 
 
+def source_of(given: str | Path | Source) -> Source:
+    """A source as people write it: a path, or PATH:COLUMN for a table's column."""
+    if isinstance(given, Source):
+        return given
+    path, colon, column = str(given).rpartition(":")
+    if not colon or os.path.exists(str(given)):
+        return Source(path=str(given))
+    return Source(path=path, field=column)
+
+
 def make_recipe(
     sources: str | Path | Source | Sequence[str | Path | Source],
     *,
@@ -162,7 +173,7 @@ def make_recipe(
     """A recipe for sources that need no settings of their own: `train`, and two splits of `held_out` of the documents.
 
     Args:
-        sources: Files, folders, globs, data sets of the hub, or `Source`s.
+        sources: Files, folders, globs or data sets of the hub, with `:COLUMN` where one has to be named; or `Source`s.
         row_tokens: T, the length of a packed row.
         held_out: The share of the documents for each of `validation` (to steer by) and `test`; 0 makes none of them.
         max_bad: The share of a source's records that may be unreadable.
@@ -175,7 +186,7 @@ def make_recipe(
     given = [sources] if isinstance(sources, str | Path | Source) else list(sources)
     shares = {"train": 1 - 2 * held_out, "validation": held_out, "test": held_out}
     return PrepareRecipe(
-        sources=tuple(one if isinstance(one, Source) else Source(path=str(one)) for one in given),
+        sources=tuple(map(source_of, given)),
         row_tokens=row_tokens,
         splits={name: SplitRecipe(share=share) for name, share in shares.items() if share > 0},
         max_bad=max_bad,
