@@ -92,27 +92,6 @@ def run_lenient(family: str, config: dict[str, Any], sources: list[int]) -> dict
     return rewrite(known_families()[family], base, sources).changes
 
 
-def test_a_threshold_out_of_reach_stays_out_of_reach():
-    config = WINDOWS | {"max_window_layers": 5}
-    assert run("qwen2", config, [0, 1, 2, 3, 3])["max_window_layers"] == 5
-    changes = run("qwen2", config, [0, 0, 1, 1, 2, 2, 3, 3])
-    assert changes["max_window_layers"] == 8
-    assert changes["layer_types"] == [FULL] * 8
-
-
-def test_the_threshold_and_window_that_are_missing_are_the_classes_own():
-    config = {"use_sliding_window": True, "num_hidden_layers": 30}
-    changes = run("qwen2", config, [*range(30), 29])
-    assert changes["max_window_layers"] == 28
-    assert changes["layer_types"] == [FULL] * 28 + [SLIDING] * 3
-
-
-def test_a_list_that_overrides_the_threshold_is_what_is_copied():
-    config = WINDOWS | {"layer_types": [SLIDING, FULL, FULL, SLIDING]}
-    changes = run("qwen2", config, [0, 1, 2, 3, 3])
-    assert changes == {"num_hidden_layers": 5, "layer_types": [SLIDING, FULL, FULL, SLIDING, SLIDING]}
-
-
 @pytest.mark.parametrize(
     ("config", "words"),
     [

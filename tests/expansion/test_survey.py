@@ -51,18 +51,6 @@ def test_the_layout_digest_is_of_names_shapes_and_dtypes_alone(tiny_base: MakeBa
     assert survey(open_checkpoint(tiny_base("mistral"))).layout_digest == single
 
 
-def test_rotary_buffers_of_old_checkpoints_are_no_parameters(tiny_base: MakeBase):
-    def add(tensors: Tensors) -> None:
-        for i in range(4):
-            tensors[f"model.layers.{i}.self_attn.rotary_emb.inv_freq"] = TensorEntry(
-                file="model.safetensors", dtype="F32", shape=(4,), start=0, end=16
-            )
-
-    facts = survey(changed(tiny_base("llama"), add))
-    buffer = next(t for t in facts.tensors_of(0) if t.tail.endswith("inv_freq"))
-    assert (buffer.parameter, buffer.starts) == (False, "donor")
-
-
 def test_a_tied_model_may_leave_its_head_out_or_store_it(tiny_base: MakeBase):
     base = tiny_base("qwen2", tie_word_embeddings=True)
     assert "lm_head.weight" not in survey(open_checkpoint(base)).outer
@@ -197,11 +185,3 @@ def test_weights_that_are_not_the_configs_model_are_refused_by_name(
     assert str(raised.value).startswith("my/base: ")
     for word in words:
         assert word in str(raised.value)
-
-
-def test_names_are_not_matched_by_substring(tiny_base: MakeBase):
-    """Block 1 of eleven is not blocks 10 and 11."""
-    facts = survey(open_checkpoint(tiny_base("llama", blocks=12)))
-    assert facts.depth == 12
-    with pytest.raises(PlanError, match="blocks 1 are missing"):
-        survey(changed(tiny_base("llama", blocks=12), drop_block(1)))
