@@ -84,29 +84,8 @@ def test_a_threshold_that_no_longer_is_one_is_left_alone_and_said(family: str):
 )
 def test_a_threshold_that_is_not_in_force_is_left_alone(family: str, off: dict[str, Any]):
     config = {"max_window_layers": 2} if not off else WINDOWS | off
-    assert run_lenient(family, config, [0, 1, 2, 3, 3]) == {"num_hidden_layers": 5}
-
-
-def run_lenient(family: str, config: dict[str, Any], sources: list[int]) -> dict[str, Any]:
     base = {"model_type": family, "num_hidden_layers": 4} | config
-    return rewrite(known_families()[family], base, sources).changes
-
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        ({"layer_types": [FULL] * 3}, ["layer_types has 3 items", "each of the 4 blocks"]),
-        ({"layer_types": FULL}, ["layer_types has 'full_attention'"]),
-        ({"mlp_layer_types": ["dense"]}, ["mlp_layer_types has 1 items"]),
-        (WINDOWS | {"max_window_layers": "2"}, ["max_window_layers is '2'"]),
-        (WINDOWS | {"max_window_layers": True}, ["max_window_layers is True"]),
-    ],
-)
-def test_entries_that_do_not_fit_the_depth_are_refused(config: dict[str, Any], words: list[str]):
-    with pytest.raises(PlanError) as raised:
-        run_lenient("qwen2", config, [0, 1, 2, 3, 3])
-    for word in words:
-        assert word in str(raised.value)
+    assert rewrite(known_families()[family], base, [0, 1, 2, 3, 3]).changes == {"num_hidden_layers": 5}
 
 
 def test_what_a_plan_could_not_say_again_is_refused():

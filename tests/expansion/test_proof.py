@@ -19,34 +19,12 @@ from blockexpand.records.expansion import Check, Proof, read_expansion
 from helpers import MakeBase, edit_config, edit_json, load, tiny_model
 
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}
-PROVED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    ("llama", {"attention_bias": True, "mlp_bias": True, "sharded": True}, {"blocks": 3}),
-    ("llama", {"tie_word_embeddings": True, "dtype": torch.float16}, {"blocks": 4, "per_group": 2}),
-    ("mistral", {"sliding_window": 8}, {"after": (-1, 2, 2)}),
-    ("qwen2", {"dtype": torch.float32}, {"blocks": 2, "placement": "prefix"}),
-    ("qwen3", {"attention_bias": True, **WINDOWS}, {"blocks": 2, "placement": "suffix"}),
-]
 
 ZERO, DONOR = "the new blocks' residual writers are zero", "the new blocks' other tensors are their donors'"
 OLD, NAMES = "old tensors have the base's bytes", "tensors have the planned names, shapes and dtypes"
 CONFIG = "config.json is the base's with the plan's changes"
 LOGITS, CACHED, GREEDY = "logits are", "logits through the KV cache are", "greedy generation is"
 STEP0, STEP1 = "at step 0 every residual writer", "at step 1 every tensor"
-
-
-@pytest.mark.parametrize(("family", "settings", "request_"), PROVED)
-def test_every_family_is_proved(
-    tiny_base: MakeBase, tmp_path: Path, family: str, settings: dict[str, Any], request_: dict[str, Any]
-):
-    base = tiny_base(family, **settings)
-    expand(base, tmp_path / "out", plan(base, **request_))
-    proof = verify(base, tmp_path / "out")
-    assert proof.passed, proof.lines
-    stored = {torch.float16: "F16", torch.float32: "F32"}.get(settings.get("dtype"), "BF16")
-    assert proof.dtypes == tuple(dict.fromkeys((stored, "F32")))
-    assert len(proof.checks) == 5 + 3 * len(proof.dtypes) + 4
-    drift = float(next(c.figure for c in proof.checks if "moves" in c.name).split()[1])
-    assert 0 < drift < 1e-5
 
 
 def test_the_proof_is_kept_in_the_record_and_is_the_same_each_time(tiny_base: MakeBase, tmp_path: Path):
@@ -56,6 +34,10 @@ def test_the_proof_is_kept_in_the_record_and_is_the_same_each_time(tiny_base: Ma
     assert record.proof.passed
     assert read_expansion(tmp_path / "out").proof == record.proof == verify(base, tmp_path / "out")
     assert all(line.startswith("ok ") for line in record.proof.lines)
+    assert record.proof.dtypes == ("BF16", "F32")
+    assert len(record.proof.checks) == 5 + 3 * 2 + 4
+    drift = float(next(c.figure for c in record.proof.checks if "moves" in c.name).split()[1])
+    assert 0 < drift < 1e-5
 
 
 # --- what the proof must catch -----------------------------------------------------------------------

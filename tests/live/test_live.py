@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -166,22 +165,13 @@ def test_bypass_may_be_nested(expanded: Any):
         assert same(answers(expanded), inside[0])
 
 
-def fail_inside(model: nn.Module, depth: int) -> None:
-    with contextlib.ExitStack() as stack:
-        for _ in range(depth):
-            stack.enter_context(live.bypass(model))
-        raise ZeroDivisionError
-
-
-@pytest.mark.parametrize("depth", [1, 2])
-def test_an_error_inside_leaves_the_model_whole(expanded: Any, depth: int):
+def test_an_error_inside_leaves_the_model_whole(expanded: Any):
     train(expanded)
     before = answers(expanded)
-    with pytest.raises(ZeroDivisionError):
-        fail_inside(expanded, depth)
+    with pytest.raises(ZeroDivisionError), live.bypass(expanded), live.bypass(expanded):
+        raise ZeroDivisionError
     assert same(answers(expanded), before)
-    with live.bypass(expanded):
-        assert len(expanded.model.layers) == 4
+    assert len(expanded.model.layers) == 6
 
 
 def test_bypass_works_in_training_mode_and_gradient_flows_afterwards(expanded: Any):
