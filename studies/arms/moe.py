@@ -118,8 +118,13 @@ def down_projection(block: nn.Module, family: Family, where: str) -> str:
         TrainingError: there is none, or more than one.
     """
     facts = family.block
-    tails = [t for t in facts.writers if t.endswith(".weight") and t not in facts.attention_output]
-    names = {facts.name_in_memory(tail).removesuffix(".weight") for tail in tails}
+    names = {facts.name_in_memory(tail).removesuffix(".weight") for tail in facts.writers if tail.endswith(".weight")}
+    names -= {
+        name
+        for part, module in block.named_modules()
+        for name in names
+        if type(module).__name__.endswith("Attention") and name.startswith(f"{part}.")
+    }
     found = [name for name, m in block.named_modules() if name in names and isinstance(m, nn.Linear)]
     if len(found) != 1:
         raise TrainingError(

@@ -26,9 +26,7 @@ zero in each new block: mlp.down_proj.weight, self_attn.o_proj.weight
 config: num_hidden_layers = 34
 parameters 6,738,415,616 → 7,143,182,336 (404,766,720 new)
 weights    13.5 GB → 14.3 GB
-training   20.0 GB for weights, gradients and moments, and the activations
-per token  forward 14.3 GFLOP → 15.2 GFLOP · training the new blocks 24.7 GFLOP, the whole base 42.9 GFLOP \
-(at 4,096 tokens)"""
+training   20.0 GB for weights, gradients and moments, and the activations"""
 
 
 def llama_plan(**request):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -63,7 +64,7 @@ def check_tensors(base: Path, out: Path, made: Plan) -> None:
     new = {k: v for path in out.glob("*.safetensors") for k, v in load_file(path).items()}
     family = known_families()[made.base.family]
     for entry in made.stack:
-        for tensor in made.block:
+        for tensor in made.tensors_of(0):
             found = new.pop(family.name_of(entry.position, tensor.tail))
             donor = old[family.name_of(entry.source, tensor.tail)]
             zero = entry.new is not None and tensor.tail in made.zeroed
@@ -215,14 +216,12 @@ def test_a_plan_for_another_base_is_refused(tiny_base: MakeBase, tmp_path: Path,
 @pytest.mark.parametrize(
     ("field", "change", "words"),
     [
-        ("block", lambda value: value[1:], "list of a block's tensors"),
+        ("kinds", lambda v: (dataclasses.replace(v[0], tensors=v[0].tensors[1:]),), "list of each kind of block's"),
         ("config_changes", lambda value: value | {"num_hidden_layers": 7}, r"new config is \{'num_hidden_layers': 7"),
         ("config_before", lambda value: value | {"num_hidden_layers": 3}, r"old config is \{'num_hidden_layers': 3"),
     ],
 )
 def test_a_plan_changed_by_hand_is_refused(tiny_base: MakeBase, tmp_path: Path, field: str, change: Any, words: str):
-    import dataclasses
-
     made = plan(tiny_base("llama"), 2)
     changed = dataclasses.replace(made, **{field: change(vars(made)[field])})
     with pytest.raises(ExpansionError, match=words):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockexpand.expansion.deeper_config import Formula, solve
-from blockexpand.families import Between, Every, First
+from blockexpand.families.rules import Between, Every, First
 
 FIRST = First(kind="first", key="k", default=2)
 EVERY = Every(kind="every", period_key="p", period_default=4, offset_key="o", offset_default=1)

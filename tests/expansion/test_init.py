@@ -24,7 +24,7 @@ def test_a_copy_has_its_donors_bytes_everywhere_and_is_another_function(tiny_bas
     expand(base, tmp_path / "out", made)
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     for block in made.new_blocks:
-        for tensor in made.block:
+        for tensor in made.tensors_of(0):
             new, old = (f"model.layers.{i}.{tensor.tail}" for i in (block.position, made.old_to_new[block.donor]))
             assert tensors[new].equal(tensors[old])
     with torch.no_grad():
@@ -61,7 +61,7 @@ def test_what_is_no_identity_says_so(tiny_base: MakeBase, tmp_path: Path):
     with pytest.raises(RecordError, match="expected a tensor that starts at zero"):
         read_plan(tmp_path / "plan.json")
     edit_json(tmp_path / "plan.json", lambda data: data.update(init="random"))
-    edit_json(tmp_path / "plan.json", lambda data: data["block"][0].update(starts="zero"))
+    edit_json(tmp_path / "plan.json", lambda data: data["kinds"][0]["tensors"][0].update(starts="zero"))
     with pytest.raises(RecordError, match="expected none at zero with random"):
         read_plan(tmp_path / "plan.json")
 

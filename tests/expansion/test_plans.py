@@ -102,10 +102,10 @@ WRONG: list[tuple[Any, str]] = [
     (lambda d: d["new_blocks"][0].update(after=-2), r"after3\.0\.after: expected -1 to 31, got -2"),
     (lambda d: d["new_blocks"].reverse(), r"which the order of the list gives"),
     (lambda d: d["new_blocks"].clear(), r"at least one new block, got \[\]"),
-    (lambda d: [t.update(starts="donor") for t in d["block"]], r"a tensor that starts at zero"),
-    (lambda d: d["block"][0].update(starts="noise"), r"'noise'"),
+    (lambda d: [t.update(starts="donor") for t in d["kinds"][0]["tensors"]], r"a tensor that starts at zero"),
+    (lambda d: d["kinds"][0]["tensors"][0].update(starts="noise"), r"'noise'"),
     (lambda d: d["config_before"].clear(), r"config_before: expected the same keys, got \{\}"),
-    (lambda d: d.update(blocks=8), r"unknown key 'blocks'; did you mean 'block'"),
+    (lambda d: d.update(blocks=8), r"unknown key 'blocks'"),
     (lambda d: d["placement"].update(kind="interleave"), r"did you mean 'interleaved'"),
     (lambda d: d["base"].pop("num_blocks"), r"'num_blocks' is missing"),
 ]

@@ -205,7 +205,7 @@ def test_a_missing_tensor_fails_and_nothing_is_loaded(pair: tuple[Path, Path]):
 def test_blocks_that_are_dead_for_ever_fail(pair: tuple[Path, Path]):
     """PAPER.md 1: all seven matrices zero is an identity too, and never learns."""
     base, out = pair
-    tails = [t.tail for t in read_expansion(out).plan.block if len(t.shape) == 2]
+    tails = [t.tail for t in read_expansion(out).plan.tensors_of(0) if len(t.shape) == 2]
     for tail in tails:
         write_at(out, f"model.layers.2.{tail}", zeros)
     found = failed(measured(base, out))
@@ -289,7 +289,7 @@ def train(out: Path) -> None:
     """As if training had moved every tensor of the new blocks."""
     record = read_expansion(out)
     for block in record.plan.new_blocks:
-        for tensor in record.plan.block:
+        for tensor in record.plan.tensors_of(0):
             write_at(out, f"model.layers.{block.position}.{tensor.tail}", ones)
 
 

@@ -34,13 +34,13 @@ def test_a_survey_of_a_tiny_model(tiny_base: MakeBase):
     facts = survey(open_checkpoint(tiny_base("llama", attention_bias=True)))
     assert (facts.family.name, facts.depth, facts.tied) == ("llama", 4, ())
     assert set(facts.outer) == {"lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"}
-    starts = {t.tail: t.starts for t in facts.block}
+    starts = {t.tail: t.starts for t in facts.tensors_of(0)}
     zero = {tail for tail, start in starts.items() if start == "zero"}
     assert zero == {"self_attn.o_proj.weight", "self_attn.o_proj.bias", "mlp.down_proj.weight"}
     assert len(starts) == 13
-    shapes = {t.tail: t.shape for t in facts.block}
+    shapes = {t.tail: t.shape for t in facts.tensors_of(0)}
     assert shapes["self_attn.k_proj.weight"] == (16, 32)
-    assert all(t.dtype == "BF16" and t.parameter for t in facts.block)
+    assert all(t.dtype == "BF16" and t.parameter for t in facts.tensors_of(0))
 
 
 def test_the_layout_digest_is_of_names_shapes_and_dtypes_alone(tiny_base: MakeBase):
@@ -59,7 +59,7 @@ def test_rotary_buffers_of_old_checkpoints_are_no_parameters(tiny_base: MakeBase
             )
 
     facts = survey(changed(tiny_base("llama"), add))
-    buffer = next(t for t in facts.block if t.tail.endswith("inv_freq"))
+    buffer = next(t for t in facts.tensors_of(0) if t.tail.endswith("inv_freq"))
     assert (buffer.parameter, buffer.starts) == (False, "donor")
 
 

@@ -12,19 +12,17 @@ from typing import Any
 
 from blockexpand.checkpoint import Checkpoint, TensorEntry, num_bytes
 from blockexpand.expansion import plan
-from blockexpand.families import (
+from blockexpand.families import Family, known_families, with_entries
+from blockexpand.families.rules import (
     Between,
     CopyFromDonor,
     Every,
-    Family,
     First,
     Indices,
     Pattern,
     PerLayer,
     Repeats,
     Threshold,
-    known_families,
-    with_entries,
 )
 from blockexpand.records import dump_json, with_format
 

@@ -99,11 +99,6 @@ def test_digits_that_are_no_numbers_are_no_block_indices():
         made_with(names={"0": 1, "3": 2})
 
 
-@pytest.mark.parametrize("value", [True, False, -4, 0, "many", 1.5])
-def test_a_length_of_context_that_is_none_is_not_counted_with(value: Any):
-    assert made_with(max_position_embeddings=value).cost.context_tokens == 4096
-
-
 def saved(tmp_path: Path, **entries: Any) -> Path:
     """A plan file in which entries of the base's facts, or whole keys, are others."""
     plain = json.loads(fuzz_seeds.plans()[0])

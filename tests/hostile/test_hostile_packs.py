@@ -80,7 +80,7 @@ def test_what_a_record_claims_is_not_allocated(pack: Path):
     """Shapes of terabytes, and a plan of thousands of blocks, in a process that may take 400 MB of addresses."""
 
     def enlarge(record: dict[str, Any]) -> None:
-        for tensor in record["plan"]["block"]:
+        for tensor in record["plan"]["kinds"][0]["tensors"]:
             tensor["shape"] = [10**6, 10**6]
 
     edit_json(pack / "pack.json", enlarge)

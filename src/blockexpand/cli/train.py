@@ -14,7 +14,7 @@ from blockexpand.cli.output import DEFAULTS, DONE, FAILED, Shared, show
 from blockexpand.errors import Interrupted
 from blockexpand.records.budget import say_budget
 from blockexpand.records.run import RunRecord, TrainSettings, load_settings, read_metrics
-from blockexpand.units import format_bytes, format_scaled
+from blockexpand.units import format_bytes
 
 if TYPE_CHECKING:
     from blockexpand.training import RunTakes
@@ -91,10 +91,7 @@ def _show_takes(settings: TrainSettings, found: RunTakes, common: Shared) -> int
         f"  steps   {found.num_steps:,} of {found.rows_per_step:,} rows of {found.row_tokens:,} tokens",
     ]
     if cost is not None:
-        share = cost.reference_flops / cost.step_flops
-        asked = f", {share:.1%} of them to ask the base" if share else ""
         lines += [
-            f"  work    {format_scaled(found.num_steps * cost.step_flops)} operations{asked}",
             f"  memory  {format_bytes(found.memory_bytes or 0)} a process: {format_bytes(cost.state_bytes)} weights, "
             "gradients and moments in all, the rest activations",
             f"  disk    {format_bytes(cost.checkpoint_bytes)} a checkpoint, {settings.keep_checkpoints} kept",

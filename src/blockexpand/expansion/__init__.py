@@ -1,31 +1,8 @@
 """A base checkpoint becomes a plan, a deeper checkpoint, and the proof that it is the same model."""
 
-from blockexpand.expansion.cost import backward_flops, forward_flops
-from blockexpand.expansion.deeper_config import Rewrite, base_entries, rewrite, stack_entries, unsayable
+from blockexpand.expansion.deeper_config import base_entries, rewrite, stack_entries
 from blockexpand.expansion.diagram import draw
 from blockexpand.expansion.expander import expand
 from blockexpand.expansion.planner import Combined, check_fit, combine, combine_in_memory, plan
 from blockexpand.expansion.proof import verify
-from blockexpand.expansion.survey import Survey, layout_digest, started, survey
-
-__all__ = [
-    "Combined",
-    "Rewrite",
-    "Survey",
-    "backward_flops",
-    "base_entries",
-    "check_fit",
-    "combine",
-    "combine_in_memory",
-    "draw",
-    "expand",
-    "forward_flops",
-    "layout_digest",
-    "plan",
-    "rewrite",
-    "stack_entries",
-    "started",
-    "survey",
-    "unsayable",
-    "verify",
-]
+from blockexpand.expansion.survey import Survey, survey

@@ -1,9 +1,8 @@
-"""What a deeper stack costs, and what training it costs: parameters, bytes and arithmetic, in this one place.
+"""What a deeper stack costs, and what training it costs: parameters and bytes, in this one place.
 
 In: a survey and the places of the new blocks, or the headers of a checkpoint and what of it trains in which way. Out: a
-frozen `Cost`, or a frozen `RunCost`. Every formula is stated where it is used and checked by hand in the tests;
-multiplications and additions count as one operation each. No time is told: that is measured, on the machine. Figures
-are computed: memory leaves out the allocator's waste and the framework's own gigabyte.
+frozen `Cost`, or a frozen `RunCost`. Every formula is stated where it is used and checked by hand in the tests. No time
+is told: that is measured, on the machine. Memory leaves out the allocator's waste and the framework's own gigabyte.
 """
 
 from __future__ import annotations
@@ -15,12 +14,10 @@ from typing import Any, Literal
 from blockexpand.checkpoint import Checkpoint, num_bytes, num_elements
 from blockexpand.expansion.survey import Survey
 from blockexpand.expansion.survey import survey as survey_of
-from blockexpand.families import Family, family_for, matches_any, tail_matches
+from blockexpand.families import Family, family_for
 from blockexpand.records.plan import SILENT, BlockTensor, Cost
 from blockexpand.units import DTYPES, FLOATS
 
-DEFAULT_CONTEXT_TOKENS = 4096
-"""The sequence length at which attention is counted: LLaMA Pro trains with it (PAPER.md 2)."""
 TRAINED_BYTES_PER_PARAMETER = 16
 """An fp32 master, an fp32 gradient and Adam's two fp32 moments."""
 SAVED_BYTES_PER_PARAMETER = 12
@@ -34,117 +31,27 @@ _LOGITS_COPIES = 3
 """Of one chunk of logits at once, in float32: the logits, their log-softmax, its exponential (live/loss.py)."""
 
 
-def cost(survey: Survey, config: dict[str, Any], sources: Sequence[int], positions: Sequence[int]) -> Cost:
-    """The cost of a stack of copies of these old blocks, those at `positions` being new."""
-    text = survey.family.text(config)
-    outer_parameters = sum(e.num_elements for name, e in survey.outer.items() if name not in survey.tied)
-    old, new = range(survey.depth), [sources[position] for position in positions]
-    base_parameters = outer_parameters + sum(_parameters(survey, block) for block in old)
-    new_parameters = sum(_parameters(survey, block) for block in new)
-    base_bytes = sum(e.num_bytes for e in survey.outer.values()) + sum(_bytes(survey, block) for block in old)
-    longest = text.get("max_position_embeddings")
-    stated = type(longest) is int and longest > 0
-    context = min(DEFAULT_CONTEXT_TOKENS, longest) if stated else DEFAULT_CONTEXT_TOKENS
-    counting = _Counting(survey=survey, config=text, context=context)
-    forward_before = counting.head() + sum(counting.block(block) for block in old)
-    forward_after = counting.head() + sum(counting.block(block) for block in sources)
+def cost(facts: Survey, donors: Sequence[int]) -> Cost:
+    """The cost of copies of these old blocks on top of the base."""
+    old = _all_parameters(facts)
+    new = sum(_parameters(facts, block) for block in donors)
+    before = sum(e.num_bytes for e in facts.outer.values()) + sum(_bytes(facts, block) for block in range(facts.depth))
     return Cost(
-        parameters_before=base_parameters,
-        parameters_new=new_parameters,
-        parameters_after=base_parameters + new_parameters,
-        weights_bytes_before=base_bytes,
-        weights_bytes_after=base_bytes + sum(_bytes(survey, block) for block in new),
-        training_memory_bytes=base_bytes + new_parameters * TRAINED_BYTES_PER_PARAMETER,
-        context_tokens=context,
-        forward_flops_per_token_before=forward_before,
-        forward_flops_per_token_after=forward_after,
-        training_flops_per_token=forward_after + counting.backward(sources, positions, min(positions)),
-        full_training_flops_per_token=3 * forward_before,
+        parameters_before=old,
+        parameters_new=new,
+        parameters_after=old + new,
+        weights_bytes_before=before,
+        weights_bytes_after=before + sum(_bytes(facts, block) for block in donors),
+        training_memory_bytes=before + new * TRAINED_BYTES_PER_PARAMETER,
     )
 
 
-def forward_flops(survey: Survey, config: dict[str, Any], context: int, blocks: Sequence[int]) -> int:
-    """Operations of one token on its way through these blocks and the head, in rows of `context` tokens."""
-    counting = _Counting(survey=survey, config=survey.family.text(config), context=context)
-    return counting.head() + sum(counting.block(block) for block in blocks)
+def _parameters(facts: Survey, block: int) -> int:
+    return sum(num_elements(t.shape) for t in facts.tensors_of(block) if t.parameter)
 
 
-def backward_flops(survey: Survey, config: dict[str, Any], context: int, trained: Sequence[int], first: int) -> int:
-    """Operations of one token's gradients, in rows of `context` tokens.
-
-    Args:
-        survey: of the checkpoint that trains, new blocks included.
-        config: the content of its config.json.
-        context: the length of a row.
-        trained: the blocks whose weights take a gradient; of the head and the embeddings none is counted.
-        first: the lowest block that is differentiated.
-    """
-    counting = _Counting(survey=survey, config=survey.family.text(config), context=context)
-    return counting.backward(range(survey.depth), trained, first)
-
-
-def _parameters(survey: Survey, block: int) -> int:
-    return sum(num_elements(t.shape) for t in survey.tensors_of(block) if t.parameter)
-
-
-def _bytes(survey: Survey, block: int) -> int:
-    return sum(num_bytes(t.dtype, t.shape) for t in survey.tensors_of(block))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Counting:
-    """Arithmetic on one token."""
-
-    survey: Survey
-    config: dict[str, Any]
-    context: int
-
-    def head(self) -> int:
-        """2 for each element of the output head; a tied head is its source's shape."""
-        outer = self.survey.family.outer
-        sources = {t.tensor: t.source for t in outer.tied}
-        names = [name if name in self.survey.outer else sources[name] for name in outer.matrices]
-        return sum(2 * self.survey.outer[name].num_elements for name in names)
-
-    def matrices(self, block: int) -> int:
-        """2 for each element of a block's matrices that a token uses; gains and biases are too few to count."""
-        return sum(self._matrix(block, t) for t in self.survey.tensors_of(block) if t.parameter and len(t.shape) > 1)
-
-    def _matrix(self, block: int, tensor: BlockTensor) -> int:
-        elements, experts = 2 * num_elements(tensor.shape), self.survey.family.block.experts
-        if experts is None or not matches_any(experts.tensors, tensor.tail):
-            return elements
-        used = self.config.get(experts.used_key)
-        used = used if type(used) is int and used > 0 else experts.used_default
-        if len(tensor.shape) > 2:
-            return elements * used // tensor.shape[0]
-        pattern = next(p for p in experts.tensors if tail_matches(p, tensor.tail))
-        held = sum(tail_matches(pattern, t.tail) for t in self.survey.tensors_of(block))
-        return elements * used // held
-
-    def attention(self, block: int) -> int:
-        """One block's scores and weighted values.
-
-        4 for each of heads * head width and each of the (T + 1) / 2 keys that a token sees on average under a
-        causal mask. A sliding window would see fewer, and a state-space mixer costs some; neither is counted.
-        """
-        tails = self.survey.family.block.attention_output
-        width = sum(t.shape[1] for t in self.survey.tensors_of(block) if t.tail in tails)
-        return 2 * width * (self.context + 1)
-
-    def block(self, block: int) -> int:
-        """One block's forward pass."""
-        return self.matrices(block) + self.attention(block)
-
-    def backward(self, sources: Sequence[int], positions: Sequence[int], first: int) -> int:
-        """Gradients that training only the blocks at `positions` needs, when the lowest to be reached is `first`.
-
-        The head and every block from the first one on pass the gradient down: as much again as their forward
-        matrices, and twice the forward attention (four products for two). Only those blocks take weight gradients:
-        as much again as their matrices. Below the first nothing is differentiated.
-        """
-        passing = sum(self.matrices(block) + 2 * self.attention(block) for block in sources[first:])
-        return self.head() + passing + sum(self.matrices(sources[position]) for position in positions)
+def _bytes(facts: Survey, block: int) -> int:
+    return sum(num_bytes(t.dtype, t.shape) for t in facts.tensors_of(block))
 
 
 # --- a run -----------------------------------------------------------------------------------------------
@@ -152,28 +59,21 @@ class _Counting:
 
 @dataclass(frozen=True, kw_only=True)
 class RunShape:
-    """What of a run its memory and arithmetic depend on."""
+    """What of a run its memory depends on."""
 
     trains: Literal["blocks", "all", "adapters"]
     trained_blocks: tuple[int, ...] = ()
     """Whose own weights train, with `blocks`."""
-    new_blocks: tuple[int, ...] = ()
-    """Which the base has not: left out when it is asked."""
     adapter_rank: int = 0
     """Of `adapters`; or instead `adapter_parameters`."""
     adapter_parameters: int = 0
-    asks_base: bool = False
-    """Whether general rows also run through the base, for the KL."""
     copies_base: bool = False
-    """Whether the base is then a second copy in memory."""
+    """Whether the base is a second copy in memory, asked for the KL."""
     width_bytes: int
     """Of a frozen number and of an activation: 2 or 4."""
     packed: str = "same"
     """How old blocks' matrices are held: `same`, or a key of PACKED_BYTES."""
     recompute: Literal["none", "new", "from-first-new"] = "none"
-    rows_per_step: int
-    general_rows: int
-    rows_per_pass: int
     row_tokens: int
 
 
@@ -186,10 +86,6 @@ class RunCost:
     """Blocks whose own weights train."""
     num_parameters: int
     num_trained_parameters: int
-    step_flops: int
-    """Operations of one step; measuring and saving are not counted."""
-    reference_flops: int
-    """Of these: the base's forward passes on general rows."""
     state_bytes: int
     """Weights, and for what trains masters, gradients and moments: cut over the processes."""
     gathered_bytes: int
@@ -255,15 +151,12 @@ def run_cost(checkpoint: Checkpoint, shape: RunShape) -> RunCost:
     trained = _trained_parameters(facts, shape)
     state, gathered = state_bytes(checkpoint, shape, family)
     state += TRAINED_BYTES_PER_PARAMETER * trained if shape.trains == "adapters" else 0
-    flops, reference = _step_flops(facts, checkpoint.config, shape, trained)
     row, chunk = _activation_bytes(facts, checkpoint.config, shape)
     return RunCost(
         num_blocks=facts.depth,
         num_trained_blocks=len(_trained_blocks(facts, shape)),
         num_parameters=_all_parameters(facts),
         num_trained_parameters=trained,
-        step_flops=flops,
-        reference_flops=reference,
         state_bytes=state,
         gathered_bytes=gathered,
         row_bytes=row,
@@ -292,27 +185,6 @@ def _trained_parameters(facts: Survey, shape: RunShape) -> int:
 
 def _matrices(tensors: Iterable[BlockTensor]) -> list[BlockTensor]:
     return [t for t in tensors if t.parameter and len(t.shape) == 2]
-
-
-def _step_flops(facts: Survey, config: dict[str, Any], shape: RunShape, trained: int) -> tuple[int, int]:
-    """Operations of one step, and of these the base's.
-
-    The base's pass on general rows begins above the blocks that it shares with the model's own.
-    """
-    stack, blocks = range(facts.depth), _trained_blocks(facts, shape)
-    first = min(blocks, default=0)
-    forward = forward_flops(facts, config, shape.row_tokens, stack)
-    backward = backward_flops(facts, config, shape.row_tokens, blocks, first)
-    if shape.trains == "all":
-        backward = 2 * forward
-    if shape.trains == "adapters":
-        backward += 6 * trained
-    step = (forward + backward) * shape.rows_per_step * shape.row_tokens
-    if not shape.asks_base:
-        return step, 0
-    old = [block for block in stack if block not in shape.new_blocks and block >= first]
-    reference = forward_flops(facts, config, shape.row_tokens, old) * shape.general_rows * shape.row_tokens
-    return step + reference, reference
 
 
 def _activation_bytes(facts: Survey, config: Mapping[str, Any], shape: RunShape) -> tuple[int, int]:

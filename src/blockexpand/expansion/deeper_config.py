@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from blockexpand.errors import PlanError
-from blockexpand.families import (
+from blockexpand.families import Family, prefixed, switched_on
+from blockexpand.families.rules import (
     Between,
     CopyFromDonor,
     Every,
-    Family,
     First,
     Indices,
     Pattern,
@@ -25,8 +25,6 @@ from blockexpand.families import (
     Repeats,
     Threshold,
     WrittenOut,
-    prefixed,
-    switched_on,
 )
 from blockexpand.records.plan import Plan
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from blockexpand.records.plan import Plan, StackEntry
-from blockexpand.units import format_bytes, format_scaled
+from blockexpand.units import format_bytes
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -85,20 +85,9 @@ def _start(plan: Plan) -> str:
 
 def _costs(plan: Plan) -> dict[str, str]:
     cost = plan.cost
-    before, after, training, full = (
-        format_scaled(flops, "FLOP")
-        for flops in (
-            cost.forward_flops_per_token_before,
-            cost.forward_flops_per_token_after,
-            cost.training_flops_per_token,
-            cost.full_training_flops_per_token,
-        )
-    )
     return {
         "parameters": f"{cost.parameters_before:,} → {cost.parameters_after:,} ({cost.parameters_new:,} new)",
         "weights": f"{format_bytes(cost.weights_bytes_before)} → {format_bytes(cost.weights_bytes_after)}",
         "training": f"{format_bytes(cost.training_memory_bytes)} for weights, gradients and moments, and the "
         "activations",
-        "per token": f"forward {before} → {after} · training the new blocks {training}, the whole base {full} (at "
-        f"{cost.context_tokens:,} tokens)",
     }

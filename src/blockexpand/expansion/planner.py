@@ -60,7 +60,6 @@ def plan(
     kinds = started(facts.kinds, init)
     placed = place(facts.depth, blocks, placement, after, per_group)
     new_blocks = number(placed.insertions)
-    positions = tuple(block.position for block in new_blocks)
     sources = _sources(facts.depth, placed.insertions)
     reason = _unsayable(facts.family, checkpoint.config, sources)
     if reason is not None:
@@ -73,13 +72,12 @@ def plan(
         base=_base_facts(checkpoint, facts),
         placement=Placement(kind=placed.kind, per_group=per_group, group_sizes=placed.group_sizes),
         new_blocks=new_blocks,
-        block=kinds[0].tensors if len(kinds) == 1 else (),
-        kinds=kinds if len(kinds) > 1 else (),
+        kinds=kinds,
         init=init,
         config_changes=result.changes,
         config_before=result.before,
         notes=(*result.notes, *_notes(facts, checkpoint, kinds, new_blocks)),
-        cost=cost(facts, checkpoint.config, sources, positions),
+        cost=cost(facts, [block.donor for block in new_blocks]),
     )
 
 
@@ -190,8 +188,7 @@ def check_fit(plan: Plan, checkpoint: Checkpoint) -> None:
         ("number of blocks", base.num_blocks, facts.depth),
         ("digest of config.json", base.config_digest, digest_json(checkpoint.config)),
         ("digest of tensor names, shapes and dtypes", base.layout_digest, facts.layout_digest),
-        ("list of a block's tensors", plan.block, kinds[0].tensors if len(kinds) == 1 else ()),
-        ("kinds of block", plan.kinds, kinds if len(kinds) > 1 else ()),
+        ("list of each kind of block's tensors", plan.kinds, kinds),
     ]
     _refuse_unequal(plan, checkpoint, pairs)
     rewritten = rewrite(facts.family, checkpoint.config, plan.sources)
@@ -236,7 +233,7 @@ def combine(base: Checkpoint, plans: Sequence[Plan]) -> Combined:
     combined = combine_in_memory(facts.family, base.config, plans)
     if len(plans) == 1:
         return combined
-    whole = cost(facts, base.config, combined.plan.sources, combined.plan.new_positions)
+    whole = cost(facts, [block.donor for block in combined.plan.new_blocks])
     return dataclasses.replace(combined, plan=dataclasses.replace(combined.plan, cost=whole))
 
 

@@ -60,11 +60,6 @@ class Survey:
     layout_digest: str
     """The digest of every tensor's name, dtype and shape."""
 
-    @property
-    def block(self) -> tuple[BlockTensor, ...]:
-        """The tensors of a block when all blocks are alike; empty when they are not."""
-        return self.kinds[0].tensors if len(self.kinds) == 1 else ()
-
     def tensors_of(self, block: int) -> tuple[BlockTensor, ...]:
         """The tensors of one block of the base."""
         return next(kind.tensors for kind in self.kinds if block in kind.blocks)

@@ -105,18 +105,6 @@ class InMemory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experts:
-    """Tensors of which a token uses only a part, for the cost."""
-
-    tensors: tuple[str, ...]
-    """The tails of all experts' matrices."""
-    used_key: str
-    """The config entry with how many experts a token uses."""
-    used_default: int
-    """What it is when missing."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class BlockFacts:
     """The tensors of one block, by tail: the name after `model.layers.7.`."""
 
@@ -134,10 +122,8 @@ class BlockFacts:
     """Tails whose product is added to the residual stream (weights and biases); zero makes an identity."""
     minus_one: tuple[str, ...] = ()
     """Writers that are gains stored as gain minus one: -1 makes an identity."""
-    attention_output: tuple[str, ...] = ()
-    """The projections after attention; their number of columns is heads times head width (for the cost)."""
-    experts: Experts | None = None
-    """What a token uses a part of."""
+    experts: bool = False
+    """Whether blocks have experts, so that tokens of all documents in a row go through one product."""
     in_memory: tuple[InMemory, ...] = ()
     """Where the loaded model's names differ from the files'."""
 
@@ -147,8 +133,6 @@ class BlockFacts:
         check(len(set(plain)) == len(plain), "required", plain, "each tail once")
         for field, listed in (
             ("writers", self.writers),
-            ("attention_output", self.attention_output),
-            ("experts", self.experts.tensors if self.experts else ()),
             ("in_memory", tuple(t for group in self.in_memory for t in group.files)),
         ):
             for tail in listed:
@@ -197,7 +181,7 @@ class OuterFacts:
     copied: tuple[str, ...] = ()
     """Modules beside the text stack (a vision tower, say): whatever is below these names is copied through."""
     matrices: tuple[str, ...] = ()
-    """Multiplied with each token's hidden state after the last block (the output head); for the cost."""
+    """Multiplied with each token's hidden state after the last block: the output head."""
     tied: tuple[Tied, ...] = ()
     """There unless tied; when tied they may be stored a second time."""
 
@@ -397,10 +381,6 @@ class Family:
     def is_buffer(self, tail: str) -> bool:
         """Whether the tail is no parameter."""
         return matches_any(self.block.buffers, tail) or tail.endswith(SCALE)
-
-    def writers_among(self, tails: Iterable[str]) -> tuple[str, ...]:
-        """The tails that write to the residual stream, in the order given."""
-        return tuple(t for t in tails if matches_any(self.block.writers, t))
 
     def starts(self, tail: str) -> Literal["donor", "zero", "minus-one"]:
         """What a tensor is in a new block."""

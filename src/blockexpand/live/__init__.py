@@ -1,26 +1,6 @@
 """A model in memory: expand it, run it as its base, take the new blocks out again (torch)."""
 
 from blockexpand.live.insertion import adopt, expand_live, insert_blocks, load
-from blockexpand.live.parts import blocks_of, head_of
+from blockexpand.live.parts import blocks_of
 from blockexpand.live.state import freeze, new_blocks, plan_of, tensors_on_disk, writers
 from blockexpand.live.switches import bypass, detach, guard, switch, switched_off, unguard
-
-__all__ = [
-    "blocks_of",
-    "expand_live",
-    "head_of",
-    "adopt",
-    "insert_blocks",
-    "switch",
-    "switched_off",
-    "guard",
-    "unguard",
-    "load",
-    "bypass",
-    "detach",
-    "freeze",
-    "new_blocks",
-    "plan_of",
-    "writers",
-    "tensors_on_disk",
-]

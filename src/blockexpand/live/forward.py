@@ -255,7 +255,7 @@ def isolates(model: PreTrainedModel) -> bool:
 def allowed(model: PreTrainedModel) -> float:
     """The leak that is none: nothing, but for rounding where experts take tokens of all documents in one product."""
     family = served_family(model)
-    if family is None or family.block.experts is None:
+    if family is None or not family.block.experts:
         return 0.0
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     return _ROUNDINGS * max(torch.finfo(dtype).eps for dtype in dtypes)

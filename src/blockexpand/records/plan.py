@@ -39,7 +39,7 @@ class Insertion:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockTensor:
-    """One tensor of a block; every block has it alike."""
+    """One tensor of a block; every block of its kind has it alike."""
 
     tail: str
     """Its name inside the block."""
@@ -81,16 +81,6 @@ class Cost:
     training_memory_bytes: int
     """Frozen weights in the base's dtype, and 16 bytes for each new parameter: fp32 master, gradient and two
     moments. Activations, which depend on the batch, are not in it."""
-    context_tokens: int
-    """The sequence length at which attention is counted."""
-    forward_flops_per_token_before: int
-    """Of the base."""
-    forward_flops_per_token_after: int
-    """Of the expanded model."""
-    training_flops_per_token: int
-    """One step of training only the new blocks."""
-    full_training_flops_per_token: int
-    """One step of training the whole base, for comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +183,8 @@ class Plan:
     """How the new blocks were placed."""
     new_blocks: tuple[NewBlock, ...]
     """The new blocks, from the bottom of the stack to its top."""
-    block: tuple[BlockTensor, ...]
-    """The tensors of a block, and which of them start at zero in a new one; empty when blocks differ in kind."""
+    kinds: tuple[BlockKind, ...]
+    """Which old blocks are made alike, and the tensors of each kind: which of them start at zero in a new one."""
     config_changes: dict[str, Any]
     """The entries of config.json that get new values."""
     config_before: dict[str, Any]
@@ -203,8 +193,6 @@ class Plan:
     """What a person should know before going on."""
     cost: Cost
     """What it costs; for reading only."""
-    kinds: tuple[BlockKind, ...] = field(default=(), metadata=WRITTEN_WHEN_SET)
-    """Where blocks differ in kind: which are of which, and the tensors of each."""
     init: Init = field(default="identity", metadata=WRITTEN_WHEN_SET)
     """How the new blocks start: silent, or, for an ablation, not."""
 
@@ -224,13 +212,12 @@ class Plan:
             self.config_before,
             "the same keys",
         )
-        check(bool(self.block) != bool(self.kinds), "kinds", len(self.kinds), "kinds or block, one of the two")
         listed = sorted(block for kind in self.kinds for block in kind.blocks)
-        check(not listed or listed == list(range(depth)), "kinds", listed, "each block of the base once")
+        check(listed == list(range(depth)), "kinds", listed, "each block of the base once")
         for tensors in {block.donor: self.tensors_of(block.donor) for block in blocks}.values():
             silent = any(t.starts in SILENT for t in tensors)
             expected = "a tensor that starts at zero" if self.init == "identity" else f"none at zero with {self.init}"
-            check(silent == (self.init == "identity"), "block", [t.tail for t in tensors], expected)
+            check(silent == (self.init == "identity"), "kinds", [t.tail for t in tensors], expected)
 
     @property
     def num_blocks(self) -> int:
@@ -250,7 +237,7 @@ class Plan:
 
     def tensors_of(self, old: int) -> tuple[BlockTensor, ...]:
         """The tensors of a block of the base, and so of its copies."""
-        return next((kind.tensors for kind in self.kinds if old in kind.blocks), self.block)
+        return next(kind.tensors for kind in self.kinds if old in kind.blocks)
 
     @property
     def new_positions(self) -> tuple[int, ...]:

@@ -133,7 +133,7 @@ def _cost(settings: TrainSettings, checkpoint: Checkpoint, row_tokens: int) -> R
 
 
 def shape_of(settings: TrainSettings, checkpoint: Checkpoint, row_tokens: int) -> RunShape | None:
-    """What the run's memory and arithmetic depend on; None for an arm of the caller's own."""
+    """What the run's memory depends on; None for an arm of the caller's own."""
     arm = settings.arm
     if isinstance(arm, CustomArm):
         return None
@@ -142,17 +142,12 @@ def shape_of(settings: TrainSettings, checkpoint: Checkpoint, row_tokens: int) -
     return RunShape(
         trains="all" if isinstance(arm, FullArm) else "adapters" if adapters else "blocks",
         trained_blocks=tuple(sorted(arm.blocks)) if isinstance(arm, OldBlocksArm) else tuple(new),
-        new_blocks=tuple(new),
         adapter_rank=adapters.rank or 0 if adapters else 0,
         adapter_parameters=adapters.trainable_parameters or 0 if adapters else 0,
-        asks_base=settings.retention.needs_reference,
         copies_base=settings.retention.needs_reference and isinstance(arm, FullArm | OldBlocksArm),
         width_bytes=width_of(checkpoint, settings.precision),
         packed=settings.base_precision,
         recompute=settings.recompute,
-        rows_per_step=settings.rows_per_step,
-        general_rows=settings.num_general_rows,
-        rows_per_pass=rows_of_pass(settings),
         row_tokens=row_tokens,
     )
 

@@ -3,5 +3,3 @@
 from blockexpand.families.discovery.finder import discover, small_model
 from blockexpand.families.discovery.layout import find_stack, misplaced
 from blockexpand.families.discovery.trial_model import effective
-
-__all__ = ["discover", "misplaced", "effective", "find_stack", "small_model"]

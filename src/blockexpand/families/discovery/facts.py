@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from blockexpand.errors import FamilyError
 from blockexpand.families.discovery.layout import Layout
-from blockexpand.families.discovery.silencers import Silencing
 from blockexpand.families.discovery.tensor_names import Names
 from blockexpand.families.discovery.trial_model import random_model
 from blockexpand.families.family import NUMBER
@@ -23,8 +22,6 @@ from blockexpand.families.family import NUMBER
 TIE = "tie_word_embeddings"
 _EXTRA = "num_nextn_predict_layers"
 """The entry with the blocks that files number after the last one (transformers 5.24, DeepSeek-V3, GLM-4-MoE)."""
-_USED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k")
-"""Names of the entry with how many experts a token uses; only the cost asks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +36,8 @@ class Found:
     """Where the blocks are."""
     names: Names
     """What files call the small model's tensors."""
-    silencing: tuple[Silencing, ...]
-    """What silences each of its blocks."""
+    silencing: tuple[dict[str, float], ...]
+    """For each of its blocks, the tensors in memory that silence it, and the number each then holds."""
 
 
 def block_facts(found: Found, bare: nn.Module, model: PreTrainedModel) -> dict[str, Any]:
@@ -62,27 +59,19 @@ def block_facts(found: Found, bare: nn.Module, model: PreTrainedModel) -> dict[s
     )
     required = [t for t in tails[0] if all(t in other for other in tails)]
     silent: dict[str, float] = {}
-    outputs: dict[str, None] = {}
     for i, block in enumerate(found.names.blocks):
         for tail, memory in block.items():
-            if memory in found.silencing[i].values:
-                silent[patterns.of(i, tail)] = found.silencing[i].values[memory]
-            if memory in found.silencing[i].attention:
-                outputs[patterns.of(i, tail)] = None
-    facts: dict[str, Any] = {
+            if memory in found.silencing[i]:
+                silent[patterns.of(i, tail)] = found.silencing[i][memory]
+    return {
         "required": required,
         "buffers": list(buffers),
         "choices": _choices([[t for t in one if t not in required] for one in tails]),
         "writers": list(silent),
         "minus_one": [tail for tail, value in silent.items() if value == -1.0],
-        "attention_output": list(outputs),
         "in_memory": [{"files": list(files), "memory": memory} for memory, files in found.names.order.items()],
+        "experts": any("experts" in tail.split(".") for one in tails for tail in one),
     }
-    used = next((key for key in _USED if isinstance(found.config.get(key), int)), None)
-    experts = [t for t in dict.fromkeys(t for one in tails for t in one) if "experts" in t.split(".")]
-    if used and experts:
-        facts["experts"] = {"tensors": experts, "used_key": used, "used_default": found.config[used]}
-    return facts
 
 
 class _Patterns:

@@ -17,7 +17,7 @@ from blockexpand.errors import FamilyError, RecordError
 from blockexpand.families.discovery.facts import TIE, Found, block_facts, extra_key, outer_facts, rules
 from blockexpand.families.discovery.identity import prove, tokens
 from blockexpand.families.discovery.layout import Layout, find_stack, kinds, signatures
-from blockexpand.families.discovery.silencers import Silencing, record_calls, silencing_of
+from blockexpand.families.discovery.silencers import record_calls, silencing_of
 from blockexpand.families.discovery.tensor_names import find_names
 from blockexpand.families.discovery.trial_model import (
     attributes,
@@ -59,7 +59,7 @@ def discover(config: dict[str, Any], harmless: Iterable[str]) -> Family:
     silencing = _silencing(model, layout.module, tokens(model))
     found = Found(config=whole, small=small, layout=layout, names=find_names(model, layout.module), silencing=silencing)
     family = _read(_plain(found, config, model))
-    prove(model, small, layout, family, [s.values for s in silencing])
+    prove(model, small, layout, family, silencing)
     return family
 
 
@@ -122,7 +122,7 @@ def small_model(whole: dict[str, Any], layout: Layout) -> tuple[dict[str, Any], 
     raise FamilyError(f"no small model of it could be made: {reason}")
 
 
-def _silencing(model: PreTrainedModel, path: str, tokens_BT: Tensor) -> tuple[Silencing, ...]:
+def _silencing(model: PreTrainedModel, path: str, tokens_BT: Tensor) -> tuple[dict[str, float], ...]:
     calls = record_calls(model, path, tokens_BT)
     blocks = list(model.get_submodule(path).children())
     return tuple(silencing_of(block, call) for block, call in zip(blocks, calls, strict=True))

@@ -67,18 +67,8 @@ def record_calls(model: nn.Module, path: str, tokens_BT: Tensor) -> list[Call]:
     return calls
 
 
-@dataclass(frozen=True, kw_only=True)
-class Silencing:
-    """What was found about one block."""
-
-    values: dict[str, float]
-    """The tensors, by their names in memory, that make it an identity, and the number each must hold."""
-    attention: tuple[str, ...]
-    """The last matrix of each part that is called attention; for the cost."""
-
-
-def silencing_of(block: nn.Module, call: Call) -> Silencing:
-    """Find the tensors that make this block an identity.
+def silencing_of(block: nn.Module, call: Call) -> dict[str, float]:
+    """The tensors, by their names in memory, that make this block an identity, and the number each must hold.
 
     Raises:
         FamilyError: none do.
@@ -105,18 +95,7 @@ def silencing_of(block: nn.Module, call: Call) -> Silencing:
         finally:
             for name, parameter in parameters.items():
                 parameter.data.copy_(kept[name])
-    return Silencing(values={name: found[name] for name in order if name in found}, attention=_outputs(block, order))
-
-
-def _outputs(block: nn.Module, order: Sequence[str]) -> tuple[str, ...]:
-    """The last matrix used in each module whose class says that it is attention."""
-    found: dict[str, None] = {}
-    matrices = [name for name in order if block.get_parameter(name).ndim == 2]
-    for path, module in block.named_modules():
-        inside = [name for name in matrices if path and name.startswith(f"{path}.")]
-        if inside and type(module).__name__.endswith("Attention"):
-            found[inside[-1]] = None
-    return tuple(found)
+    return {name: found[name] for name in order if name in found}
 
 
 def _give_back(
