@@ -78,7 +78,6 @@ _LEAST_ROWS, _MOST_ROWS, _LEAST_STEPS = 8, 128, 200
 _ROWS_OF_A_PASS_ON_CPU = 2
 _MOST_EPOCHS = 4
 """Repeated text is nearly as good as new up to here (Muennighoff et al. 2023, arXiv 2305.16264)."""
-_FEW_STEPS = 10
 _LONG_SECONDS = 12 * 3600
 _WARM_TOKENS = 64
 _SHARE_OF_FREE = 0.5
@@ -197,8 +196,6 @@ def _warnings(
     asked: LearnSettings, num_steps: int, step_seconds: float, epochs: float, seconds: float
 ) -> tuple[str, ...]:
     found = []
-    if num_steps < _FEW_STEPS:
-        found.append(f"{num_steps} steps are few: the data is small or the time short, and little will be learnt")
     if asked.minutes is None and asked.tokens is None and step_seconds * num_steps > _LONG_SECONDS:
         found.append("this takes long: with --minutes M it learns what fits into them")
     if epochs > 2 * _MOST_EPOCHS:
