@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from blockexpand.expansion import base_entries, stack_entries
 from blockexpand.families import prefixed, with_entries
 from blockexpand.families.modules import config_entries, put_stack, set_config, stack_of
 from blockexpand.live.state import Expanded, expanded, forget
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +167,7 @@ _DEPTH: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 @contextlib.contextmanager
-def bypass(model: nn.Module) -> Generator[nn.Module]:
+def bypass(model: M) -> Generator[M]:
     """Inside this context the model is its base. Contexts may be nested; errors leave the model whole.
 
     It is the same object, so only one thread may use it meanwhile, and a KV cache filled inside must not be

@@ -13,10 +13,12 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from blockexpand.checkpoint import Checkpoint
 from blockexpand.errors import PlanError, TrainingError
@@ -362,8 +364,9 @@ def measure_row(
         LiveError: the base cannot be loaded.
     """
     family = family_for(base.config, base.source, base.tensors)
-    model = load_model(Path(base.folder), dtype=dtype, device=str(device), loader=family.loader)
-    vocabulary = model.get_input_embeddings().num_embeddings
+    loaded = load_model(Path(base.folder), dtype=dtype, device=str(device), loader=family.loader)
+    model = cast(PreTrainedModel, loaded)
+    vocabulary = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if grown is not None:
         expand_live(model, grown)
         trained = dict(freeze(model))

@@ -58,7 +58,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": 0.0})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # ty: ignore[incompatible-method-override]
         """Move every matrix that has a gradient."""
         del closure
         for group in self.param_groups:
