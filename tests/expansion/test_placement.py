@@ -9,16 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockexpand.errors import PlanError
-from blockexpand.expansion.placement import Placed, place
-from blockexpand.records.plan import Insertion, number
+from blockexpand.expansion.placement import place
+from blockexpand.records.plan import Insertion, Placement, number
+
+Placed = tuple[Placement, tuple[Insertion, ...]]
 
 
 def positions(placed: Placed) -> list[int]:
-    return [block.position for block in number(placed.insertions)]
+    return [block.position for block in number(placed[1])]
 
 
 def pairs(placed: Placed) -> list[tuple[int, int]]:
-    return [(item.after, item.donor) for item in placed.insertions]
+    return [(item.after, item.donor) for item in placed[1]]
 
 
 def test_the_papers_llama_pro():
@@ -26,39 +28,39 @@ def test_the_papers_llama_pro():
     placed = place(32, 8, "interleaved", None, 1)
     assert positions(placed) == [4, 9, 14, 19, 24, 29, 34, 39]
     assert pairs(placed) == [(i, i) for i in (3, 7, 11, 15, 19, 23, 27, 31)]
-    assert placed.group_sizes == (4,) * 8
+    assert placed[0].group_sizes == (4,) * 8
 
 
 def test_the_top_p_blocks_of_each_group_are_stacked_on_it_in_order():
     placed = place(8, 4, "interleaved", None, 2)
     assert pairs(placed) == [(3, 2), (3, 3), (7, 6), (7, 7)]
     assert positions(placed) == [4, 5, 10, 11]
-    assert [b.id for b in number(placed.insertions)] == ["after3.0", "after3.1", "after7.0", "after7.1"]
+    assert [b.id for b in number(placed[1])] == ["after3.0", "after3.1", "after7.0", "after7.1"]
 
 
 def test_groups_that_do_not_divide_are_spread_evenly():
-    assert place(32, 5, "interleaved", None, 1).group_sizes == (6, 6, 7, 6, 7)
-    assert place(10, 4, "interleaved", None, 1).group_sizes == (2, 3, 2, 3)
-    assert place(3, 3, "interleaved", None, 1).group_sizes == (1, 1, 1)
-    assert place(5, 1, "interleaved", None, 1).group_sizes == (5,)
-    assert place(32, 30, "interleaved", None, 5).group_sizes == (5, 5, 6, 5, 5, 6)
+    assert place(32, 5, "interleaved", None, 1)[0].group_sizes == (6, 6, 7, 6, 7)
+    assert place(10, 4, "interleaved", None, 1)[0].group_sizes == (2, 3, 2, 3)
+    assert place(3, 3, "interleaved", None, 1)[0].group_sizes == (1, 1, 1)
+    assert place(5, 1, "interleaved", None, 1)[0].group_sizes == (5,)
+    assert place(32, 30, "interleaved", None, 5)[0].group_sizes == (5, 5, 6, 5, 5, 6)
 
 
 def test_prefix_and_suffix_take_the_first_and_last_blocks_in_order():
     prefix, suffix = place(6, 3, "prefix", None, 1), place(6, 3, "suffix", None, 1)
     assert pairs(prefix) == [(-1, 0), (-1, 1), (-1, 2)]
     assert positions(prefix) == [0, 1, 2]
-    assert [b.id for b in number(prefix.insertions)] == ["before0.0", "before0.1", "before0.2"]
+    assert [b.id for b in number(prefix[1])] == ["before0.0", "before0.1", "before0.2"]
     assert pairs(suffix) == [(5, 3), (5, 4), (5, 5)]
     assert positions(suffix) == [6, 7, 8]
 
 
 def test_explicit_positions_in_any_order_and_repeated():
     placed = place(8, None, "interleaved", (7, 3, 7, -1), 1)
-    assert placed.kind == "explicit"
+    assert placed[0].kind == "explicit"
     assert pairs(placed) == [(-1, 0), (3, 3), (7, 7), (7, 7)]
     assert positions(placed) == [0, 5, 10, 11]
-    assert [b.id for b in number(placed.insertions)] == ["before0.0", "after3.0", "after7.0", "after7.1"]
+    assert [b.id for b in number(placed[1])] == ["before0.0", "after3.0", "after7.0", "after7.1"]
 
 
 @given(data=st.data(), depth=st.integers(1, 200), per_group=st.integers(1, 6))
@@ -67,19 +69,19 @@ def test_every_interleaving_is_even_and_copies_the_top_of_each_group(data: Any, 
     if depth < per_group:
         return
     placed = place(depth, groups * per_group, "interleaved", None, per_group)
-    assert sum(placed.group_sizes) == depth
-    assert len(placed.group_sizes) == groups
-    assert max(placed.group_sizes) - min(placed.group_sizes) <= 1
+    assert sum(placed[0].group_sizes) == depth
+    assert len(placed[0].group_sizes) == groups
+    assert max(placed[0].group_sizes) - min(placed[0].group_sizes) <= 1
     top = 0
     expected = []
-    for size in placed.group_sizes:
+    for size in placed[0].group_sizes:
         top += size
         expected += [Insertion(after=top - 1, donor=top - per_group + k) for k in range(per_group)]
-    assert list(placed.insertions) == expected
+    assert list(placed[1]) == expected
     # Larger groups lie among the smaller ones: any run of groups is within one block of its fair share.
     for i in range(groups):
         for j in range(i + 1, groups + 1):
-            assert abs(sum(placed.group_sizes[i:j]) * groups - (j - i) * depth) < groups
+            assert abs(sum(placed[0].group_sizes[i:j]) * groups - (j - i) * depth) < groups
 
 
 @given(
@@ -88,7 +90,7 @@ def test_every_interleaving_is_even_and_copies_the_top_of_each_group(data: Any, 
 )
 def test_positions_are_where_the_new_blocks_end_up(depth: int, after: list[int]):
     after = [min(a, depth - 1) for a in after]
-    blocks = number(place(depth, None, "interleaved", after, 1).insertions)
+    blocks = number(place(depth, None, "interleaved", after, 1)[1])
     stack: list[Any] = []
     for old in range(-1, depth):
         stack += [] if old < 0 else [old]
@@ -121,8 +123,8 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"placement": "explicit"}, ["'explicit'", "interleaved, prefix, suffix"]),
     ({"placement": "prefix", "blocks": 33}, ["33 new blocks", "32 blocks to copy", "blocks=32 or fewer"]),
     ({"placement": "suffix", "per_group": 2}, ["per_group 2 with placement 'suffix'"]),
-    ({"placement": "suffix", "blocks": None, "after": (1,)}, ["placement 'suffix' and a list"]),
-    ({"blocks": None, "after": (1,), "per_group": 2}, ["per_group 2 and a list"]),
+    ({"placement": "suffix", "blocks": None, "after": (1,)}, ["placement 'suffix' with per_group 1 and a list"]),
+    ({"blocks": None, "after": (1,), "per_group": 2}, ["with per_group 2 and a list"]),
     ({"blocks": None, "after": ()}, ["after is ()"]),
     ({"blocks": None, "after": "3,7"}, ["after is '3,7'"]),
     ({"blocks": None, "after": (3, 32)}, ["no block 32", "0 to 31", "-1"]),

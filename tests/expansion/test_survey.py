@@ -168,7 +168,7 @@ WRONG: list[tuple[str, Callable[[Tensors], object], dict[str, Any], list[str]]] 
         "other shape",
         reshape(UP2, shape=(32, 48)),
         {},
-        [f"'{UP2}' in model.safetensors has the shape [32, 48], and [48, 32] in block 0"],
+        [f"block 2 has '{UP2}' of shape [32, 48], and block 0 has it of shape [48, 32]"],
     ),
     (
         "whole numbers",
@@ -177,8 +177,13 @@ WRONG: list[tuple[str, Callable[[Tensors], object], dict[str, Any], list[str]]] 
         ["stored as I8", "BF16, F16, F32, F64", "quantise the result"],
     ),
     ("fp8", all_blocks("mlp.up_proj.weight", dtype="F8_E4M3"), {}, ["stored as F8_E4M3"]),
-    ("buffer in one block", add(BUFFERS[2]), {}, ["block 2 has", "inv_freq", "block 0 has no such"]),
-    ("buffer missing in one", add(*BUFFERS[:3]), {}, ["block 3 lacks 'self_attn.rotary_emb.inv_freq'"]),
+    ("buffer in one block", add(BUFFERS[2]), {}, ["block 2 has", "inv_freq", "block 0 has it not at all"]),
+    (
+        "buffer missing in one",
+        add(*BUFFERS[:3]),
+        {},
+        ["block 3 has 'model.layers.3.self_attn.rotary_emb.inv_freq' not at all"],
+    ),
 ]
 
 

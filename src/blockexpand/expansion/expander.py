@@ -12,9 +12,9 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from blockexpand import __version__
 from blockexpand.checkpoint import (
     Checkpoint,
-    OtherFiles,
     OutputTensor,
     copy_files,
     drawn,
@@ -36,7 +36,7 @@ from blockexpand.expansion.survey import refuse_untied
 from blockexpand.families import Family, family_for, with_entries
 from blockexpand.progress import say
 from blockexpand.records import write_record
-from blockexpand.records.expansion import ExpansionRecord, FileText, Proof
+from blockexpand.records.expansion import ExpansionRecord, Proof
 from blockexpand.records.plan import Plan, read_plan
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
 
@@ -92,7 +92,15 @@ def expand(
         refuse_untied(family, checkpoint)
         proof = _prove(checkpoint, staged, chosen) if prove or family.discovered else None
         digests = {name: result.digest for name, result in sorted(found.items())} if digest else None
-        record = _record(chosen, digests, files, skeleton_of(checkpoint), proof)
+        record = ExpansionRecord(
+            blockexpand_version=__version__,
+            plan=chosen,
+            base_digests=digests,
+            files_copied=files.copied,
+            files_left_out=files.left_out,
+            proof=proof,
+            base_files=skeleton_of(checkpoint),
+        )
         write_record(staged / RECORD_NAME, record)
     if files.left_out:
         say(f"  left out: {', '.join(files.left_out)}")
@@ -106,12 +114,10 @@ def check_apart(base: Path, out: Path) -> None:
         ExpansionError: it is.
     """
     source, target = base.resolve(), out.resolve()
-    if target == source:
-        raise ExpansionError(f"the output {out} is the base itself; expected a new folder; choose another name")
-    if source in target.parents:
-        raise ExpansionError(f"the output {out} is inside the base {base}; expected a folder beside it")
-    if target in source.parents:
-        raise ExpansionError(f"the output {out} contains the base {base}; expected a folder beside it")
+    if target == source or source in target.parents or target in source.parents:
+        raise ExpansionError(
+            f"the output {out} is the base {base}, inside it or around it; expected a folder beside it; choose another"
+        )
 
 
 def tensors_of(family: Family, checkpoint: Checkpoint, plan: Plan) -> tuple[dict[str, str], list[OutputTensor]]:
@@ -140,23 +146,3 @@ def _prove(checkpoint: Checkpoint, staged: Path, plan: Plan) -> Proof:
         )
         raise ExpansionError(f"the proof failed for {checkpoint.source}: {failed}; nothing was written; {advice}")
     return proof
-
-
-def _record(
-    plan: Plan,
-    digests: dict[str, str] | None,
-    files: OtherFiles,
-    skeleton: tuple[FileText, ...],
-    proof: Proof | None,
-) -> ExpansionRecord:
-    from blockexpand import __version__
-
-    return ExpansionRecord(
-        blockexpand_version=__version__,
-        plan=plan,
-        base_digests=digests,
-        files_copied=files.copied,
-        files_left_out=files.left_out,
-        proof=proof,
-        base_files=skeleton,
-    )

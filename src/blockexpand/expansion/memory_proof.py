@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import traceback
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from blockexpand.checkpoint import Checkpoint
@@ -28,6 +27,7 @@ from blockexpand.expansion.deeper_config import base_entries
 from blockexpand.families import Family, family_for
 from blockexpand.families.modules import (
     config_entries,
+    greedy,
     load_model,
     load_offloaded,
     parameters_of,
@@ -56,19 +56,6 @@ _CACHE = next(f.name for f in fields(CausalLMOutputWithPast) if f.name in ("cach
 """What this version of transformers calls the KV cache, in a model's arguments and in its output."""
 NO_STEP = "gradients and the first step's drift: the models stayed on the disk, for want of memory"
 """What such a proof says that it does not."""
-_OURS = __file__
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What this module found."""
-
-    dtypes: tuple[str, ...]
-    """The precisions in which logits were compared."""
-    checks: tuple[Check, ...]
-    """The checks, in order."""
-    left_out: tuple[str, ...] = ()
-    """What was not looked at, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +72,10 @@ class Answers:
 
 def measure(
     base: Checkpoint, out: Checkpoint, plan: Plan, *, trained: bool, device: str, memory: int | None = None
-) -> Measured:
+) -> tuple[list[Check], tuple[str, ...]]:
     """Compare the models, then (for untrained blocks) take one step and look at gradients and drift.
+
+    Out: the checks, and what was left out.
 
     With `memory`, the bytes that a model may take, models that are larger stay on the disk, and then no step is taken.
 
@@ -94,12 +83,11 @@ def measure(
         ExpansionError: transformers cannot run a model, or the memory is too little even so.
     """
     family = family_for(base.config, base.source, base.tensors)
-    names = _dtypes_of(plan)
     checks: list[Check] = []
     offloaded = memory is not None and memory < whole_bytes(out, plan)
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory())) if offloaded else None
-        for name in names:
+        for name in dtypes_of(plan):
             dtype = torch_dtype(name)
             with _told(base):
                 expected = answers(_load(base, family, dtype, device, scratch))
@@ -107,12 +95,13 @@ def measure(
                 model = _load(out, family, dtype, device, scratch)
                 if trained:
                     _bypass_for_good(model, family, plan)
-                checks += compare(expected, answers(model), name, bypassed=trained)
+                found = answers(model)
+            checks += compare(expected, found, name, bypassed=trained)
+            with _told(out):
                 if name == "F32" and not trained and not offloaded:
                     checks += _step(model, family, plan, expected.logits_BTV)
             del model
-    left_out = (NO_STEP,) if offloaded and not trained else ()
-    return Measured(dtypes=names, checks=tuple(checks), left_out=left_out)
+    return checks, (NO_STEP,) if offloaded and not trained else ()
 
 
 def _load(
@@ -128,7 +117,7 @@ def _load(
 
 @contextlib.contextmanager
 def _told(checkpoint: Checkpoint) -> Generator[None]:
-    """What a model's own code raises, and a lack of memory, each as what it is; a bug of ours stays one.
+    """What a model's own code raises, and a lack of memory, each as what it is.
 
     Raises:
         ExpansionError: transformers could not run the model, or the memory was too little.
@@ -141,11 +130,6 @@ def _told(checkpoint: Checkpoint) -> Generator[None]:
                 f"the proof of {checkpoint.source} needs more memory than there is ({error!s:.120}); expected room for "
                 "the deeper model in float32; give --memory-gb with what is free, and the models stay on the disk"
             ) from error
-        # The innermost frame that is ours or the model's decides whose fault it is.
-        frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-        theirs = [path for path in frames if "transformers" in Path(path).parts or path == _OURS]
-        if not theirs or theirs[-1] == _OURS:
-            raise
         raise ExpansionError(
             f"the proof could not run the model of {checkpoint.source}: {type(error).__name__}: {error!s:.300}; "
             "expected one that this version of transformers runs in its files' precision, with a cache and without; "
@@ -162,7 +146,7 @@ def whole_bytes(out: Checkpoint, plan: Plan) -> int:
     return 4 * (held + 3 * plan.cost.parameters_new)
 
 
-def _dtypes_of(plan: Plan) -> tuple[str, ...]:
+def dtypes_of(plan: Plan) -> tuple[str, ...]:
     """The dtype the checkpoint is stored in (bfloat16 for FP8), and float32, last because the step is taken in it."""
     tensors = plan.tensors_of(plan.new_blocks[0].donor)
     stored = next(t.dtype for t in tensors if t.parameter and len(t.shape) > 1)
@@ -195,7 +179,8 @@ def answers(model: PreTrainedModel) -> Answers:
     # Generation last: some models (Qwen2.5-VL) keep what they generated by, for a batch of that size.
     one_by_one = [_through_the_cache(model, tokens_BT) for tokens_BT in (tokens[0], tokens[-1])]
     plain = tuple(model(tokens_BT, use_cache=False).logits for tokens_BT in tokens)
-    generated_BT, steps = _greedy(model, torch.cat([tokens_BT[:, -PROMPT_TOKENS:] for tokens_BT in tokens]))
+    prompts_BT = torch.cat([tokens_BT[:, -PROMPT_TOKENS:] for tokens_BT in tokens])
+    generated_BT, steps = greedy(model, prompts_BT, GENERATED_TOKENS)
     return Answers(
         logits_BTV=plain,
         cached_BTV=(*steps, *one_by_one),
@@ -217,23 +202,6 @@ def _through_the_cache(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
         output = model(tokens_BT[:, i : i + 1], **{_CACHE: output[_CACHE]}, use_cache=True)
         pieces.append(output.logits)
     return torch.cat(pieces, dim=1)
-
-
-def _greedy(model: PreTrainedModel, tokens_BT: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Greedy continuations, and the logits of each of their tokens."""
-    # A config of our own: the model's may sample, stop early, or ask for another kind of cache.
-    config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=GENERATED_TOKENS,
-        eos_token_id=None,
-        pad_token_id=0,
-        use_cache=True,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    mask_BT = torch.ones_like(tokens_BT)
-    found: Any = cast(GenerationMixin, model).generate(tokens_BT, attention_mask=mask_BT, generation_config=config)
-    return found.sequences, found.logits
 
 
 def compare(expected: Answers, found: Answers, dtype: str, *, bypassed: bool = False) -> list[Check]:

@@ -11,31 +11,18 @@ by one at most and the larger groups lie evenly among the others.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from blockexpand.errors import PlanError, nearest
-from blockexpand.records.plan import Insertion, PlacementKind
+from blockexpand.records.plan import Insertion, Placement, PlacementKind
 
 _BY_COUNT = ("interleaved", "prefix", "suffix")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Placed:
-    """The answer to a request for blocks."""
-
-    kind: PlacementKind
-    """How they were placed."""
-    insertions: tuple[Insertion, ...]
-    """The new blocks from the bottom of the stack to its top."""
-    group_sizes: tuple[int, ...] = ()
-    """Old blocks in each group, bottom first; empty unless interleaved."""
-
-
 def place(
     depth: int, blocks: int | None, placement: str, after: Sequence[int | Insertion] | None, per_group: int
-) -> Placed:
-    """Turn a request into insertions; one in `after` that says its donor is taken as it is.
+) -> tuple[Placement, tuple[Insertion, ...]]:
+    """How the new blocks lie, and each from the bottom of the stack up; one in `after` that says its donor keeps it.
 
     Raises:
         PlanError: the request contradicts itself, or does not fit a model of `depth` blocks.
@@ -45,13 +32,18 @@ def place(
         raise PlanError(f"unknown placement {placement!r}; expected one of {', '.join(_BY_COUNT)}; {hint}")
     if (blocks is None) == (after is None):
         given = "both" if blocks is not None else "neither"
+        listed = "none" if after is None else ", ".join(map(str, after))
         raise PlanError(
-            f"{given} of blocks ({blocks}) and after ({_listed(after)}) given; expected exactly one: a number of new "
+            f"{given} of blocks ({blocks}) and after ({listed}) given; expected exactly one: a number of new "
             f"blocks, e.g. blocks={max(1, depth // 4)}, or the old blocks they go after, e.g. after={depth - 1}"
         )
     check_count("per_group", per_group)
     if after is not None:
-        _refuse_beside_after(placement, per_group)
+        if placement != "interleaved" or per_group != 1:
+            raise PlanError(
+                f"placement {placement!r} with per_group {per_group} and a list of positions given; expected the list "
+                "alone; repeat a position in it to put several blocks there"
+            )
         return _explicit(depth, after)
     assert blocks is not None
     check_count("blocks", blocks)
@@ -65,10 +57,6 @@ def place(
     return _at_one_end(depth, blocks, placement)
 
 
-def _listed(after: Sequence[int | Insertion] | None) -> str:
-    return "none" if after is None else ", ".join(str(a) for a in after)
-
-
 def check_count(name: str, value: int) -> None:
     """Refuse what is no positive whole number.
 
@@ -79,19 +67,7 @@ def check_count(name: str, value: int) -> None:
         raise PlanError(f"{name} is {value!r}; expected a whole number, 1 or more; e.g. {name}=1")
 
 
-def _refuse_beside_after(placement: str, per_group: int) -> None:
-    if placement != "interleaved":
-        raise PlanError(
-            f"placement {placement!r} and a list of positions given; expected one of the two; leave one out"
-        )
-    if per_group != 1:
-        raise PlanError(
-            f"per_group {per_group} and a list of positions given; expected one of the two; repeat a position in the "
-            "list to put several blocks there"
-        )
-
-
-def _interleaved(depth: int, blocks: int, per_group: int) -> Placed:
+def _interleaved(depth: int, blocks: int, per_group: int) -> tuple[Placement, tuple[Insertion, ...]]:
     if blocks % per_group:
         lower = blocks - blocks % per_group
         options = " or ".join(str(n) for n in (lower, lower + per_group) if n)
@@ -107,7 +83,7 @@ def _interleaved(depth: int, blocks: int, per_group: int) -> Placed:
         Insertion(after=top - 1, donor=donor) for top in borders[1:] for donor in range(top - per_group, top)
     )
     sizes = tuple(top - bottom for bottom, top in pairwise(borders))
-    return Placed(kind="interleaved", insertions=insertions, group_sizes=sizes)
+    return Placement(kind="interleaved", per_group=per_group, group_sizes=sizes), insertions
 
 
 def _too_many(depth: int, blocks: int, per_group: int) -> str:
@@ -122,20 +98,18 @@ def _too_many(depth: int, blocks: int, per_group: int) -> str:
     return f"cannot place {blocks} new blocks: {what}; expected each group to have its own donors; {with_this}"
 
 
-def _at_one_end(depth: int, blocks: int, placement: str) -> Placed:
+def _at_one_end(depth: int, blocks: int, placement: str) -> tuple[Placement, tuple[Insertion, ...]]:
     if blocks > depth:
         raise PlanError(
             f"cannot place {blocks} new blocks at one end: the model has {depth} blocks to copy, one for each; use "
             f"blocks={depth} or fewer"
         )
-    if placement == "prefix":
-        insertions = tuple(Insertion(after=-1, donor=donor) for donor in range(blocks))
-        return Placed(kind="prefix", insertions=insertions)
-    insertions = tuple(Insertion(after=depth - 1, donor=donor) for donor in range(depth - blocks, depth))
-    return Placed(kind="suffix", insertions=insertions)
+    kind: PlacementKind = "prefix" if placement == "prefix" else "suffix"
+    after, donors = (-1, range(blocks)) if kind == "prefix" else (depth - 1, range(depth - blocks, depth))
+    return Placement(kind=kind), tuple(Insertion(after=after, donor=donor) for donor in donors)
 
 
-def _explicit(depth: int, after: Sequence[int | Insertion]) -> Placed:
+def _explicit(depth: int, after: Sequence[int | Insertion]) -> tuple[Placement, tuple[Insertion, ...]]:
     if isinstance(after, str) or not after:
         raise PlanError(f"after is {after!r}; expected the old blocks to stack new ones on; e.g. after=(3, 7)")
     wanted = [item if isinstance(item, Insertion) else Insertion(after=item, donor=item) for item in after]
@@ -148,4 +122,4 @@ def _explicit(depth: int, after: Sequence[int | Insertion]) -> Placed:
     insertions = tuple(
         Insertion(after=item.after, donor=max(item.donor, 0)) for item in sorted(wanted, key=lambda one: one.after)
     )
-    return Placed(kind="explicit", insertions=insertions)
+    return Placement(kind="explicit"), insertions

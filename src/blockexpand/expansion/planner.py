@@ -7,7 +7,7 @@ families, survey and placing refuse. No tensor is read, and nothing heavy is imp
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -58,9 +58,9 @@ def plan(
             f"unknown init {init!r}; expected one of {', '.join(get_args(Init))}; {nearest(str(init), get_args(Init))}"
         )
     kinds = started(facts.kinds, init)
-    placed = place(facts.depth, blocks, placement, after, per_group)
-    new_blocks = number(placed.insertions)
-    sources = _sources(facts.depth, placed.insertions)
+    placed, insertions = place(facts.depth, blocks, placement, after, per_group)
+    new_blocks = number(insertions)
+    sources = _sources(facts.depth, insertions)
     reason = _unsayable(facts.family, checkpoint.config, sources)
     if reason is not None:
         raise PlanError(
@@ -69,8 +69,17 @@ def plan(
         )
     result = rewrite(facts.family, checkpoint.config, sources)
     return Plan(
-        base=_base_facts(checkpoint, facts),
-        placement=Placement(kind=placed.kind, per_group=per_group, group_sizes=placed.group_sizes),
+        base=BaseFacts(
+            source=checkpoint.source,
+            family=facts.family.name,
+            model_type=checkpoint.config["model_type"],
+            num_blocks=facts.depth,
+            config_digest=digest_json(checkpoint.config),
+            layout_digest=facts.layout_digest,
+            discovered=facts.family.discovered,
+            hub=hub_name(checkpoint.folder),
+        ),
+        placement=placed,
         new_blocks=new_blocks,
         kinds=kinds,
         init=init,
@@ -78,20 +87,6 @@ def plan(
         config_before=result.before,
         notes=(*result.notes, *_notes(facts, checkpoint, kinds, new_blocks)),
         cost=cost(facts, [block.donor for block in new_blocks]),
-    )
-
-
-def _base_facts(checkpoint: Checkpoint, facts: Survey) -> BaseFacts:
-    """The model the plan is for."""
-    return BaseFacts(
-        source=checkpoint.source,
-        family=facts.family.name,
-        model_type=checkpoint.config["model_type"],
-        num_blocks=facts.depth,
-        config_digest=digest_json(checkpoint.config),
-        layout_digest=facts.layout_digest,
-        discovered=facts.family.discovered,
-        hub=hub_name(checkpoint.folder),
     )
 
 
@@ -124,8 +119,8 @@ def _nearest_that_work(facts: Survey, checkpoint: Checkpoint, wanted: int) -> st
     found: list[str] = []
     for count in sorted(range(1, facts.depth + 1), key=lambda n: (abs(n - wanted), n)):
         for kind, per_group in _requests(facts.depth, count):
-            placed = place(facts.depth, count, kind, None, per_group)
-            if _unsayable(facts.family, checkpoint.config, _sources(facts.depth, placed.insertions)) is None:
+            _, insertions = place(facts.depth, count, kind, None, per_group)
+            if _unsayable(facts.family, checkpoint.config, _sources(facts.depth, insertions)) is None:
                 of_groups = f" with per_group={per_group}" if per_group > 1 else ""
                 found.append(f"blocks={count} placement={kind}{of_groups}")
         if len(found) >= _SUGGESTED:
@@ -180,32 +175,25 @@ def check_fit(plan: Plan, checkpoint: Checkpoint) -> None:
     Raises:
         ExpansionError: the first fact that differs, with both values.
     """
-    facts = survey(checkpoint)
-    base = plan.base
-    kinds = started(facts.kinds, plan.init)
-    pairs = [
-        ("family", base.family, facts.family.name),
-        ("number of blocks", base.num_blocks, facts.depth),
-        ("digest of config.json", base.config_digest, digest_json(checkpoint.config)),
-        ("digest of tensor names, shapes and dtypes", base.layout_digest, facts.layout_digest),
-        ("list of each kind of block's tensors", plan.kinds, kinds),
-    ]
-    _refuse_unequal(plan, checkpoint, pairs)
-    rewritten = rewrite(facts.family, checkpoint.config, plan.sources)
-    pairs = [
-        ("new config", plan.config_changes, rewritten.changes),
-        ("old config", plan.config_before, rewritten.before),
-    ]
-    _refuse_unequal(plan, checkpoint, pairs)
-
-
-def _refuse_unequal(plan: Plan, checkpoint: Checkpoint, pairs: list[tuple[str, Any, Any]]) -> None:
-    for what, planned, found in pairs:
+    for what, planned, found in _facts_of(plan, checkpoint):
         if planned != found:
             raise ExpansionError(
                 f"the plan is not for {checkpoint.source}: its {what} is {_short(planned)}, this model's is "
                 f"{_short(found)}; expected the model it was made from ({plan.base.source}); make a new plan"
             )
+
+
+def _facts_of(plan: Plan, checkpoint: Checkpoint) -> Iterator[tuple[str, Any, Any]]:
+    """Each fact in words, as the plan has it and as the checkpoint does."""
+    facts, base = survey(checkpoint), plan.base
+    yield "family", base.family, facts.family.name
+    yield "number of blocks", base.num_blocks, facts.depth
+    yield "digest of config.json", base.config_digest, digest_json(checkpoint.config)
+    yield "digest of tensor names, shapes and dtypes", base.layout_digest, facts.layout_digest
+    yield "list of each kind of block's tensors", plan.kinds, started(facts.kinds, plan.init)
+    rewritten = rewrite(facts.family, checkpoint.config, plan.sources)
+    yield "new config", plan.config_changes, rewritten.changes
+    yield "old config", plan.config_before, rewritten.before
 
 
 def _short(value: object) -> str:
@@ -256,7 +244,7 @@ def combine_in_memory(family: Family, config: dict[str, Any], plans: Sequence[Pl
     rewritten = rewrite(family, config, _sources(plans[0].base.num_blocks, blocks))
     joint = dataclasses.replace(
         plans[0],
-        placement=Placement(kind="explicit", per_group=1, group_sizes=()),
+        placement=Placement(kind="explicit"),
         new_blocks=blocks,
         config_changes=rewritten.changes,
         config_before=rewritten.before,

@@ -102,13 +102,13 @@ def prove_checkpoints(
     if all(check.passed for check in checks):
         checks += _check_bytes(family, base, out, plan, trained)
         # The only import of torch in this room.
-        from blockexpand.expansion.memory_proof import measure
+        from blockexpand.expansion.memory_proof import dtypes_of, measure
 
         bypassed = trained or plan.init != "identity"
         allowed = free_bytes(device) if memory is None else memory
-        measured = measure(base, out, plan, trained=bypassed, device=device, memory=allowed)
-        dtypes, left_out = measured.dtypes, measured.left_out
-        checks += measured.checks
+        dtypes = dtypes_of(plan)
+        measured, left_out = measure(base, out, plan, trained=bypassed, device=device, memory=allowed)
+        checks += measured
     return Proof(
         plan_digest=digest_json(with_format(plan)),
         trained=trained,

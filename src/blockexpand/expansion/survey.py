@@ -2,18 +2,16 @@
 
 In: an opened checkpoint. Out: a frozen `Survey`. Refused: tensors the family does not have, by name; a number of blocks
 in the weights that is not the config's; blocks of one kind that differ from each other; weights that are not floats;
-numbers in the config that no model can have (NaN, no heads), and tensors of other sizes than its entries give: which
-entry gives which size is data (`families/data/common.toml`). No tensor's bytes are read.
+tensors of other sizes than the config's entries give: which entry gives which size is data
+(`families/data/common.toml`). No tensor's bytes are read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from blockexpand.checkpoint import Checkpoint, TensorEntry, compare_tensors
 from blockexpand.digests import digest_json
@@ -25,10 +23,6 @@ from blockexpand.units import FLOATS
 _SPELLED = 8
 """How many block indices an error lists."""
 _FP8 = "F8_E4M3"
-_HEADS, _KEY_HEADS = "num_attention_heads", "num_key_value_heads"
-_COUNTS = (_HEADS, _KEY_HEADS, "hidden_size", "intermediate_size", "vocab_size", "head_dim", "num_experts")
-_GATED_QUERIES = ("qwen3_next",)
-"""Their q_proj also gives a gate, so it is twice as wide (transformers 5.24, modeling_qwen3_next.py)."""
 
 
 def started(kinds: Sequence[BlockKind], init: Init) -> tuple[BlockKind, ...]:
@@ -75,7 +69,6 @@ def survey(checkpoint: Checkpoint) -> Survey:
     where = checkpoint.source
     family = family_for(checkpoint.config, where, checkpoint.tensors)
     depth = family.depth(checkpoint.config)
-    _check_numbers(family, checkpoint.config, where)
     blocks, outer = _sort(family, checkpoint)
     _check_outer(family, checkpoint, outer)
     _check_depth(family, checkpoint, blocks)
@@ -95,7 +88,22 @@ def survey(checkpoint: Checkpoint) -> Survey:
     return Survey(
         family=family,
         depth=depth,
-        kinds=tuple(BlockKind(blocks=k, tensors=tuple(_block_tensors(family, blocks[k[0]]))) for k in kinds),
+        kinds=tuple(
+            BlockKind(
+                blocks=kind,
+                tensors=tuple(
+                    BlockTensor(
+                        tail=tail,
+                        dtype=entry.dtype,
+                        shape=entry.shape,
+                        starts=family.starts(tail),
+                        parameter=not family.is_buffer(tail),
+                    )
+                    for tail, entry in sorted(blocks[kind[0]].items())
+                ),
+            )
+            for kind in kinds
+        ),
         outer=outer,
         tied=tuple(t.tensor for t in family.tied_under(checkpoint.config) if t.source in outer),
         layout_digest=layout_digest(checkpoint.tensors),
@@ -206,21 +214,14 @@ def _kinds(family: Family, depth: int, blocks: dict[int, dict[str, TensorEntry]]
 def _check_alike(family: Family, pair: tuple[int, int], blocks: dict[int, dict[str, TensorEntry]], where: str) -> None:
     """The second block of the pair is like the first, which stands for its kind."""
     model, index = pair
-    for tail, entry in blocks[index].items():
-        first = blocks[model].get(tail)
-        name = family.name_of(index, tail)
-        if first is None:
+    for tail in {**blocks[index], **blocks[model]}:
+        own, first = (blocks[block].get(tail) for block in (index, model))
+        if own is None or first is None or own.shape != first.shape:
+            has, other = (f"of shape {list(entry.shape)}" if entry else "not at all" for entry in (own, first))
             raise PlanError(
-                f"{where}: block {index} has {name!r} and block {model} has no such tensor; expected all alike"
+                f"{where}: block {index} has {family.name_of(index, tail)!r} {has}, and block {model} has it {other}; "
+                "expected all blocks of a kind alike; expand a checkpoint as transformers saves it"
             )
-        if first.shape != entry.shape:
-            raise PlanError(
-                f"{where}: {name!r} in {entry.file} has the shape {list(entry.shape)}, and {list(first.shape)} in "
-                f"block {model}; expected all blocks alike; expand a checkpoint as transformers saves it"
-            )
-    if len(blocks[index]) != len(blocks[model]):
-        tail = next(t for t in blocks[model] if t not in blocks[index])
-        raise PlanError(f"{where}: block {index} lacks {tail!r}, which block {model} has; expected all alike")
 
 
 def _check_floats(
@@ -234,56 +235,9 @@ def _check_floats(
             )
 
 
-def _block_tensors(family: Family, tensors: dict[str, TensorEntry]) -> list[BlockTensor]:
-    return [
-        BlockTensor(
-            tail=tail,
-            dtype=entry.dtype,
-            shape=entry.shape,
-            starts=family.starts(tail),
-            parameter=not family.is_buffer(tail),
-        )
-        for tail, entry in sorted(tensors.items())
-    ]
-
-
-# --- config and weights together -------------------------------------------------------------------------
-
-
 def _place_of(checkpoint: Checkpoint, name: str) -> str:
     """A tensor, and the file that it is in, as the beginning of an error."""
     return f"{checkpoint.source}: the tensor {name!r} in {checkpoint.tensors[name].file}"
-
-
-def _check_numbers(family: Family, config: dict[str, Any], where: str) -> None:
-    """Refuse numbers that no model can have.
-
-    Raises:
-        PlanError: the first entry that holds one.
-    """
-    for path, value in _numbers(config, ""):
-        if math.isnan(value) or (path.rpartition(".")[2] == "rope_theta" and value <= 0):
-            raise _disagreement(where, path, value, "a number above 0")
-    text = family.text(config)
-    for key in _COUNTS:
-        value = text.get(key)
-        if value is not None and type(value) is int and value < 1 and not (key == "num_experts" and value == 0):
-            raise _disagreement(where, key, value, "1 or more")
-    heads, key_heads = text.get(_HEADS), text.get(_KEY_HEADS)
-    if type(heads) is int and type(key_heads) is int and heads % key_heads:
-        raise _disagreement(where, _KEY_HEADS, key_heads, f"a divisor of {_HEADS} {heads}")
-
-
-def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
-    """Every number with a point in it (JSON's NaN is one), by its path; ints only for `rope_theta`."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _numbers(item, f"{path}.{key}" if path else key)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _numbers(item, path)
-    elif isinstance(value, float) or (type(value) is int and path.endswith("rope_theta")):
-        yield path, float(value)
 
 
 def _check_shapes(family: Family, checkpoint: Checkpoint) -> None:
@@ -308,23 +262,6 @@ def _check_shapes(family: Family, checkpoint: Checkpoint) -> None:
                         f"{_place_of(checkpoint, name)} has the shape {list(entry.shape)}, and config.json says {key} "
                         f"{text[key]}; expected {found} there; use config and weights of the same model"
                     )
-    _check_heads(family, checkpoint, text)
-
-
-def _check_heads(family: Family, checkpoint: Checkpoint, text: dict[str, Any]) -> None:
-    """Queries and keys are as wide as their numbers of heads, whatever the width of one."""
-    heads, key_heads = text.get(_HEADS), text.get(_KEY_HEADS)
-    if type(heads) is not int or type(key_heads) is not int or family.name in _GATED_QUERIES:
-        return
-    for block in range(family.depth(checkpoint.config)):
-        query, key = (checkpoint.tensors.get(family.name_of(block, f"self_attn.{n}_proj.weight")) for n in ("q", "k"))
-        if query and key and query.shape[0] * key_heads != key.shape[0] * heads:
-            name = family.name_of(block, "self_attn.k_proj.weight")
-            raise PlanError(
-                f"{_place_of(checkpoint, name)} has the shape {list(key.shape)}, and config.json says "
-                f"{_KEY_HEADS} {key_heads} beside {_HEADS} {heads}, and queries {query.shape[0]} rows; expected as "
-                "many rows a head; use config and weights of the same model"
-            )
 
 
 def refuse_untied(family: Family, checkpoint: Checkpoint) -> None:
@@ -343,7 +280,3 @@ def refuse_untied(family: Family, checkpoint: Checkpoint) -> None:
                 f"{_place_of(checkpoint, tied.tensor)} is not {tied.source!r}, and config.json says {tied.switch} "
                 f"true; expected one tensor, or two that are equal; set {tied.switch} to false if the model has both"
             )
-
-
-def _disagreement(where: str, key: str, value: object, expected: str) -> PlanError:
-    return PlanError(f"{where}: config.json has {key} {value!r}; expected {expected}; mend the base's config.json")

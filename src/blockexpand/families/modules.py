@@ -88,6 +88,25 @@ def set_config(model: nn.Module, family: Family, entries: dict[str, Any]) -> Non
         holder.update(entries)
 
 
+def greedy(model: Any, tokens_BT: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Greedy continuations through the cache, [B, T + `num_tokens`], and the logits [B, V] of each of their tokens."""
+    import torch
+    from transformers import GenerationConfig
+
+    # A config of our own: the model's may sample, stop early, or ask for another kind of cache.
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=num_tokens,
+        eos_token_id=None,
+        pad_token_id=0,
+        use_cache=True,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    found = model.generate(tokens_BT, attention_mask=torch.ones_like(tokens_BT), generation_config=config)
+    return found.sequences, found.logits
+
+
 def parameters_of(block: nn.Module, family: Family, tensors: Sequence[tuple[str, bool]]) -> dict[str, nn.Parameter]:
     """A block's parameters by their names in memory, without those that are no parameters in the plan.
 

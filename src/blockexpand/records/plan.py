@@ -148,9 +148,9 @@ class Placement:
 
     kind: PlacementKind
     """interleaved, prefix, suffix, or explicit positions."""
-    per_group: int
+    per_group: int = 1
     """New blocks on top of each group; 1 unless interleaved."""
-    group_sizes: tuple[int, ...]
+    group_sizes: tuple[int, ...] = ()
     """Old blocks in each group, bottom first; empty unless interleaved."""
 
     @property

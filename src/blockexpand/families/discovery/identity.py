@@ -15,13 +15,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 
 from blockexpand.errors import FamilyError
 from blockexpand.families.discovery.layout import Layout, kinds, misplaced, signatures
 from blockexpand.families.discovery.trial_model import attempted, bare_model, random_model, run
 from blockexpand.families.family import Family
-from blockexpand.families.modules import put_stack, set_config
+from blockexpand.families.modules import greedy, put_stack, set_config
 
 GENERATED_TOKENS = 6
 
@@ -82,7 +82,10 @@ def prove(model: PreTrainedModel, config: dict[str, Any], layout: Layout, family
 
 
 def _answers(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    return run(model, tokens(model)), _generated(model, tokens(model))
+    plain_BTV = run(model, tokens(model))
+    with attempted("a tiny model of it does not generate with a cache"):
+        _, logits = greedy(model, tokens(model), GENERATED_TOKENS)
+    return plain_BTV, torch.stack(logits)
 
 
 def _same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
@@ -140,20 +143,3 @@ def _fill(
         if is_copy and tail in silencers[sources[int(position)]]:
             new[name] = torch.full_like(tensor, silencers[sources[int(position)]][tail])
     deeper.load_state_dict(new)
-
-
-def _generated(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
-    """The logits of a greedy continuation through the cache."""
-    config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=GENERATED_TOKENS,
-        eos_token_id=None,
-        pad_token_id=0,
-        use_cache=True,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    with attempted("a tiny model of it does not generate with a cache"):
-        mask_BT = torch.ones_like(tokens_BT)
-        result: Any = cast(GenerationMixin, model).generate(tokens_BT, attention_mask=mask_BT, generation_config=config)
-    return torch.stack(result.logits)
