@@ -211,9 +211,7 @@ def plan_of(old: int = 10, groups: int = 3) -> Plan:
     after = [round((g + 1) * old / groups) - 1 for g in range(groups)]
     tails = {"self_attn.q_proj.weight": "donor", "self_attn.o_proj.weight": "zero", "mlp.down_proj.weight": "zero"}
     cost = {f.name: 1_000_000 for f in dataclasses.fields(Cost)}
-    tensors = tuple(
-        BlockTensor(tail=t, dtype="BF16", shape=(8, 8), starts=s, parameter=True) for t, s in tails.items()
-    )
+    tensors = tuple(BlockTensor(tail=t, dtype="BF16", shape=(8, 8), starts=s, parameter=True) for t, s in tails.items())
     return Plan(
         base=BaseFacts(
             source="models/tiny-base",
