@@ -124,7 +124,7 @@ def test_a_scale_passes_only_where_every_text_does() -> None:
     rises = {"prose": 0.004, "chats": 0.008}
 
     def measure(scale: float) -> Measured:
-        return Measured(texts={text: risen(scale * rise) for text, rise in rises.items()}, domain_loss=None)
+        return Measured(texts={text: risen(scale**2 * rise) for text, rise in rises.items()}, domain_loss=None)
 
     both = {"prose": BASE, "chats": BASE}
     assert walk_up(both, {"prose": 0.01, "chats": 0.02}, measure, scales=(0.5, 1.0)).scale == 1.0
