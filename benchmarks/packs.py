@@ -28,7 +28,7 @@ from blockexpand.data import TINY_BASE as BASE
 from blockexpand.evaluation.held_out import document_losses
 from blockexpand.expansion import expand, plan
 from blockexpand.packs import About, extract, load_with_packs, read_pack
-from blockexpand.packs.in_memory import only, scaled
+from blockexpand.packs.in_memory import only
 from blockexpand.progress import progress_on_stderr
 from blockexpand.records.run import (
     NO_RETENTION,
@@ -147,9 +147,6 @@ def _compose(packs: Sequence[Path]) -> None:
         results["stacked, the other way"] = losses(model)
     with _side_by_side(model):
         results["side by side (sum of both)"] = losses(model)
-    for gain in (0.5, 0.7, 0.85):
-        with scaled(model, {"code": gain, "cpp": gain}):
-            results[f"stacked, writers times {gain}"] = losses(model)
     both = load_with_packs(BASE, [joint])
     results["one expansion of 8 blocks, trained on both"] = losses(both)
     print("base: " + ", ".join(f"{name} {loss:.4f}" for name, loss in base.items()))

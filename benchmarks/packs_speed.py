@@ -99,7 +99,7 @@ def times(base: str, pack: str) -> list[str]:
 
     torch.set_num_threads(1)
     opened, model = read_pack(pack), load_with_packs(base, [], torch.bfloat16)
-    size = opened.record.block_bytes
+    size = sum(entry.num_bytes for entry in opened.stored.values())
     source = torch.ones(size, dtype=torch.uint8)
     copy = _best(source.clone)
     lines = [f"pack {size / 1e6:.1f} MB, {opened.num_bytes / size:.5f} of its blocks; a copy {copy * 1e3:.1f} ms"]
@@ -136,7 +136,7 @@ def memory(base: str, pack: str, small_base: str, small_pack: str, verify: Any) 
     peak, after = _status("VmHWM"), _status("VmRSS")
     detach(model)
     gc.collect()
-    size = opened.record.block_bytes
+    size = sum(entry.num_bytes for entry in opened.stored.values())
     grown = {"peak": peak - before, "kept": after - before, "after detach": _status("VmRSS") - before}
     return {what: num_bytes / size for what, num_bytes in grown.items()}
 

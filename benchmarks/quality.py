@@ -44,6 +44,8 @@ def _run(lr: float | None, expanded: str, out: str) -> list[dict[str, float]]:
     from blockexpand.training.metrics import Tracker
     from learning import make_texts
 
+    texts = make_texts()
+
     course: list[dict[str, float]] = []
 
     class Watching(Tracker):
@@ -68,7 +70,7 @@ def _run(lr: float | None, expanded: str, out: str) -> list[dict[str, float]]:
             model=expanded,
             out=out,
             arm=BlocksArm(),
-            data=DataSettings(**make_texts(), validation_rows=16),
+            data=DataSettings(domain=texts["domain"], general=texts["general"], validation_rows=16),
             domain_tokens=48_000 if theirs else 21_500,
             rows_per_step=6 if theirs else 7,
             rows_per_pass=6 if theirs else 7,

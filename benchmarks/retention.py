@@ -28,13 +28,15 @@ _WAYS: dict[str, dict[str, float]] = {
 _STEPS = 6
 
 
-def _run(expanded: str, retention: dict[str, float]) -> float:
+def _run(expanded: str, retention: dict[str, Any]) -> float:
     """CPU seconds of a step: the median, the first left out."""
     from blockexpand.records.run import BlocksArm, DataSettings, RetentionSettings, TrainSettings
     from blockexpand.training import run as running
     from blockexpand.training import train
     from blockexpand.training.metrics import Tracker
     from learning import make_texts
+
+    texts = make_texts()
 
     seconds: list[float] = []
 
@@ -54,7 +56,7 @@ def _run(expanded: str, retention: dict[str, float]) -> float:
                 model=expanded,
                 out=f"{out}/run",
                 arm=BlocksArm(),
-                data=DataSettings(**make_texts(), validation_rows=0),
+                data=DataSettings(domain=texts["domain"], general=texts["general"], validation_rows=0),
                 domain_tokens=round(8 * share) * 256 * _STEPS,
                 rows_per_step=8,
                 rows_per_pass=8,

@@ -180,9 +180,9 @@ class _Watch:
         self.marks = [(time.perf_counter(), time.process_time())]
         self.peak = 0
 
-    def advance(self, amount: float, note: str = "") -> None:
+    def advance(self, amount: float, note: str = "", total: float | None = None) -> None:
         """A step is done (a `blockexpand.progress.Bar`)."""
-        del amount, note
+        del amount, note, total
         self.marks.append((time.perf_counter(), time.process_time()))
         if len(self.marks) == 2:
             _forget_peak()  # what compiling took is not a step's

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from blockexpand import __version__
 from blockexpand.checkpoint import Checkpoint, open_checkpoint, tokenizer_file
@@ -146,7 +147,7 @@ def _listed(given: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
     return (str(given),) if isinstance(given, str | Path) else tuple(str(one) for one in given)
 
 
-def _look(model: str, data: tuple[str, ...], general: tuple[str, ...], **asked: object) -> tuple[LearnSettings, _Seen]:
+def _look(model: str, data: tuple[str, ...], general: tuple[str, ...], **asked: Any) -> tuple[LearnSettings, _Seen]:
     """The model by its headers, the data by its first records; refused is what cannot do."""
     base = open_checkpoint(model)
     depth = survey(base).depth
@@ -158,7 +159,7 @@ def _look(model: str, data: tuple[str, ...], general: tuple[str, ...], **asked: 
         data_digest=_digest(data),
         general=general,
         general_digest=_digest(general),
-        **asked,  # type: ignore[arg-type]
+        **asked,
     )
     kinds = (ALL_TEXT,) if general else ("prose", "chats")
     for kind in settings.keep:

@@ -97,6 +97,8 @@ class _LineBar:
             self._print(f"{where}  {_rate(rate, self._unit)}")
 
     def finish(self) -> None:
+        if not self._done:  # it was there already
+            return
         seconds = max(time.monotonic() - self._start, 1e-9)
         rate = _rate(self._done / seconds, self._unit)
         self._print(f"{_amount(self._done, self._unit)} in {format_seconds(seconds)}  {rate}")
@@ -155,4 +157,7 @@ def _terminal_bar(title: str, total: float, unit: str) -> Generator[Bar]:
         TextColumn("[dim]{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=8) as progress:
-        yield _TerminalBar(progress, progress.add_task(title, total=total or None, note=""))
+        task = progress.add_task(title, total=total or None, note="")
+        yield _TerminalBar(progress, task)
+        if not progress.tasks[0].completed:  # it was there already
+            progress.update(task, visible=False)

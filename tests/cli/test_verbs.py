@@ -142,7 +142,7 @@ REFUSED = [
     (("plan", "{base}", "--block", "2"), ("--block", "--blocks")),
     (("expnad", "{base}"), ("expnad", "expand")),
     (("expand", "{base}", "{out}", "--plan", "plan.json", "--blocks", "2"), ("drop --blocks",)),
-    (("expand", "{base}", "{base}", "--blocks", "2"), ("is the base itself",)),
+    (("expand", "{base}", "{base}", "--blocks", "2"), ("is the base",)),
     (("verify", "{base}", "{base}"), ("blockexpand.json",)),
     (("prepare", "{texts}", "--tokenizer", "{base}", "--kind", "video", "--out", "{out}"), ("video", "code")),
     (("prepare", "words.bin", "--tokenizer", "{base}", "--out", "{out}"), ("words.bin", "a folder")),

@@ -30,7 +30,7 @@ from blockexpand.records.corpus import CorpusRecord, SplitCounts
 from blockexpand.records.evaluation import EvaluationRecord, HeldOut
 from blockexpand.records.expansion import Check, ExpansionRecord, Proof
 from blockexpand.records.intervals import Interval
-from blockexpand.records.plan import BaseFacts, BlockTensor, Cost, Insertion, Placement, Plan, number
+from blockexpand.records.plan import BaseFacts, BlockKind, BlockTensor, Cost, Insertion, Placement, Plan, number
 from blockexpand.records.run import (
     NO_RETENTION,
     BlocksArm,
@@ -211,6 +211,7 @@ def plan_of(old: int = 10, groups: int = 3) -> Plan:
     after = [round((g + 1) * old / groups) - 1 for g in range(groups)]
     tails = {"self_attn.q_proj.weight": "donor", "self_attn.o_proj.weight": "zero", "mlp.down_proj.weight": "zero"}
     cost = {f.name: 1_000_000 for f in dataclasses.fields(Cost)}
+    tensors = tuple(BlockTensor(tail=t, dtype="BF16", shape=(8, 8), starts=s, parameter=True) for t, s in tails.items())
     return Plan(
         base=BaseFacts(
             source="models/tiny-base",
@@ -222,9 +223,7 @@ def plan_of(old: int = 10, groups: int = 3) -> Plan:
         ),
         placement=Placement(kind="interleaved", per_group=1, group_sizes=(old // groups,) * groups),
         new_blocks=number(Insertion(after=a, donor=a) for a in after),
-        block=tuple(
-            BlockTensor(tail=t, dtype="BF16", shape=(8, 8), starts=s, parameter=True) for t, s in tails.items()
-        ),
+        kinds=(BlockKind(blocks=tuple(range(old)), tensors=tensors),),
         config_changes={"num_hidden_layers": old + groups},
         config_before={"num_hidden_layers": old},
         notes=(),

@@ -7,7 +7,16 @@ import pytest
 from scipy import stats
 
 from blockexpand.errors import TrainingError
-from blockexpand.training.budget import LEAST_DOCUMENTS, DocumentSums, Measured, rise_of, state, walk_up
+from blockexpand.training.budget import (
+    LEAST_DOCUMENTS,
+    SCALES,
+    DocumentSums,
+    Measured,
+    rise_of,
+    scales_around,
+    state,
+    walk_up,
+)
 
 NUM = 400
 RNG = np.random.default_rng(0)
@@ -115,7 +124,7 @@ def test_a_scale_passes_only_where_every_text_does() -> None:
     rises = {"prose": 0.004, "chats": 0.008}
 
     def measure(scale: float) -> Measured:
-        return Measured(texts={text: risen(scale * rise) for text, rise in rises.items()}, domain_loss=None)
+        return Measured(texts={text: risen(scale**2 * rise) for text, rise in rises.items()}, domain_loss=None)
 
     both = {"prose": BASE, "chats": BASE}
     assert walk_up(both, {"prose": 0.01, "chats": 0.02}, measure, scales=(0.5, 1.0)).scale == 1.0
@@ -123,11 +132,18 @@ def test_a_scale_passes_only_where_every_text_does() -> None:
 
 
 def test_where_nothing_passes_the_base_is_shipped_and_what_was_seen_is_said() -> None:
-    found = walk_up({"prose": BASE}, {"prose": 0.01}, lambda _: Measured(texts={"prose": risen(0.03)}, domain_loss=1.0))
+    far = Measured(texts={"prose": risen(0.03)}, domain_loss=1.0)
+    found = walk_up({"prose": BASE}, {"prose": 0.01}, lambda _: far, scales=(0.5, 1.0))
     assert found.scale == 0
     assert not found.holds
     assert found.texts[0].rise == pytest.approx(0.03)
     assert found.texts[0].documents_needed is None
+
+
+def test_a_run_that_is_outside_is_tried_around_the_scale_that_its_steering_rows_foresee() -> None:
+    assert scales_around(0.7) == SCALES
+    assert scales_around(4.0) == tuple(scale / 2 for scale in SCALES)
+    assert min(scales_around(1e9)) > 0
 
 
 def test_a_loss_that_is_no_number_is_outside() -> None:

@@ -10,7 +10,8 @@ from torch import nn
 
 from blockexpand.errors import RecordError, TrainingError
 from blockexpand.records.run import OptimizerSettings, ScheduleSettings
-from blockexpand.training.optimizers import build_optimizers, rate_at, set_rate
+from blockexpand.training import optimizers
+from blockexpand.training.optimizers import Muon, build_optimizers, rate_at, set_rate
 
 
 def parameters() -> dict[str, nn.Parameter]:
@@ -71,6 +72,22 @@ def test_muon_moves_the_blocks_matrices_and_nothing_else() -> None:
         "model.layers.0.mlp.down_proj.weight",
     }
     assert set(found) == set(trainable)
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
+def test_muon_takes_the_steps_of_torch_s(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizers, "computes_in_bfloat16", lambda _: False)
+    draw = torch.Generator().manual_seed(0)
+    ours, theirs = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+    mine = Muon([{"params": [ours], "weight_decay": 0.1}], lr=0.1)
+    reference = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        ours.grad = torch.randn(shape, generator=draw)
+        theirs.grad = ours.grad.clone()
+        mine.step()
+        reference.step()
+    moved = (theirs - 1).norm()
+    assert (ours - theirs).norm() < 0.03 * moved, "torch's are rounded to bfloat16, and no more differs"
 
 
 def test_the_schedules() -> None:

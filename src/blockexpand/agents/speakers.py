@@ -72,7 +72,7 @@ class LoadedSpeaker:
         ends = ends_of_model(self.model, self.tokenizer)
 
         def has_stopped(made: Sequence[int]) -> bool:
-            text = self.tokenizer.decode(made[-_WATCHED_TOKENS:])
+            text = str(self.tokenizer.decode(list(made[-_WATCHED_TOKENS:])))
             return any(stop in text for stop in stops)
 
         made = generate(
@@ -88,8 +88,7 @@ class LoadedSpeaker:
                 continue
             tokens = tokens[:-1] if tokens and tokens[-1] in ends else tokens
             text = cut_at(str(self.tokenizer.decode(tokens, skip_special_tokens=True)), stops)
-            counts = {"prompt_tokens": len(prompt), "completion_tokens": len(tokens)}
-            answers.append(Answer(text=text, seconds=seconds, **counts))
+            answers.append(Answer(text=text, seconds=seconds, prompt_tokens=len(prompt), completion_tokens=len(tokens)))
         return answers
 
 

@@ -98,7 +98,7 @@ def evaluate(
     """
     measured = _Measured(data=named_folders(data or []), split=split, given=asked, options=options)
     if list_:
-        return measured.list(common)
+        return measured.show_wanted(common)
     if model is None:
         raise UsageError("eval needs MODEL; expected e.g. eval MODEL --data general=folder --out D, or eval --list")
     if compared.budget is not None and compared.against is None:
@@ -135,7 +135,7 @@ class _Measured:
 
         return load_suites([name for one in self.given.suite or [] for name in one.split(",") if name])
 
-    def list(self, common: Shared) -> int:
+    def show_wanted(self, common: Shared) -> int:
         """What the suites (all of ours, unless some are named) read, and whether it is there."""
         from blockexpand.evaluation.harness import data_wanted, require_harness
         from blockexpand.evaluation.suites import known_suites, read_suite

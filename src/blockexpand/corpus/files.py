@@ -393,7 +393,7 @@ def _at_blank_lines(stream: IO[str], least_chars: int) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _opened(part: Part) -> Generator[tuple[IO[str], IO[bytes]]]:
+def _opened(part: Part) -> Generator[tuple[io.TextIOWrapper, IO[bytes]]]:
     """A file's text, decompressed and decoded as its first bytes say, and its raw stream, which tells how far it is."""
     from fsspec.compression import compr
 
@@ -488,7 +488,7 @@ def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _json_rows(part: Part, start: int, shares: list[float]) -> Iterator[tuple[str, Any]]:
     with _opened(part) as (stream, raw):
-        head = cast(Any, stream).buffer.peek(1 << 10).decode(stream.encoding, "ignore")
+        head = cast(io.BufferedReader, stream.buffer).peek(1 << 10).decode(stream.encoding, "ignore")
         if head.lstrip("\ufeff \t\r\n").startswith("["):
             rows, shares[0] = _parsed(stream.read(), part.path), 1.0
             yield from (
@@ -557,9 +557,10 @@ def _table(source: Source, part: Part, contents: Contents | None) -> tuple[Any, 
 
 def _hub_table(source: Source) -> tuple[Any, int | None]:
     import datasets
+    from datasets.config import HF_HUB_OFFLINE
 
-    asked = {"data_dir": source.folder, "split": source.split, "revision": source.revision}
-    streaming = not datasets.config.HF_HUB_OFFLINE  # what is in the cache is a table already
+    asked: dict[str, Any] = {"data_dir": source.folder, "split": source.split, "revision": source.revision}
+    streaming = not HF_HUB_OFFLINE  # what is in the cache is a table already
     try:
         found = datasets.load_dataset(source.path, source.configuration, streaming=streaming, **asked)
     except Exception as error:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -87,11 +87,16 @@ def prepare(
         StagingError: `out` is taken or cannot be written.
         KeyboardInterrupt: with words that say where the unfinished work is.
     """
-    given = {"row_tokens": row_tokens, "held_out": held_out, "max_bad": max_bad, "trained_turns": trained_turns}
+    given: dict[str, Any] = {
+        "row_tokens": row_tokens,
+        "held_out": held_out,
+        "max_bad": max_bad,
+        "trained_turns": trained_turns,
+    }
     settings = {name: value for name, value in given.items() if value is not None}
     if isinstance(sources, PrepareRecipe) and settings:
         raise CorpusError(f"{', '.join(settings)} beside a recipe; expected it in the recipe: set it there")
-    recipe = sources if isinstance(sources, PrepareRecipe) else make_recipe(sources, **settings)  # type: ignore[arg-type]
+    recipe = sources if isinstance(sources, PrepareRecipe) else make_recipe(sources, **settings)
     out = Path(out)
     partial = out.with_name(f"{out.name}.partial")
     work = _Preparation(recipe, load_tokenizer(tokenizer), Path(tokenizer), partial)
@@ -471,7 +476,7 @@ class _Divided:
         if length == whole["length"]:
             return int(whole["num_bytes"])
         tokens, _ = self.stored[source].read(Piece(0, source, first, length))
-        return len(self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True).encode())
+        return len(str(self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True)).encode())
 
     def counts_of(self, source: int) -> dict[str, int]:
         """How many of a source's documents are in the corpus, of splits that are not written, or beyond a limit."""

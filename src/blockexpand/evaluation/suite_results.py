@@ -46,7 +46,7 @@ def run_suites(
     # Its own bars, one for each of MMLU's 57, are swallowed; ours go to the terminal by another way.
     with unsafe_programs(options.unsafe), _without_bars():
         found = evaluate(
-            CachingLM(lm, f"{cache}.db") if cache else lm,  # ty: ignore[invalid-argument-type] (it stands for one)
+            CachingLM(lm, f"{cache}.db") if cache else lm,
             TaskManager(include_defaults=False).load(tasks),
             limit=options.limit,
             apply_chat_template=options.chat and not isinstance(lm, EndpointLM),

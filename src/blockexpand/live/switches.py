@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Generator
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from blockexpand.expansion import base_entries, stack_entries
 from blockexpand.families import prefixed, with_entries
 from blockexpand.families.modules import config_entries, put_stack, set_config, stack_of
 from blockexpand.live.state import Expanded, expanded, forget, switched_off
+
+M = TypeVar("M", bound=nn.Module)
 
 _FILLED: WeakKeyDictionary[Any, frozenset[str]] = WeakKeyDictionary()
 """For each KV cache that a guarded model filled, the blocks that were off."""
@@ -134,7 +136,7 @@ def _note_cache(model: nn.Module, args: Any, output: Any) -> None:
 
 
 @contextlib.contextmanager
-def bypass(model: nn.Module) -> Generator[nn.Module]:
+def bypass(model: M) -> Generator[M]:
     """Inside this context the model is its base. Contexts may be nested; errors leave the model whole.
 
     It is the same object, so only one thread may use it meanwhile, and a KV cache filled inside must not be

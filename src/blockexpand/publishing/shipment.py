@@ -214,11 +214,11 @@ def _shipment(
 
 def _filled(*cards: Card) -> Card:
     """For each field the first card that states it; a licence comes with its name and link."""
-    found = {
-        name: next((v for one in cards if (v := vars(one)[name])), vars(cards[0])[name]) for name in vars(cards[0])
-    }
+    names = [field.name for field in dataclasses.fields(Card)]
+    found = {name: next(filter(None, (getattr(one, name) for one in cards)), getattr(cards[0], name)) for name in names}
     licensed = next((one for one in cards if one.licence), cards[0])
-    return Card(**{**found, "licence_name": licensed.licence_name, "licence_link": licensed.licence_link})
+    link = {"licence_name": licensed.licence_name, "licence_link": licensed.licence_link}
+    return dataclasses.replace(cards[0], **found | link)
 
 
 def _hub_base(hub: str | None) -> str | None:

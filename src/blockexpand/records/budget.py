@@ -88,11 +88,16 @@ def _percent(share: float, *, signed: bool = False) -> str:
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
 
 
+def _named(text: str) -> str:
+    """A kind of text, as people say it."""
+    return f"the base's {text}" if text.startswith("own ") else f"{text} text"
+
+
 def _of_text(kept: TextKept, statement: BudgetStatement) -> str:
     """What is known of one kind of text."""
     if kept.rise is None:
-        return f"general loss on {kept.text} text is no number"
-    where = f"{kept.text} text ({kept.num_documents:,} documents, {kept.num_tokens:,} tokens)"
+        return f"general loss on {_named(kept.text)} is no number"
+    where = f"{_named(kept.text)} ({kept.num_documents:,} documents, {kept.num_tokens:,} tokens)"
     rise = f"general loss on {where} {_percent(kept.rise, signed=True)}"
     if kept.bound is None:
         return f"{rise}, and {kept.num_documents} documents promise nothing"
@@ -111,11 +116,13 @@ def _advice(statement: BudgetStatement) -> str:
             words.append("train again with a lower learning rate")
         elif kept.bound is None:
             more = max(statement.least_documents, needed or 0)
-            words.append(f"give {more:,} documents of {kept.text} text or more")
+            words.append(f"give {more:,} documents of {_named(kept.text)} or more")
         elif needed is not None and needed > kept.num_documents:
-            words.append(f"give {needed:,} documents of {kept.text} text, or allow {_percent(kept.bound)}")
+            words.append(f"give {needed:,} documents of {_named(kept.text)}, or allow {_percent(kept.bound)}")
         else:
-            words.append(f"allow {_percent(kept.bound)} on {kept.text} text, or train less or with more weight on it")
+            words.append(
+                f"allow {_percent(kept.bound)} on {_named(kept.text)}, or train less or with more weight on it"
+            )
     return "; ".join(words)
 
 
@@ -125,9 +132,9 @@ def say_budget(statement: BudgetStatement) -> str:
     if statement.holds:
         if statement.scale is None or statement.scale == 1:
             return f"Kept: {seen}."
-        return f"Kept, with what was learnt at {statement.scale:g} of its size: {seen}."
+        return f"Kept, with {statement.scale:g} of what was learnt: {seen}."
     advice = _advice(statement)
     if statement.scale is None:
         return f"Not promised: {seen}; {advice}."
     first = statement.tried[0].scale if statement.tried else 1.0
-    return f"Not kept, so this is the base again: at {first:g} of what was learnt, {seen}; {advice}."
+    return f"Not kept, so this is the base again: with {first:g} of what was learnt, {seen}; {advice}."

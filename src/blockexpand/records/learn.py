@@ -316,7 +316,8 @@ def _gained(learnt: Learnt) -> str:
     before, after = learnt.domain_before, learnt.domain_after
     return (
         f"  Learnt: loss on {learnt.num_test_documents:,} documents of the data that it never saw {before:.3f} -> "
-        f"{after:.3f} nats a token, gain {learnt.gain:+.3f}{sure}; perplexity "
+        f"{after:.3f} nats a token, gain {learnt.gain:+.3f}{sure}, {learnt.gain / before:.0%} of what a token "
+        f"tells; perplexity "
         f"{math.exp(before):.1f} -> {math.exp(after):.1f} ({math.exp(after - before) - 1:+.0%})."
     )
 

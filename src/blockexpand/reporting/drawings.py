@@ -319,7 +319,7 @@ def draw_courses(courses: Sequence[Course], budget: float | None) -> Drawing | N
         _show_budget(panels[1], rises, budget, "y")
         panels[1].set_ylabel("forgetting (%)")
     panels[-1].set_xlabel("step")
-    panels[-1].xaxis.get_major_locator().set_params(integer=True)
+    panels[-1].locator_params(axis="x", integer=True)
     _legend(figure, panels[0])
     caption = (
         "On the steering sample, measured while training. Below: the rise of general loss; dashed: the budget."

@@ -237,7 +237,13 @@ def _tiles(material: Material, learnt: LearnRecord | None) -> list[Tile]:
         for text in one.budget.texts:
             most = "no bound: too few documents" if text.bound is None else f"at most {formats.rise(text.bound)}"
             more = f"{most} at {formats.share(one.budget.level)} confidence; budget {formats.budget(text.budget)}"
-            tiles.append(Tile(name=f"Lost on {text.text} text", figure=formats.rise(text.rise), more=more))
+            tiles.append(
+                Tile(
+                    name=f"Lost on {text.text} text",
+                    figure="no number" if text.rise is None else formats.rise(text.rise),
+                    more=more,
+                )
+            )
         scale = "as it is" if one.budget.scale is None else f"{one.budget.scale:g}"
         tiles.append(Tile(name="Shipped", figure=scale, more="of what was learnt; 0 is the base, 1 all of it"))
         return tiles

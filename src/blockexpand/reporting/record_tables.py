@@ -121,10 +121,11 @@ def changes_table(evaluations: Sequence[Found[Evaluation]]) -> Table | None:
 def suites_table(evaluations: Sequence[Found[Evaluation]]) -> Table | None:
     """Benchmarks: a row a task, a column a model, with the intervals over samples."""
     having = [found for found in evaluations if found.value.record.suites is not None]
-    names = list(dict.fromkeys(name for found in having for name in found.value.record.suites.tasks))
+    suites = [found.value.record.suites for found in evaluations if found.value.record.suites is not None]
+    names = list(dict.fromkeys(name for one in suites for name in one.tasks))
     rows: list[tuple[Value, ...]] = []
     for name in names:
-        scores = [found.value.record.suites.tasks.get(name) for found in having]
+        scores = [one.tasks.get(name) for one in suites]
         first = next(score for score in scores if score is not None)
         shown: list[Value] = []
         for score in scores:

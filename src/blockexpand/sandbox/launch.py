@@ -126,7 +126,7 @@ class Launch:
     ) -> None:
         """Starts a program, with tests or without, or a session: `channel` are its pipes, to read from and write to."""
         self._workspace = tempfile.TemporaryDirectory(prefix="blockexpand-unsafe-") if unsafe else None
-        spec = {
+        spec: dict[str, Any] = {
             **_interpreter(unsafe),
             "mode": "session" if channel else "program" if tests is None else "tests",
             "program": program,

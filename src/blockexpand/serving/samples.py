@@ -7,17 +7,17 @@ each. Of chats a prompt ends where the answer begins.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from blockexpand.checkpoint import locate_model
 from blockexpand.corpus import Corpus
 from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.families.modules import load_model
 from blockexpand.live.device import choose_device, training_dtype
-from blockexpand.live.generation import CONTEXT_KEYS
+from blockexpand.live.generation import context_of, ends_of_model, generate
 
 _PROMPT_TOKENS, _NEW_TOKENS = 32, 48
 """Enough to see what it is about, and how it goes on."""
@@ -49,27 +49,15 @@ def continue_texts(model: Any, prompts: Sequence[Prompt], device: str = "auto") 
     Raises:
         LiveError: the model cannot be loaded.
     """
-    import torch
-
     folder = locate_model(model)
     where = choose_device(device)
-    loaded: Any = load_model(folder, dtype=training_dtype("auto", folder, where), device=str(where))
-    tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder)
-    text = loaded.config.get_text_config().to_dict()
-    room = min((text[key] for key in CONTEXT_KEYS if isinstance(text.get(key), int)), default=1 << 30)
-    said = []
-    for prompt in prompts:
-        tokens_1A = torch.tensor([prompt], device=where)
-        made_1A = loaded.generate(
-            input_ids=tokens_1A,
-            attention_mask=torch.ones_like(tokens_1A),
-            max_new_tokens=max(1, min(_NEW_TOKENS, room - len(prompt))),
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=tokenizer.eos_token_id,
-        )
-        new = made_1A[0, len(prompt) :].tolist()
-        said.append(tuple(tokenizer.decode(part, skip_special_tokens=True).strip() for part in (prompt, new)))
-    return said
+    loaded = load_model(folder, dtype=training_dtype("auto", folder, where), device=str(where))
+    model, tokenizer = cast(PreTrainedModel, loaded), load_tokenizer(folder)
+    room = (context_of(model) or 1 << 30) - max(map(len, prompts), default=0)
+    ends = ends_of_model(model, tokenizer)
+    made = generate(model, prompts, num_new=max(1, min(_NEW_TOKENS, room)), ends=ends)
+
+    def words(tokens: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+
+    return [(words(prompt), words(new)) for prompt, new in zip(prompts, made, strict=True)]

@@ -34,9 +34,8 @@ documents it covers 0.97 of samples where Student's t covers 0.86 and the studen
 LEAST_DOCUMENTS = 50
 """With fewer the bound covers less often than its level says where one document in twenty rises much (the same)."""
 SCALES = (0.5, 0.8, 1.0, 1.2)
-"""The fixed sequence, upwards: few, because each costs a pass over the documents."""
-SMALL_SCALES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""The sequence for a run that was never inside the budget on the rows it steered by."""
+"""The sequence, upwards, over the scale that is aimed at: few, because each costs a pass over the documents."""
+_SMALLEST_AIM = 0.05
 _MOST_NEEDED = 10_000_000
 
 
@@ -106,6 +105,16 @@ class Rise:
             middle = (low + high) // 2
             low, high = (low, middle) if self.bound(middle, level) <= budget else (middle, high)
         return max(high, LEAST_DOCUMENTS)
+
+
+def scales_around(used: float) -> tuple[float, ...]:
+    """The sequence of scales for a run whose steering rows use so much of the budget.
+
+    The rise grows with the square of what is written. None of the documents that test the scales is in a steering row,
+    so the sequence is fixed before anything of them was seen.
+    """
+    aim = 1.0 if used <= 1 else max(used**-0.5, _SMALLEST_AIM)
+    return tuple(float(f"{aim * scale:.3g}") for scale in SCALES)
 
 
 def rise_of(base_N: np.ndarray, now_N: np.ndarray) -> Rise:
@@ -182,7 +191,7 @@ def walk_up(
     budgets: Mapping[str, float],
     measure: Callable[[float], Measured],
     *,
-    scales: Sequence[float] = SCALES,
+    scales: Sequence[float],
     level: float = LEVEL,
 ) -> BudgetStatement:
     """Try the scales in their order until one is outside, and choose among those that passed.
@@ -203,12 +212,10 @@ def walk_up(
     passed: list[tuple[BudgetStatement, float | None]] = []
     tried: list[ScaleTried] = []
     for scale in scales:
-        if (
-            scale > 1
-            and passed
-            and any(text.bound * scale**2 > text.budget for text in passed[-1][0].texts if text.bound)
-        ):
-            break  # the rise grows with the square of what is written: a look would see it fail
+        if passed and scale == scales[-1]:
+            more = (scale / tried[-1].scale) ** 2
+            if any(text.bound * more > text.budget for text in passed[-1][0].texts if text.bound):
+                break  # the rise grows with the square of what is written: a look would see it fail
         measured = measure(scale)
         found = state(base, measured.texts, budgets, level=level, scale=scale)
         tried.append(

@@ -13,10 +13,12 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from blockexpand.checkpoint import Checkpoint
 from blockexpand.errors import PlanError, TrainingError
@@ -43,13 +45,14 @@ from blockexpand.records.run import (
 )
 from blockexpand.training.budget import LEAST_DOCUMENTS
 from blockexpand.training.data import CHATS, PROSE
+from blockexpand.training.optimizers import build_optimizers
 from blockexpand.units import format_bytes
 
 _GENERAL_SHARE = 0.25
 """Of the rows of a step; with _KL_WEIGHT the best of what was tried on the tiny base (benchmarks/RESULTS.md)."""
 _KL_WEIGHT = 8.0
 RATES: dict[str, tuple[Literal["adamw", "muon"], float]] = {
-    "blocks": ("muon", 2e-2),
+    "blocks": ("muon", 5e-3),
     "full": ("adamw", 4e-4),
     "lora": ("adamw", 2e-3),
 }
@@ -77,7 +80,7 @@ _LEAST_ROWS, _MOST_ROWS, _LEAST_STEPS = 8, 128, 200
 _ROWS_OF_A_PASS_ON_CPU = 2
 _MOST_EPOCHS = 4
 """Repeated text is nearly as good as new up to here (Muennighoff et al. 2023, arXiv 2305.16264)."""
-_FEW_STEPS = 10
+_LONG_SECONDS = 12 * 3600
 _WARM_TOKENS = 64
 _SHARE_OF_FREE = 0.5
 """Of the free memory, that the rows of a pass may take."""
@@ -112,7 +115,7 @@ def decide(
     grown = choose_plan(base, depth, asked.blocks, data.num_tokens)
     row_tokens = choose_row_tokens(base, where)
     _check_memory(base, grown, asked, where)
-    measured = measure_row(base, grown if asked.arm == "blocks" else None, row_tokens, dtype, where)
+    measured = measure_row(base, grown if asked.arm == "blocks" else None, asked.arm, row_tokens, dtype, where)
     learnable = max(1, round(0.8 * data.num_tokens))
     tokens = asked.tokens if asked.tokens is not None else _MOST_EPOCHS * learnable
     steering = steering_rows(where, general.num_documents if asked.general else None)
@@ -159,7 +162,9 @@ def decide(
         free_memory_bytes=free_bytes(where),
         disk_bytes=_disk_bytes(base, grown, asked),
         free_disk_bytes=shutil.disk_usage(next(p for p in (out, *out.absolute().parents) if p.exists())).free,
-        warnings=_warnings(asked, num_steps, num_steps * step_tokens / learnable, 60 * (asked.minutes or 0) - other),
+        warnings=_warnings(
+            asked, num_steps, step_seconds, num_steps * step_tokens / learnable, 60 * (asked.minutes or 0) - other
+        ),
     )
     wanted, free = plan_made.disk_bytes, plan_made.free_disk_bytes
     if wanted > free:
@@ -189,10 +194,12 @@ def _other_passes(asked: LearnSettings, row_tokens: int, steering: int) -> float
     return _OTHER_PASSES + judged + kept + (0 if asked.general else _WRITTEN_AS_ROWS)
 
 
-def _warnings(asked: LearnSettings, num_steps: int, epochs: float, seconds: float) -> tuple[str, ...]:
+def _warnings(
+    asked: LearnSettings, num_steps: int, step_seconds: float, epochs: float, seconds: float
+) -> tuple[str, ...]:
     found = []
-    if num_steps < _FEW_STEPS:
-        found.append(f"{num_steps} steps are few: the data is small or the time short, and little will be learnt")
+    if asked.minutes is None and asked.tokens is None and step_seconds * num_steps > _LONG_SECONDS:
+        found.append("this takes long: with --minutes M it learns what fits into them")
     if epochs > 2 * _MOST_EPOCHS:
         found.append(f"each token is seen {epochs:.0f} times; from about {_MOST_EPOCHS} on, more data helps more")
     if asked.minutes is not None and seconds < 0:
@@ -321,6 +328,8 @@ class Measured:
     """Forward and backward."""
     forward_seconds: float
     """Of the base inside."""
+    optimizer_seconds: float
+    """A step of it."""
     row_bytes: int
     """What a row in a pass needs on top of the weights."""
     num_trained: int
@@ -341,27 +350,28 @@ class Measured:
         return state + self.rows_per_pass(rows, device) * self.row_bytes
 
     def step_seconds(self, rows_per_step: int) -> float:
-        """A step, the reference's passes on general rows included."""
+        """A step, the reference's passes on general rows and the optimiser included."""
         general = round(_GENERAL_SHARE * rows_per_step)
-        return rows_per_step * self.train_seconds + general * self.forward_seconds
+        return rows_per_step * self.train_seconds + general * self.forward_seconds + self.optimizer_seconds
 
 
 def measure_row(
-    base: Checkpoint, grown: Plan | None, row_tokens: int, dtype: torch.dtype, device: torch.device
+    base: Checkpoint, grown: Plan | None, arm: Arm, row_tokens: int, dtype: torch.dtype, device: torch.device
 ) -> Measured:
-    """Train one row of random tokens, and forget the model again.
+    """Train one row of random tokens with the arm's optimiser, and forget the model again.
 
     Raises:
         LiveError: the base cannot be loaded.
     """
     family = family_for(base.config, base.source, base.tensors)
-    model = load_model(Path(base.folder), dtype=dtype, device=str(device), loader=family.loader)
-    vocabulary = model.get_input_embeddings().num_embeddings
+    loaded = load_model(Path(base.folder), dtype=dtype, device=str(device), loader=family.loader)
+    model = cast(PreTrainedModel, loaded)
+    vocabulary = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if grown is not None:
         expand_live(model, grown)
-        trained = [parameter for _, parameter in freeze(model)]
+        trained = dict(freeze(model))
     else:
-        trained = list(model.requires_grad_(True).parameters())
+        trained = dict(model.requires_grad_(True).named_parameters())
     tokens_1T = np.random.default_rng(0).integers(vocabulary, size=(1, row_tokens))
 
     def row_of(length: int) -> RowBatch:
@@ -388,11 +398,19 @@ def measure_row(
     else:
         cross_entropies(model, row)
     _wait(device)
+    forward_seconds = time.perf_counter() - start
+    optimizer, rate = RATES[arm]
+    start = time.perf_counter()
+    if arm != "lora":  # its own are small, and here everything has trained
+        for one in build_optimizers(trained, frozenset(), OptimizerSettings(name=optimizer, lr=rate)):
+            one.step()
+    _wait(device)
     return Measured(
         train_seconds=train_seconds,
-        forward_seconds=time.perf_counter() - start,
+        forward_seconds=forward_seconds,
+        optimizer_seconds=time.perf_counter() - start,
         row_bytes=row_bytes,
-        num_trained=sum(parameter.numel() for parameter in trained),
+        num_trained=sum(parameter.numel() for parameter in trained.values()),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
 

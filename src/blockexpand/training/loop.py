@@ -33,11 +33,11 @@ from blockexpand.live.forward import RowBatch, check_head, check_isolation, cros
 from blockexpand.live.loss import Reference, linear_losses
 from blockexpand.live.parts import blocks_of, head_of
 from blockexpand.live.prefix import Prefix, shares_prefix
-from blockexpand.progress import Bar
+from blockexpand.progress import Bar, bar
 from blockexpand.records.budget import BudgetStatement
 from blockexpand.records.run import LoraArm, Measurement, TrainSettings
 from blockexpand.training.arms import Trainee
-from blockexpand.training.budget import SCALES, SMALL_SCALES, DocumentSums, Measured, rise_of, state, walk_up
+from blockexpand.training.budget import DocumentSums, Measured, rise_of, scales_around, state, walk_up
 from blockexpand.training.checkpoints import (
     OPTIMIZER,
     TRAINABLE,
@@ -208,7 +208,7 @@ class Loop:
 
         def measure(scale: float) -> Measured:
             put_scale(trainable, learnt, origins, scale, stored)
-            sums = self._sums({"domain": data.validation["domain"], **data.calibration})
+            sums = self._sums({"domain": data.validation["domain"], **data.calibration}, shown=live)
             domain_loss = sums.pop("domain").mean
             return Measured(texts={kind: one.losses_N for kind, one in sums.items()}, domain_loss=domain_loss)
 
@@ -219,8 +219,13 @@ class Loop:
                 put_scale(trainable, learnt, origins, 0.0, stored)
 
         put_base()
-        base = self._sums(data.calibration)
-        found = walk_up(base, budgets, measure, scales=SMALL_SCALES if never_inside else SCALES)
+        assert progress.last is not None, "a budget without a measurement"
+        scales = scales_around((progress.last.budget_used or 0.0) if never_inside else 0.0)
+        general = sum(len(held.chosen_K) for held in data.calibration.values())
+        num_rows = general + len(scales) * (general + len(data.validation["domain"].chosen_K))
+        with bar("testing the budget", num_rows, "rows") as live:
+            base = self._sums(data.calibration, shown=live)
+            found = walk_up(base, budgets, measure, scales=scales)
         if found.scale:
             put_scale(trainable, learnt, origins, found.scale, stored)
         else:
@@ -479,7 +484,9 @@ class Loop:
                 sums = self._sums(held, base)
         return tuple(float(loss) for kind, one in sums.items() if kind != "domain" for loss in one.losses_N)
 
-    def _sums(self, texts: Mapping[str, HeldOut], model: PreTrainedModel | None = None) -> dict[str, DocumentSums]:
+    def _sums(
+        self, texts: Mapping[str, HeldOut], model: PreTrainedModel | None = None, shown: Bar | None = None
+    ) -> dict[str, DocumentSums]:
         """The loss of each document of some held-out rows, over all processes; waits for the device once."""
         losses, documents, first = [], [], 0
         drop_gathered(self._root)  # something may have been put on the parameters since the last pass
@@ -488,6 +495,8 @@ class Loop:
                 for batch, documents_R in held.batches(self.settings.rows_per_pass, self.world):
                     losses.append(self._root(cross_entropies, model or self.trainee.model, batch))
                     documents.append(first + documents_R)
+                    if shown is not None:
+                        shown.advance(len(batch.tokens_BT) * self.world.size)
                 first += held.num_documents
         losses_R = torch.cat(losses).cpu().double().numpy()
         sums = np.bincount(np.concatenate(documents), weights=losses_R, minlength=first)

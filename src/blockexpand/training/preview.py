@@ -111,8 +111,8 @@ def _warnings(settings: TrainSettings, num_steps: int, epochs: float) -> list[st
         )
     if num_steps < _FEW_STEPS:
         found.append(
-            f"only {num_steps} steps, too few for warm-up and for holding a budget; raise domain_tokens, or lower "
-            f"rows_per_step ({settings.rows_per_step})"
+            f"{num_steps} steps of {settings.rows_per_step} rows are few to warm up and to hold a budget in: learn "
+            "from more tokens, or take fewer rows a step"
         )
     if settings.measure_every_steps > num_steps and settings.data.validation_rows:
         found.append(

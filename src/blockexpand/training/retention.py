@@ -98,7 +98,7 @@ def is_better(new: Measurement, best: Measurement | None, budget: float | None) 
     inside = is_inside(new, budget)
     if is_inside(best, budget):
         return inside and new.domain < best.domain
-    return inside or (new.rise or 0.0) < best.rise
+    return inside or (new.rise or 0.0) < (best.rise or 0.0)
 
 
 def is_inside(measured: Measurement, budget: float) -> bool:

@@ -318,7 +318,7 @@ def _ship(start: RunStart | None, loop: Loop, progress: Progress, shipped: Shipp
     empty = shipped.kept is not None and not shipped.kept.holds
     if shipped.kept is not None:
         write_record(out / "budget.json", shipped.kept)
-    training = {"settings_digest": digest, "arm": settings.arm.kind, "blockexpand_version": __version__}
+    training: dict[str, Any] = {"settings_digest": digest, "arm": settings.arm.kind, "blockexpand_version": __version__}
     training |= {"nothing_inside_budget": True} if empty else {}
     chats = open_corpus(settings.data.domain).record.conversations
     end = end_of_turn(load_tokenizer(source)) if chats else None
