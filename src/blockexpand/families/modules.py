@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from blockexpand.errors import LiveError
 from blockexpand.families.family import NUMBER, Family, Loader, is_fp8
+from blockexpand.records.plan import BlockTensor
 
 if TYPE_CHECKING:
     import torch
@@ -107,13 +108,10 @@ def greedy(model: Any, tokens_BT: torch.Tensor, num_tokens: int) -> tuple[torch.
     return found.sequences, found.logits
 
 
-def parameters_of(block: nn.Module, family: Family, tensors: Sequence[tuple[str, bool]]) -> dict[str, nn.Parameter]:
-    """A block's parameters by their names in memory, without those that are no parameters in the plan.
-
-    `tensors` are the plan's: each tail of the files, and whether it is a parameter.
-    """
-    kept = {family.block.name_in_memory(tail) for tail, parameter in tensors if parameter}
-    others = {family.block.name_in_memory(tail) for tail, parameter in tensors if not parameter}
+def parameters_of(block: nn.Module, family: Family, tensors: Sequence[BlockTensor]) -> dict[str, nn.Parameter]:
+    """A block's parameters by their names in memory, without those that are no parameters in the plan."""
+    kept = {family.block.name_in_memory(t.tail) for t in tensors if t.parameter}
+    others = {family.block.name_in_memory(t.tail) for t in tensors if not t.parameter}
     return {name: p for name, p in block.named_parameters() if name in kept or name not in others}
 
 
