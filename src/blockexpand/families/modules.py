@@ -124,13 +124,19 @@ def as_in_files(family: Family, block: int, tail: str, tensor: torch.Tensor) -> 
     group = next((g for g in family.block.in_memory if g.memory == tail), None)
     if group is None:
         return {family.name_of(block, tail): tensor}
-    if NUMBER not in group.files[0].split("."):
-        parts = tensor.chunk(len(group.files))
-        return {family.name_of(block, file): part for file, part in zip(group.files, parts, strict=True)}
+    parts = parts_of(group.files, tensor)
+    assert len(parts) % len(group.files) == 0, f"{tail} is not made of {', '.join(group.files)}"
+    return {family.name_of(block, file): part for file, part in parts.items()}
+
+
+def parts_of(files: Sequence[str], whole: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A tensor in memory as the tensors of these names, or of names with `{n}` for each expert; views."""
+    if NUMBER not in files[0].split("."):
+        return dict(zip(files, whole.chunk(len(files)), strict=False))
     return {
-        family.name_of(block, pattern.replace(NUMBER, str(expert))): part
-        for expert, whole in enumerate(tensor)
-        for pattern, part in zip(group.files, whole.chunk(len(group.files)), strict=True)
+        pattern.replace(NUMBER, str(expert)): part
+        for expert, one in enumerate(whole)
+        for pattern, part in zip(files, one.chunk(len(files)), strict=False)
     }
 
 
