@@ -35,7 +35,7 @@ from blockexpand.families import Family, family_for, known_families, refused_mod
 from blockexpand.families.discovery import discover, effective, find_stack, small_model  # noqa: E402
 from blockexpand.families.discovery.trial_model import attempted  # noqa: E402
 from blockexpand.families.modules import no_progress_bars  # noqa: E402
-from blockexpand.families.registry import not_per_layer, refuse_more_than_text  # noqa: E402
+from blockexpand.families.registry import common, refuse_more_than_text  # noqa: E402
 from blockexpand.records.plan import Plan  # noqa: E402
 
 REQUESTS = (
@@ -127,7 +127,7 @@ def against_its_file(row: Case) -> str:
         checkpoint = open_checkpoint(write(row, Path(folder) / "base", torch.float32))
         own = family_for(checkpoint.config, "zoo", checkpoint.tensors)
         try:
-            found = discover(checkpoint.config, not_per_layer())
+            found = discover(checkpoint.config, common().not_per_layer)
         except FamilyError as error:
             return f"refused: {error}".replace("|", "/")
     places = [own.locate(name) for name in checkpoint.tensors]
@@ -157,7 +157,7 @@ def without_a_file(model_type: str) -> tuple[str, str]:
         try:
             whole = effective({"model_type": model_type})
             refuse_more_than_text(whole, model_type)
-            _, model = small_model(whole, find_stack(whole, not_per_layer()))
+            _, model = small_model(whole, find_stack(whole, common().not_per_layer))
             model.to(torch.bfloat16).save_pretrained(base)
             made = planned(base)
             with attempted("the proof could not be run"):

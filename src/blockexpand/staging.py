@@ -79,21 +79,17 @@ def staged_file(path: Path) -> Generator[BinaryIO]:
                 os.fsync(stream.fileno())
             os.replace(temporary, path)
             done = True
-            _flush_name(path)
+            try:
+                flush_folder(path.parent)
+            except OSError as error:
+                raise StagingError(
+                    f"{path} was written whole, but its folder could not be flushed to the disk: {error.strerror}; "
+                    "expected it to outlive a power cut; free some space or check the disk, and write it again"
+                ) from error
         finally:
             if not done:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
-
-
-def _flush_name(path: Path) -> None:
-    try:
-        flush_folder(path.parent)
-    except OSError as error:
-        raise StagingError(
-            f"{path} was written whole, but its folder could not be flushed to the disk: {error.strerror}; expected it "
-            "to outlive a power cut; free some space or check the disk, and write it again"
-        ) from error
 
 
 @contextlib.contextmanager
@@ -102,7 +98,12 @@ def parent_of(path: Path) -> Generator[None]:
     made = [folder for folder in path.parents if not folder.exists()]
     done = False
     try:
-        _make_parent(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise StagingError(f"cannot write {path}: {path.parent} is a file, not a folder") from None
+        except OSError as error:
+            raise _cannot(path, error) from error
         for folder in made:
             flush_folder(folder.parent)
         yield
@@ -112,17 +113,6 @@ def parent_of(path: Path) -> Generator[None]:
             # Somebody else may have put something there meanwhile.
             with contextlib.suppress(OSError):
                 folder.rmdir()
-
-
-def _make_parent(path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise StagingError(f"cannot write {path}: {path.parent} is a file, not a folder") from None
-    except PermissionError:
-        raise StagingError(f"cannot write {path}: permission denied for {path.parent}") from None
-    except OSError as error:
-        raise _cannot(path, error) from error
 
 
 def _cannot(path: Path, error: OSError) -> OSError | StagingError:
@@ -280,7 +270,10 @@ def _swap_in(temporary: Path, path: Path, before: tuple[int, int] | None) -> Non
             raise _taken_meanwhile(path)
         older = before is not None and any(path.iterdir())
         if not older:
-            _rename_new(temporary, path)
+            try:
+                os.rename(temporary, path)
+            except OSError as error:
+                raise (_taken_meanwhile(path) if error.errno in (errno.EEXIST, errno.ENOTEMPTY) else error) from None
         elif not _exchange(temporary, path):
             aside = _beside(path, "aside")
             _replace(temporary, path, aside)
@@ -297,13 +290,6 @@ def _swap_in(temporary: Path, path: Path, before: tuple[int, int] | None) -> Non
             raise
     if aside is not None:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _rename_new(temporary: Path, path: Path) -> None:
-    try:
-        os.rename(temporary, path)
-    except OSError as error:
-        raise (_taken_meanwhile(path) if error.errno in (errno.EEXIST, errno.ENOTEMPTY) else error) from None
 
 
 def _taken_meanwhile(path: Path) -> StagingError:

@@ -25,14 +25,3 @@ def test_a_single_file_is_opened_with_every_tensor_where_its_bytes_are(tiny_base
             assert entry.dtype == "BF16"
             assert tensor.view(dtype=__import__("torch").uint8).numpy().tobytes() == data[entry.start : entry.end]
     assert checkpoint.num_bytes == sum(entry.num_bytes for entry in checkpoint.tensors.values())
-
-
-def test_shards_are_opened_through_the_index(tiny_base: MakeBase):
-    folder = tiny_base("llama", sharded=True)
-    checkpoint = open_checkpoint(folder)
-    assert checkpoint.sharded
-    assert len(checkpoint.shards) > 2
-    assert set(checkpoint.tensors) == set(open_checkpoint(tiny_base("llama")).tensors)
-    for name, entry in checkpoint.tensors.items():
-        with safe_open(folder / entry.file, "pt") as file:
-            assert tuple(file.get_slice(name).get_shape()) == entry.shape

@@ -20,13 +20,6 @@ def touch(folder: Path, *names: str) -> None:
         (folder / name).write_text(name)
 
 
-@pytest.mark.parametrize("sharded", [False, True])
-def test_tokenizer_template_and_generation_config_travel(tiny_base: MakeBase, sharded: bool):
-    files = other_files(open_checkpoint(tiny_base("llama", sharded=sharded)))
-    assert set(files.copied) == set(TRAVEL)
-    assert files.left_out == ()
-
-
 def test_other_weights_hidden_folders_and_our_own_record_stay(own_base: MakeBase):
     folder = own_base("llama")
     stay = ["pytorch_model.bin", "pytorch_model.bin.index.json", "model.GGUF", "consolidated.safetensors",

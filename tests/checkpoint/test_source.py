@@ -50,12 +50,6 @@ def test_what_the_cache_lacks_is_refused_offline(cache: Path, source: str):
     assert "HF_HUB_OFFLINE" in str(raised.value)
 
 
-def test_a_folder_wins_over_a_hub_id(cache: Path, tiny_base: MakeBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    shutil.copytree(tiny_base("qwen3"), tmp_path / "org" / "tiny")
-    monkeypatch.chdir(tmp_path)
-    assert open_checkpoint("org/tiny").config["model_type"] == "qwen3"
-
-
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors.index.json", "model-00002"])
 def test_an_incomplete_download_is_completed_online(cache: Path, missing: str, monkeypatch: pytest.MonkeyPatch):
     snapshot = cache / "models--org--tiny" / "snapshots" / COMMIT

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from blockexpand.checkpoint import streams
-from blockexpand.checkpoint.streams import chunks, move, read_whole, write_whole
+from blockexpand.checkpoint.streams import chunks, move, read_whole
 from blockexpand.errors import CheckpointError
 
 DATA = bytes(i * 7 % 251 for i in range(50_000))
@@ -77,19 +76,6 @@ def test_short_reads_and_writes_are_gone_on_with(tmp_path: Path, monkeypatch: py
         read_whole(source.fileno(), memoryview(into), START, "f")
         assert into == DATA[START:END]
         assert b"".join(map(bytes, chunks(source.fileno(), START, END, "f"))) == DATA[START:END]
-
-
-def test_a_write_that_takes_less_is_gone_on_with() -> None:
-    class Slow(io.RawIOBase):
-        taken = b""
-
-        def write(self, data: Any) -> int:
-            self.taken += bytes(data[:7])
-            return len(data[:7])
-
-    stream = Slow()
-    write_whole(stream, DATA)
-    assert stream.taken == DATA
 
 
 def test_other_errors_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from blockexpand.checkpoint import OutputTensor, lay_out, open_checkpoint, renamed, write_weights, zeros
+from blockexpand.checkpoint import OutputTensor, lay_out, open_checkpoint, output_tensor, write_weights
 from helpers import MakeBase
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -21,7 +21,7 @@ def added_to(folder: Path, copies: int = 3) -> list[OutputTensor]:
     tensors = open_checkpoint(folder).tensors
     added = []
     for i in range(copies):
-        added += [zeros(f"new.{i}.down", tensors[DOWN]), renamed(f"new.{i}.up", tensors[UP])]
+        added += [output_tensor(f"new.{i}.down", tensors[DOWN], "zero"), output_tensor(f"new.{i}.up", tensors[UP])]
     return added
 
 

@@ -39,7 +39,7 @@ def test_the_output_says_what_went_in_and_what_was_dropped(
     assert run([*words, "--max-bad", "0.02", "--held-out", "0.1"]) == 0
     out = capsys.readouterr().out
     assert "a.jsonl (table, text): 83 documents read, 80 kept" in out
-    assert "1 too short, 1 duplicates, 1 unreadable" in out
+    assert "1 empty, 1 duplicates, 1 unreadable" in out
     assert [line.split()[0] for line in out.splitlines()[3:]] == ["train", "validation", "test"]
     assert run(words) == 2
     assert "data" in capsys.readouterr().err

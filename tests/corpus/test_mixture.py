@@ -40,14 +40,14 @@ def test_a_part_of_an_epoch_is_taken_from_everywhere() -> None:
 
 
 def test_shares_of_the_final_tokens() -> None:
-    assert wanted_tokens([weight(900, share=0.75), weight(500, share=0.25)], None, 4.0) == [900, 300]
-    assert wanted_tokens([weight(900, share=0.75), weight(500, share=0.25)], 2000, 4.0) == [1500, 500]
-    assert wanted_tokens([weight(900, epochs=1.0), weight(500, share=0.25)], None, 4.0) == [900, 300]
-    assert wanted_tokens([weight(900, epochs=2.0), weight(500, share=0.1)], 1000, 4.0) == [900, 100]
-    assert wanted_tokens([weight(12844, epochs=1.0)], 4000, 4.0) == [4000]
+    assert wanted_tokens([weight(900, share=0.75), weight(500, share=0.25)], None) == [900, 300]
+    assert wanted_tokens([weight(900, share=0.75), weight(500, share=0.25)], 2000) == [1500, 500]
+    assert wanted_tokens([weight(900, epochs=1.0), weight(500, share=0.25)], None) == [900, 300]
+    assert wanted_tokens([weight(900, epochs=2.0), weight(500, share=0.1)], 1000) == [900, 100]
+    assert wanted_tokens([weight(12844, epochs=1.0)], 4000) == [4000]
     for few in (10, 0):
         with pytest.raises(CorpusError, match=f"source of {few} has {few} tokens"):
-            wanted_tokens([weight(900, epochs=1.0), weight(few, share=0.5)], None, 4.0)
+            wanted_tokens([weight(900, epochs=1.0), weight(few, share=0.5)], None)
 
 
 def test_sources_are_spread_evenly_and_every_document_comes() -> None:

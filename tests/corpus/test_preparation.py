@@ -80,7 +80,7 @@ def test_counts_add_up(tmp_path: Path, model: Path) -> None:
     }
     record = prepare(recipe_of(tmp_path, texts, splits=shares), model, tmp_path / "out")
     (counts,) = record.sources
-    assert (counts.num_read, counts.num_too_short, counts.num_duplicates) == (63, 2, 1)
+    assert (counts.num_read, counts.num_empty, counts.num_duplicates) == (63, 2, 1)
     assert counts.num_kept + counts.num_other_splits + counts.num_beyond_limit == 60
     assert counts.num_kept == sum(split.num_documents for split in record.splits.values())
     assert min(counts.num_other_splits, counts.num_beyond_limit) > 0

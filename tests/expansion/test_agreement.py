@@ -89,16 +89,6 @@ def test_one_block_in_another_dtype_is_a_kind_of_its_own(own_base: MakeBase, tmp
     assert tensors["model.layers.5.mlp.up_proj.weight"].dtype == "BF16"
 
 
-def test_odd_names_and_missing_blocks_are_named_with_their_file(own_base: MakeBase) -> None:
-    base = own_base("llama", sharded=False)
-    edit_weights(base, lambda t: t.update({"model.layers.01.odd": torch.ones(2)}))
-    with pytest.raises(PlanError, match=r"'model\.layers\.01\.odd' in model\.safetensors"):
-        plan(base, 1)
-    edit_weights(base, lambda t: [t.pop(n) for n in list(t) if ".01." in n or ".layers.2." in n])
-    with pytest.raises(PlanError, match=r"blocks 2 are missing \(model\.layers\.2\.\*\)"):
-        plan(base, 1)
-
-
 def test_the_first_spelling_of_llamas_class_is_served(own_base: MakeBase) -> None:
     base = own_base("llama")
     edit_config(base, architectures=["LLaMAForCausalLM"])

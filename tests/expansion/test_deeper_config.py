@@ -84,50 +84,8 @@ def test_a_threshold_that_no_longer_is_one_is_left_alone_and_said(family: str):
 )
 def test_a_threshold_that_is_not_in_force_is_left_alone(family: str, off: dict[str, Any]):
     config = {"max_window_layers": 2} if not off else WINDOWS | off
-    assert run_lenient(family, config, [0, 1, 2, 3, 3]) == {"num_hidden_layers": 5}
-
-
-def run_lenient(family: str, config: dict[str, Any], sources: list[int]) -> dict[str, Any]:
     base = {"model_type": family, "num_hidden_layers": 4} | config
-    return rewrite(known_families()[family], base, sources).changes
-
-
-def test_a_threshold_out_of_reach_stays_out_of_reach():
-    config = WINDOWS | {"max_window_layers": 5}
-    assert run("qwen2", config, [0, 1, 2, 3, 3])["max_window_layers"] == 5
-    changes = run("qwen2", config, [0, 0, 1, 1, 2, 2, 3, 3])
-    assert changes["max_window_layers"] == 8
-    assert changes["layer_types"] == [FULL] * 8
-
-
-def test_the_threshold_and_window_that_are_missing_are_the_classes_own():
-    config = {"use_sliding_window": True, "num_hidden_layers": 30}
-    changes = run("qwen2", config, [*range(30), 29])
-    assert changes["max_window_layers"] == 28
-    assert changes["layer_types"] == [FULL] * 28 + [SLIDING] * 3
-
-
-def test_a_list_that_overrides_the_threshold_is_what_is_copied():
-    config = WINDOWS | {"layer_types": [SLIDING, FULL, FULL, SLIDING]}
-    changes = run("qwen2", config, [0, 1, 2, 3, 3])
-    assert changes == {"num_hidden_layers": 5, "layer_types": [SLIDING, FULL, FULL, SLIDING, SLIDING]}
-
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        ({"layer_types": [FULL] * 3}, ["layer_types has 3 items", "each of the 4 blocks"]),
-        ({"layer_types": FULL}, ["layer_types has 'full_attention'"]),
-        ({"mlp_layer_types": ["dense"]}, ["mlp_layer_types has 1 items"]),
-        (WINDOWS | {"max_window_layers": "2"}, ["max_window_layers is '2'"]),
-        (WINDOWS | {"max_window_layers": True}, ["max_window_layers is True"]),
-    ],
-)
-def test_entries_that_do_not_fit_the_depth_are_refused(config: dict[str, Any], words: list[str]):
-    with pytest.raises(PlanError) as raised:
-        run_lenient("qwen2", config, [0, 1, 2, 3, 3])
-    for word in words:
-        assert word in str(raised.value)
+    assert rewrite(known_families()[family], base, [0, 1, 2, 3, 3]).changes == {"num_hidden_layers": 5}
 
 
 def test_what_a_plan_could_not_say_again_is_refused():

@@ -38,14 +38,6 @@ def test_the_top_p_blocks_of_each_group_are_stacked_on_it_in_order():
     assert [b.id for b in number(placed[1])] == ["after3.0", "after3.1", "after7.0", "after7.1"]
 
 
-def test_groups_that_do_not_divide_are_spread_evenly():
-    assert place(32, 5, "interleaved", None, 1)[0].group_sizes == (6, 6, 7, 6, 7)
-    assert place(10, 4, "interleaved", None, 1)[0].group_sizes == (2, 3, 2, 3)
-    assert place(3, 3, "interleaved", None, 1)[0].group_sizes == (1, 1, 1)
-    assert place(5, 1, "interleaved", None, 1)[0].group_sizes == (5,)
-    assert place(32, 30, "interleaved", None, 5)[0].group_sizes == (5, 5, 6, 5, 5, 6)
-
-
 def test_prefix_and_suffix_take_the_first_and_last_blocks_in_order():
     prefix, suffix = place(6, 3, "prefix", None, 1), place(6, 3, "suffix", None, 1)
     assert pairs(prefix) == [(-1, 0), (-1, 1), (-1, 2)]

@@ -19,45 +19,12 @@ from blockexpand.records.expansion import Check, Proof, read_expansion
 from helpers import MakeBase, edit_config, edit_json, load, tiny_model
 
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}
-PROVED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    ("llama", {}, {"blocks": 2}),
-    ("llama", {"attention_bias": True, "mlp_bias": True, "sharded": True}, {"blocks": 3}),
-    (
-        "llama",
-        {"tie_word_embeddings": True, "num_key_value_heads": 4, "dtype": torch.float16},
-        {"blocks": 4, "per_group": 2},
-    ),
-    ("llama", {"dtype": torch.float32}, {"blocks": 2, "placement": "prefix"}),
-    ("mistral", {"sliding_window": 8, "sharded": True}, {"blocks": 2, "placement": "suffix"}),
-    ("mistral", {"tie_word_embeddings": True}, {"after": (-1, 2, 2)}),
-    ("qwen2", {"sharded": True}, {"blocks": 2}),
-    ("qwen2", {"tie_word_embeddings": True, **WINDOWS}, {"blocks": 4, "per_group": 2}),
-    ("qwen2", {"dtype": torch.float16}, {"blocks": 2, "placement": "prefix"}),
-    ("qwen3", {"tie_word_embeddings": True}, {"blocks": 2}),
-    ("qwen3", {"attention_bias": True, "sharded": True, **WINDOWS}, {"blocks": 2, "placement": "suffix"}),
-    ("qwen3", {"dtype": torch.float32}, {"after": (3, 0, 0)}),
-]
 
 ZERO, DONOR = "the new blocks' residual writers are zero", "the new blocks' other tensors are their donors'"
 OLD, NAMES = "old tensors have the base's bytes", "tensors have the planned names, shapes and dtypes"
 CONFIG = "config.json is the base's with the plan's changes"
 LOGITS, CACHED, GREEDY = "logits are", "logits through the KV cache are", "greedy generation is"
 STEP0, STEP1 = "at step 0 every residual writer", "at step 1 every tensor"
-
-
-@pytest.mark.parametrize(("family", "settings", "request_"), PROVED)
-def test_every_family_is_proved(
-    tiny_base: MakeBase, tmp_path: Path, family: str, settings: dict[str, Any], request_: dict[str, Any]
-):
-    base = tiny_base(family, **settings)
-    expand(base, tmp_path / "out", plan(base, **request_))
-    proof = verify(base, tmp_path / "out")
-    assert proof.passed, proof.lines
-    stored = {torch.float16: "F16", torch.float32: "F32"}.get(settings.get("dtype"), "BF16")
-    assert proof.dtypes == tuple(dict.fromkeys((stored, "F32")))
-    assert len(proof.checks) == 5 + 3 * len(proof.dtypes) + 4
-    drift = float(next(c.figure for c in proof.checks if "moves" in c.name).split()[1])
-    assert 0 < drift < 1e-5
 
 
 def test_the_proof_is_kept_in_the_record_and_is_the_same_each_time(tiny_base: MakeBase, tmp_path: Path):
@@ -67,6 +34,10 @@ def test_the_proof_is_kept_in_the_record_and_is_the_same_each_time(tiny_base: Ma
     assert record.proof.passed
     assert read_expansion(tmp_path / "out").proof == record.proof == verify(base, tmp_path / "out")
     assert all(line.startswith("ok ") for line in record.proof.lines)
+    assert record.proof.dtypes == ("BF16", "F32")
+    assert len(record.proof.checks) == 5 + 3 * 2 + 4
+    drift = float(next(c.figure for c in record.proof.checks if "moves" in c.name).split()[1])
+    assert 0 < drift < 1e-5
 
 
 # --- what the proof must catch -----------------------------------------------------------------------
@@ -208,18 +179,6 @@ def test_blocks_that_are_dead_for_ever_fail(pair: tuple[Path, Path]):
     assert figure == "2 of 4 get none, e.g. after1.0 mlp.down_proj.weight"
 
 
-def test_zero_norms_instead_of_zero_writers_fail(pair: tuple[Path, Path]):
-    """PAPER.md 1: both norm gains zero is an identity whose MLP never learns."""
-    base, out = pair
-    for tail in ("self_attn.o_proj.weight", "mlp.down_proj.weight"):
-        write_at(out, f"model.layers.2.{tail}", ones)
-    for tail in ("input_layernorm.weight", "post_attention_layernorm.weight"):
-        write_at(out, f"model.layers.2.{tail}", zeros)
-    found = failed(measured(base, out))
-    assert not starts(found, LOGITS)
-    assert starts(found, STEP0, STEP1)
-
-
 def test_a_step_that_moves_the_model_too_far_fails(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory_proof, "STEP_LEARNING_RATE", 1e-1)
     result = measured(*pair)
@@ -281,7 +240,6 @@ def train(out: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "settings", "request_"),
     [
-        ("llama", {}, {"blocks": 2}),
         ("qwen2", WINDOWS, {"blocks": 2, "placement": "prefix"}),
         ("qwen3", {"tie_word_embeddings": True}, {"blocks": 2, "per_group": 2}),
     ],
@@ -327,26 +285,6 @@ def test_a_folder_without_a_record_is_refused(tiny_base: MakeBase):
         verify(base, base)
 
 
-def test_another_base_is_refused(pair: tuple[Path, Path], tiny_base: MakeBase):
-    with pytest.raises(ExpansionError, match=r"the plan is not for .*qwen2"):
-        verify(tiny_base("qwen2"), pair[1])
-
-
-def test_a_base_of_the_same_shape_with_other_weights_fails(pair: tuple[Path, Path], tiny_base: MakeBase):
-    proof = verify(tiny_base("llama", seed=1), pair[1])
-    assert OLD in failed(proof)
-    assert starts(failed(proof), LOGITS, CACHED)
-
-
-def test_a_model_that_transformers_cannot_build_is_one_line(pair: tuple[Path, Path]):
-    base, out = pair
-    edit_config(out, hidden_size=33)
-    with pytest.raises(LiveError, match=r"^transformers cannot load .*") as raised:
-        measured(base, out)
-    assert "\n" not in str(raised.value)
-    assert str(out) in str(raised.value)
-
-
 @pytest.mark.parametrize(
     ("raised", "expected"),
     [
@@ -374,14 +312,3 @@ def test_a_model_without_a_cache_is_said_in_a_line(
     base = tiny_base("llama")
     with pytest.raises(ExpansionError, match="gives no 'no_such_cache'"):
         expand(base, tmp_path / "out", plan(base, 1), prove=True)
-
-
-def test_a_bug_of_ours_stays_a_bug(tiny_base: MakeBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(*_: Any, **__: Any) -> Any:
-        return {}["typo"]
-
-    monkeypatch.setattr(memory_proof, "compare", wrong)
-    base = tiny_base("llama")
-    with pytest.raises(KeyError, match="typo"):
-        expand(base, tmp_path / "out", plan(base, 1), prove=True)
-    assert not (tmp_path / "out").exists()

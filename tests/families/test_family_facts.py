@@ -162,6 +162,11 @@ def test_where_numbers_cannot_say_it_the_nearest_placements_that_work_are_named(
         ("qwen3_moe", {"decoder_sparse_step": 0}, ["decoder_sparse_step is 0", "1 or more"]),
         ("gpt_neo", {"attention_types": [["global", 3]]}, ["attention_types is [['global', 3]]", "4 in"]),
         ("gemma2", {"layer_types": [FULL]}, ["layer_types has 1 items", "each of the 4 blocks"]),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": "2", "layer_types": ...},
+            ["max_window_layers is '2'"],
+        ),
     ],
 )
 def test_entries_that_make_no_sense_are_refused_with_their_value(name: str, entries: dict[str, Any], words: list[str]):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -168,33 +165,13 @@ def test_bypass_may_be_nested(expanded: Any):
         assert same(answers(expanded), inside[0])
 
 
-def fail_inside(model: nn.Module, depth: int) -> None:
-    with contextlib.ExitStack() as stack:
-        for _ in range(depth):
-            stack.enter_context(live.bypass(model))
-        raise ZeroDivisionError
-
-
-@pytest.mark.parametrize("depth", [1, 2])
-def test_an_error_inside_leaves_the_model_whole(expanded: Any, depth: int):
+def test_an_error_inside_leaves_the_model_whole(expanded: Any):
     train(expanded)
     before = answers(expanded)
-    with pytest.raises(ZeroDivisionError):
-        fail_inside(expanded, depth)
+    with pytest.raises(ZeroDivisionError), live.bypass(expanded), live.bypass(expanded):
+        raise ZeroDivisionError
     assert same(answers(expanded), before)
-    with live.bypass(expanded):
-        assert len(expanded.model.layers) == 4
-
-
-def test_a_cache_is_filled_from_its_beginning_with_new_blocks_at_the_bottom(tiny_base: MakeBase):
-    base = tiny_base("llama")
-    model: Any = live.expand_live(load(base), plan(base, 1, placement="prefix"))
-    with torch.no_grad():
-        cache = model(TOKENS, use_cache=True).past_key_values
-        assert [layer.get_seq_length() for layer in cache.layers] == [24] * 5
-        with live.bypass(model):
-            cache = model(TOKENS, use_cache=True).past_key_values
-            assert [layer.get_seq_length() for layer in cache.layers] == [24] * 4
+    assert len(expanded.model.layers) == 6
 
 
 def test_bypass_works_in_training_mode_and_gradient_flows_afterwards(expanded: Any):
@@ -218,13 +195,6 @@ def test_switching_modes_inside_reaches_the_bypassed_blocks(expanded: Any):
     with live.bypass(expanded):
         pass
     assert expanded.model.layers[2].training
-
-
-def test_hidden_states_first_asked_for_inside_come_outside_too(expanded: Any):
-    with torch.no_grad():
-        with live.bypass(expanded):
-            assert len(expanded(TOKENS, output_hidden_states=True).hidden_states) == 5
-        assert len(expanded(TOKENS, output_hidden_states=True).hidden_states) == 7
 
 
 def test_hidden_states_asked_for_before_expanding_come_once_each(tiny_base: MakeBase):
@@ -254,12 +224,6 @@ def test_freeze_lets_exactly_the_new_blocks_train(expanded: Any):
     assert {n.split(".", 3)[3] for n in moved} == {n.split(".", 3)[3] for n in names}
 
 
-def test_freeze_counts_against_the_plan(expanded: Any):
-    expanded.model.layers[2].extra = nn.Parameter(torch.zeros(3))
-    with pytest.raises(AssertionError, match="19 tensors train, the plan has 18"):
-        live.freeze(expanded)
-
-
 def test_new_blocks_begin_without_their_donors_gradients(tiny_base: MakeBase):
     base = tiny_base("llama")
     model: Any = load(base)
@@ -267,22 +231,3 @@ def test_new_blocks_begin_without_their_donors_gradients(tiny_base: MakeBase):
     live.expand_live(model, plan(base, 2))
     assert all(p.grad is None for block in live.new_blocks(model).values() for p in block.parameters())
     assert model.model.layers[1].mlp.up_proj.weight.grad is not None
-
-
-def test_a_forgotten_model_is_forgotten(tiny_base: MakeBase):
-    base = tiny_base("llama")
-    model = live.expand_live(load(base), plan(base, 2))
-    reference = weakref.ref(model)
-    del model
-    gc.collect()
-    assert reference() is None
-
-
-def test_adopt_takes_a_model_that_was_loaded_in_another_way(tiny_base: MakeBase, tmp_path: Path):
-    base = tiny_base("llama")
-    made = plan(base, 2)
-    expand(base, tmp_path / "out", made)
-    model = load(tmp_path / "out")
-    assert live.adopt(model, made) is model
-    with live.bypass(model):
-        assert same(answers(model), answers(load(base)))

@@ -78,11 +78,6 @@ def test_an_expanded_model_is_not_expanded_or_adopted_again(expanded: Any):
             again(expanded, made)
 
 
-def test_a_base_is_not_adopted_as_its_own_expansion(tiny_base: MakeBase):
-    with pytest.raises(LiveError, match=r"has 4 blocks .* expected the 6 of the plan"):
-        live.adopt(load(tiny_base("llama")), plan(tiny_base("llama"), 2))
-
-
 def test_a_folder_without_a_record_is_not_loaded(tiny_base: MakeBase):
     with pytest.raises(PlanError, match=r"has no blockexpand\.json"):
         live.load(tiny_base("llama"))

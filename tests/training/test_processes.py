@@ -326,5 +326,5 @@ def test_a_model_that_transformers_does_not_know_is_refused(tmp_path: Path) -> N
     from blockexpand.errors import LiveError
 
     (tmp_path / "config.json").write_text('{"model_type": "unheard-of"}')
-    with pytest.raises(LiveError, match="transformers cannot build the model of"):
+    with pytest.raises(LiveError, match="transformers cannot load"):
         modules.load_model(tmp_path, dtype=torch.float32, device="meta")

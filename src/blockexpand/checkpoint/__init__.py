@@ -10,7 +10,6 @@ from blockexpand.checkpoint.passes import (
     compare_tensors,
     copy_tensors,
     digest_tensors,
-    refuse_counted,
     refuse_not_finite,
 )
 from blockexpand.checkpoint.skeleton import skeleton_of, write_skeleton
@@ -18,10 +17,7 @@ from blockexpand.checkpoint.source import hub_name, locate_model, tokenizer_file
 from blockexpand.checkpoint.writer import (
     OutputTensor,
     digest_of_minus_ones,
-    drawn,
     lay_out,
-    minus_ones,
-    renamed,
+    output_tensor,
     write_weights,
-    zeros,
 )

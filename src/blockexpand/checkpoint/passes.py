@@ -179,18 +179,16 @@ def compare_tensors(one: Checkpoint, other: Checkpoint, names: Mapping[str, Sequ
     return Comparison(different=frozenset(different), num_not_finite=counts)
 
 
-def refuse_not_finite(checkpoint: Checkpoint, digests: Mapping[str, TensorDigest]) -> None:
+def refuse_not_finite(checkpoint: Checkpoint, found: Mapping[str, TensorDigest | int]) -> None:
     """Refuse weights that are not numbers: no proof about them means anything.
+
+    `found` is each tensor's digest, or how many such values it holds.
 
     Raises:
         CheckpointError: some tensor holds NaN or infinity; the first is named, with how many it holds.
     """
-    refuse_counted(checkpoint, {name: result.num_not_finite for name, result in digests.items()})
-
-
-def refuse_counted(checkpoint: Checkpoint, num_not_finite: Mapping[str, int]) -> None:
-    """The same for who counted without hashing."""
-    bad = {name: count for name, count in num_not_finite.items() if count}
+    counts = {name: one if isinstance(one, int) else one.num_not_finite for name, one in found.items()}
+    bad = {name: count for name, count in counts.items() if count}
     if bad:
         name, count = next(iter(bad.items()))
         entry = checkpoint.tensors[name]

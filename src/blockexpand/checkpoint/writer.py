@@ -25,6 +25,7 @@ from blockexpand.checkpoint.passes import Place, TensorDigest, copy_tensors, new
 from blockexpand.checkpoint.streams import write_whole
 from blockexpand.errors import StagingError
 from blockexpand.records import write_json
+from blockexpand.records.plan import Starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,8 @@ class OutputTensor:
     """The tensor of the base whose bytes it takes, or None for zeros or a constant."""
     element: bytes = b""
     """The bytes of every element of a constant that is not zero; written out, so for small tensors."""
-    spread: float | None = None
-    """For a tensor drawn anew: the standard deviation of its normal distribution, by a seed that its name gives."""
+    drawn: bool = False
+    """Whether it is drawn anew, from a normal distribution by a seed that its name gives."""
 
     @property
     def num_bytes(self) -> int:
@@ -60,18 +61,10 @@ class OutputFile:
     """Its tensors, in the order of their bytes."""
 
 
-def renamed(name: str, entry: TensorEntry) -> OutputTensor:
-    """A tensor of the base under a new name."""
-    return OutputTensor(name=name, dtype=entry.dtype, shape=entry.shape, source=entry)
-
-
-def zeros(name: str, entry: TensorEntry) -> OutputTensor:
-    """A tensor like one of the base's, all zeros."""
-    return OutputTensor(name=name, dtype=entry.dtype, shape=entry.shape, source=None)
-
-
 _BEGINNINGS = 16
 """How many places modulo ALIGNMENT_BYTES are tried for the beginning of a further shard's data."""
+_SPREAD = 0.02
+"""Standard deviation of what is drawn: what transformers' config classes default to (initializer_range)."""
 _DRAWN_AT_ONCE = 1 << 20
 """Numbers drawn in one piece: memory stays constant."""
 _MINUS_ONE = {
@@ -83,9 +76,16 @@ _MINUS_ONE = {
 """-1.0 in each float dtype, little endian (IEEE 754; bfloat16 is the upper half of float32)."""
 
 
-def minus_ones(name: str, entry: TensorEntry) -> OutputTensor:
-    """A tensor like one of the base's, all -1."""
-    return OutputTensor(name=name, dtype=entry.dtype, shape=entry.shape, source=None, element=_MINUS_ONE[entry.dtype])
+def output_tensor(name: str, entry: TensorEntry, starts: Starts = "donor") -> OutputTensor:
+    """A tensor like one of the base's: with its bytes, all zeros, all -1, or drawn anew from a normal distribution."""
+    return OutputTensor(
+        name=name,
+        dtype=entry.dtype,
+        shape=entry.shape,
+        source=entry if starts == "donor" else None,
+        element=_MINUS_ONE[entry.dtype] if starts == "minus-one" else b"",
+        drawn=starts == "random",
+    )
 
 
 def digest_of_minus_ones(entry: TensorEntry) -> str:
@@ -95,22 +95,16 @@ def digest_of_minus_ones(entry: TensorEntry) -> str:
     return f"{algorithm}:{hasher.hexdigest()}"
 
 
-def drawn(name: str, entry: TensorEntry, spread: float) -> OutputTensor:
-    """A tensor like one of the base's, drawn anew from a normal distribution."""
-    return OutputTensor(name=name, dtype=entry.dtype, shape=entry.shape, source=None, spread=spread)
-
-
 def _draw(tensor: OutputTensor) -> Iterator[bytes]:
     """The tensor's bytes, a piece at a time; the same each time for the same name."""
     import numpy as np  # 80 ms: only for an ablation
 
-    assert tensor.spread is not None
     seed = int.from_bytes(hashlib.sha256(tensor.name.encode()).digest()[:8], "little")
     generator, left = np.random.default_rng(seed), num_elements(tensor.shape)
     kinds = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
     while left:
         count = min(left, _DRAWN_AT_ONCE)
-        values = generator.standard_normal(count, dtype=np.float32) * np.float32(tensor.spread)
+        values = generator.standard_normal(count, dtype=np.float32) * np.float32(_SPREAD)
         if tensor.dtype == "BF16":
             yield ((values.view(np.uint32) + np.uint32(0x8000)) >> np.uint32(16)).astype("<u2").tobytes()
         else:
@@ -126,7 +120,7 @@ def lay_out(base: Checkpoint, kept: dict[str, str], added: Sequence[OutputTensor
     copies from one file.
     """
     assert set(kept) == set(base.tensors), "every tensor of the base is kept, under some name"
-    shards = [[renamed(kept[n], e) for n, e in base.tensors.items() if e.file == shard] for shard in base.shards]
+    shards = [[output_tensor(kept[n], e) for n, e in base.tensors.items() if e.file == shard] for shard in base.shards]
     if not base.sharded:
         end = max(entry.end for entry in base.tensors.values())
         return (OutputFile(name=SINGLE, tensors=(*shards[0], *_arrange(added, end))),)
@@ -228,25 +222,21 @@ def write_weights(
     metadata = {**base.metadata, "format": base.metadata.get("format", "pt")}
     places: dict[TensorEntry, list[Place]] = {}
     for file in files:
-        _begin(file, folder / file.name, metadata, _Filling(places=places, holes=frozenset(holes)))
+        _begin(file, folder / file.name, metadata, places, holes)
     digests = copy_tensors(base, places, folder, digest=digest)
     if base.sharded:
         _write_index(files, folder)
     return digests
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Filling:
-    """Where bytes come from."""
-
-    places: dict[TensorEntry, list[Place]]
-    """Where copies go; grows file by file."""
-    holes: frozenset[str]
-    """The tensors that somebody else fills."""
-
-
-def _begin(file: OutputFile, path: Path, metadata: dict[str, str], filling: _Filling) -> None:
-    """Write the header and what is neither copied nor zero, and note where the copies go."""
+def _begin(
+    file: OutputFile,
+    path: Path,
+    metadata: dict[str, str],
+    places: dict[TensorEntry, list[Place]],
+    holes: Collection[str],
+) -> None:
+    """Write the header and what is neither copied nor zero, and add to `places` where the copies go."""
     header = build_header(((t.name, t.dtype, t.shape) for t in file.tensors), metadata, _data_residue(file))
     with open(path, "xb", buffering=0) as stream:
         # The whole length first: what is not written after this is a hole, and reads as zeros.
@@ -254,14 +244,14 @@ def _begin(file: OutputFile, path: Path, metadata: dict[str, str], filling: _Fil
         write_whole(stream, header)
         position = len(header)
         for tensor in file.tensors:
-            if tensor.name in filling.holes:
+            if tensor.name in holes:
                 pass
             elif tensor.source is not None:
                 assert tensor.source.num_bytes == tensor.num_bytes, f"{tensor.name} does not have its source's size"
-                filling.places.setdefault(tensor.source, []).append(Place(file=file.name, start=position))
+                places.setdefault(tensor.source, []).append(Place(file=file.name, start=position))
             elif _is_made(tensor):
                 stream.seek(position)
-                for part in _draw(tensor) if tensor.spread else [tensor.element * num_elements(tensor.shape)]:
+                for part in _draw(tensor) if tensor.drawn else [tensor.element * num_elements(tensor.shape)]:
                     write_whole(stream, part)
             position += tensor.num_bytes
 
@@ -279,7 +269,7 @@ def _data_residue(file: OutputFile) -> int:
 
 
 def _is_made(tensor: OutputTensor) -> bool:
-    return bool(tensor.element) or tensor.spread is not None
+    return bool(tensor.element) or tensor.drawn
 
 
 def _write_index(files: Sequence[OutputFile], folder: Path) -> None:

@@ -99,7 +99,7 @@ def _summary(out: Path, record: CorpusRecord) -> list[str]:
 
 def _source_lines(source: SourceCounts) -> list[str]:
     why = {
-        "too short": source.num_too_short,
+        "empty": source.num_empty,
         "duplicates": source.num_duplicates,
         "near duplicates": source.num_near_duplicates,
         "quote an evaluation text": source.num_contaminated,

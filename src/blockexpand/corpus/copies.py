@@ -7,6 +7,7 @@ evaluation text is found, and a split chosen, by words alone. Near copies are `d
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import unicodedata
@@ -32,24 +33,15 @@ nothing (Brown et al. 2020, GPT-3, arXiv 2005.14165, appendix C)."""
 _WORD = re.compile(r"\w+")
 _SIGN = re.compile(r"^[ \t]+|\w+|[^\w\s]", re.MULTILINE)
 _TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
-_MOST_WORDS_KEPT = 1 << 18
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _MIXERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 """Of splitmix64 (Steele, Lea and Flood 2014), as the step is."""
 
 
-class _Words(dict[str, int]):
-    """64 bits for each word, remembered because texts repeat their words."""
-
-    def __missing__(self, word: str) -> int:
-        if len(self) >= _MOST_WORDS_KEPT:
-            self.clear()
-        value = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
-        self[word] = value
-        return value
-
-
-_KNOWN = _Words()
+@functools.lru_cache(maxsize=1 << 18)
+def _word_hash(word: str) -> int:
+    """64 bits for a word, remembered because texts repeat their words."""
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
 
 
 def words_of(text: str) -> list[str]:
@@ -67,7 +59,7 @@ def mixed(values: np.ndarray) -> np.ndarray:
 
 def gram_hashes(words: Sequence[str], size: int) -> np.ndarray:
     """A hash for every run of `size` words, uint64 [G]; a shorter text is one run."""
-    words_W = np.fromiter(map(_KNOWN.__getitem__, words), dtype=np.uint64, count=len(words))
+    words_W = np.fromiter(map(_word_hash, words), dtype=np.uint64, count=len(words))
     size = min(size, len(words))
     if size == 0:
         return np.zeros(1, dtype=np.uint64)

@@ -19,6 +19,9 @@ from blockexpand.corpus.copies import mixed
 from blockexpand.errors import CorpusError
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)
+_MOST_EPOCHS = 4
+"""How often shares may have a source repeated: so many epochs are nearly as good as new text (Muennighoff et al. 2023,
+arXiv 2305.16264)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,14 +36,14 @@ class Weight:
     """That it has."""
 
 
-def wanted_tokens(weights: Sequence[Weight], max_tokens: int | None, max_epochs: float) -> list[int]:
+def wanted_tokens(weights: Sequence[Weight], max_tokens: int | None) -> list[int]:
     """How many tokens each source is to give.
 
     Epochs are of the source's own tokens. Shares are of the sum; where every source has one, the sum is as large
     as it can be without repeating any source, or `max_tokens`.
 
     Raises:
-        CorpusError: a source with a share is empty, or would be repeated more than `max_epochs` times.
+        CorpusError: a source with a share is empty, or would be repeated more than four times.
     """
     fixed = sum((w.epochs or 0.0) * w.num_tokens for w in weights)
     shares = sum(w.share or 0.0 for w in weights)
@@ -52,10 +55,10 @@ def wanted_tokens(weights: Sequence[Weight], max_tokens: int | None, max_epochs:
     scale = min(1.0, max_tokens / total) if max_tokens is not None and total else 1.0
     wanted = [scale * (w.share * total if w.share is not None else (w.epochs or 0.0) * w.num_tokens) for w in weights]
     for weight, tokens in zip(weights, wanted, strict=True):
-        if weight.share is not None and tokens > max_epochs * weight.num_tokens:
+        if weight.share is not None and tokens > _MOST_EPOCHS * weight.num_tokens:
             raise CorpusError(
                 f"the source {weight.title} has {weight.num_tokens:,} tokens, and its share of {weight.share:g} is "
-                f"{tokens:,.0f}: {tokens / max(weight.num_tokens, 1):.1f} epochs, more than max_epochs {max_epochs:g}; "
+                f"{tokens:,.0f}: {tokens / max(weight.num_tokens, 1):.1f} epochs, more than {_MOST_EPOCHS}; "
                 "give more text, a smaller share or a smaller max_tokens"
             )
     return [round(tokens) for tokens in wanted]

@@ -278,9 +278,8 @@ class _Preparation:
         """What becomes of a document."""
         text, recipe = document.text, self._recipe
         key = content_key(text)
-        num_chars = len(text.strip())
-        if num_chars < recipe.min_chars:
-            return _Verdict(document=document, key=key, drop="num_too_short", note=f"min_chars: {num_chars} characters")
+        if not text.strip():
+            return _Verdict(document=document, key=key, drop="num_empty", note="it is empty")
         if self._evaluation is not None and (quote := self._evaluation.quote(text)) is not None:
             return _Verdict(document=document, key=key, drop="num_contaminated", note=quote)
         copy, signature = self._seen.verdict(text, key)
@@ -447,7 +446,7 @@ class _Divided:
             )
             for source, (_, runs_D2) in zip(recipe.sources, runs, strict=True)
         ]
-        wanted = wanted_tokens(weights, recipe.splits[split].max_tokens, recipe.max_epochs)
+        wanted = wanted_tokens(weights, recipe.splits[split].max_tokens)
         taken = [[0, 0, 0] for _ in runs]  # documents, tokens, bytes of each source
 
         def pieces() -> Iterator[Piece]:

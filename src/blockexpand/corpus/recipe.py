@@ -70,8 +70,6 @@ class SplitRecipe:
 
     share: float
     """Of all documents, in (0, 1]; the shares of all splits sum to 1."""
-    min_documents: int = dataclasses.field(default=8, metadata=WRITTEN_WHEN_SET)
-    """A split but the first has at least so many documents, as far as that is at most a tenth of all there are."""
     max_tokens: int | None = None
     """The split's tokens are cut here; where weights hold, all sources are scaled down to it together."""
     max_document_tokens: int | None = None
@@ -82,7 +80,6 @@ class SplitRecipe:
     def __post_init__(self) -> None:
         """Check the bounds."""
         check(0 < self.share <= 1, "share", self.share, "a number above 0 and at most 1")
-        check(self.min_documents >= 1, "min_documents", self.min_documents, "at least 1")
         for name, value in (("max_tokens", self.max_tokens), ("max_document_tokens", self.max_document_tokens)):
             check(value is None or value > 0, name, value, "more than 0")
 
@@ -95,8 +92,6 @@ class PrepareRecipe:
     row_tokens: int = 1024
     """T, the length of a packed row; at most what the model can attend to."""
     splits: dict[str, SplitRecipe] = dataclasses.field(default_factory=lambda: {"train": SplitRecipe(share=1.0)})
-    min_chars: int = 1
-    """Shorter documents are dropped and counted."""
     near_copies: float | None = dataclasses.field(default=None, metadata=WRITTEN_WHEN_SET)
     """Drop a document that agrees with an earlier one, of whatever source, to this part or more (Jaccard similarity of
     runs of five words and signs, estimated by MinHash); 0.8 is usual. If not given, exact copies alone are dropped."""
@@ -107,9 +102,6 @@ class PrepareRecipe:
     """The share of a source's records that may be unreadable; they are counted and the first ones quoted. 0 stops
     at the first; a budget is looked at from the thousandth record on, and at the end of the source. A file that breaks
     off is an error, whatever this says."""
-    max_epochs: float = dataclasses.field(default=4.0, metadata=WRITTEN_WHEN_SET)
-    """How often shares may have a source repeated: up to four epochs are nearly as good as new text (Muennighoff
-    et al. 2023, arXiv 2305.16264)."""
     trained_turns: Literal["assistant", "all"] = dataclasses.field(default="assistant", metadata=WRITTEN_WHEN_SET)
     """Of chats: which turns are trained. Blocks that learnt `all` also find the questions likelier, by which
     `--route auto` knows whose they are; those that learnt the answers alone need not (docs/packs.md)."""
@@ -118,9 +110,7 @@ class PrepareRecipe:
         """Check the bounds."""
         check(len(self.sources) > 0, "sources", self.sources, "at least one source")
         check(self.row_tokens >= 8, "row_tokens", self.row_tokens, "at least 8")
-        check(self.min_chars >= 1, "min_chars", self.min_chars, "at least 1")
         check(0 <= self.max_bad < 1, "max_bad", self.max_bad, "a share from 0 to below 1")
-        check(self.max_epochs >= 1, "max_epochs", self.max_epochs, "at least 1")
         near = self.near_copies
         check(near is None or 0.3 <= near < 1, "near_copies", near, "a similarity from 0.3 to below 1")
         for name in self.splits:

@@ -18,6 +18,8 @@ from blockexpand.errors import CorpusError
 
 LEAST_DOCUMENTS = 5
 _ENOUGH_DOCUMENTS = 20
+_WANTED_DOCUMENTS = 8
+"""In every split but the first, as far as that is at most a tenth of all there are."""
 _LARGEST_SHARE = 0.1
 """Of the documents, that a minimum may give to a split; of a text that is cut, a held-out span has at least this."""
 GAP_TOKENS = 64
@@ -43,7 +45,7 @@ def split_documents(positions_D: np.ndarray, splits: Mapping[str, SplitRecipe]) 
     numbers_D = np.searchsorted(borders, positions_D, side="right")
     counts = np.bincount(numbers_D, minlength=len(splits))
     most = max(1, int(_LARGEST_SHARE * num_documents))
-    least = [1, *(min(split.min_documents, most) for split in list(splits.values())[1:])]
+    least = [1, *[min(_WANTED_DOCUMENTS, most)] * (len(splits) - 1)]
     if (counts < least).any():
         numbers_D = _by_rank(positions_D, [split.share for split in splits.values()], least)
         counts = np.bincount(numbers_D, minlength=len(splits))

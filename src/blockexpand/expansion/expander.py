@@ -9,7 +9,6 @@ the proof.
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 from blockexpand import __version__
@@ -17,17 +16,14 @@ from blockexpand.checkpoint import (
     Checkpoint,
     OutputTensor,
     copy_files,
-    drawn,
     lay_out,
-    minus_ones,
     open_checkpoint,
     other_files,
+    output_tensor,
     refuse_not_finite,
-    renamed,
     skeleton_of,
     write_config,
     write_weights,
-    zeros,
 )
 from blockexpand.errors import ExpansionError
 from blockexpand.expansion.planner import check_fit
@@ -39,16 +35,6 @@ from blockexpand.records import write_record
 from blockexpand.records.expansion import ExpansionRecord, Proof
 from blockexpand.records.plan import Plan, read_plan
 from blockexpand.staging import RECORD_NAME, check_output, staged_folder
-
-SPREAD = 0.02
-"""Of random matrices: what transformers' config classes default to (initializer_range)."""
-_MAKE = {
-    "donor": renamed,
-    "zero": zeros,
-    "minus-one": minus_ones,
-    "random": functools.partial(drawn, spread=SPREAD),
-}
-"""What a plan's tensor starts as, to what is written."""
 
 
 def expand(
@@ -128,8 +114,7 @@ def tensors_of(family: Family, checkpoint: Checkpoint, plan: Plan) -> tuple[dict
         tensors = plan.tensors_of(block.donor)
         donors = {t: checkpoint.tensors[family.name_of(block.donor, t.tail)] for t in tensors}
         for tensor, entry in sorted(donors.items(), key=lambda pair: (pair[1].file, pair[1].start)):
-            make = _MAKE[tensor.starts]
-            added.append(make(family.name_of(block.position, tensor.tail), entry))
+            added.append(output_tensor(family.name_of(block.position, tensor.tail), entry, tensor.starts))
     num_planned = sum(len(plan.tensors_of(block.donor)) for block in plan.new_blocks)
     assert len(added) == num_planned, "a new block lacks a tensor"
     return kept, added

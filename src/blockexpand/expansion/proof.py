@@ -32,7 +32,6 @@ from blockexpand.checkpoint import (
     digest_of_minus_ones,
     digest_tensors,
     open_checkpoint,
-    refuse_counted,
     refuse_not_finite,
 )
 from blockexpand.digests import digest_json
@@ -189,7 +188,7 @@ def _check_bytes(family: Family, base: Checkpoint, out: Checkpoint, plan: Plan, 
         if starts == "donor":
             expected[donor].append(new)
     compared = compare_tensors(base, out, expected)
-    refuse_counted(base, compared.num_not_finite)
+    refuse_not_finite(base, compared.num_not_finite)
     # What has a base tensor's bytes has its finite numbers; everything else is looked at on its own.
     same = {new for news in expected.values() for new in news} - compared.different
     others = digest_tensors(out, [name for name in out.tensors if name not in same])

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from blockexpand.checkpoint import Checkpoint, TensorEntry, compare_tensors
 from blockexpand.digests import digest_json
 from blockexpand.errors import PlanError, nearest
-from blockexpand.families import Family, family_for, is_fp8, known_shapes, matches_any, missing_number, tail_matches
+from blockexpand.families import Family, common, family_for, is_fp8, matches_any, missing_number, tail_matches
 from blockexpand.records.plan import BlockKind, BlockTensor, Init
 from blockexpand.units import FLOATS
 
@@ -247,7 +247,7 @@ def _check_shapes(family: Family, checkpoint: Checkpoint) -> None:
         PlanError: the first of them, with the entry.
     """
     text = family.text(checkpoint.config)
-    rules = [(f".{ending}", rule.sizes) for rule in known_shapes() for ending in rule.endings]
+    rules = [(f".{ending}", rule.sizes) for rule in common().shapes for ending in rule.endings]
     outer = family.outer_known()
     for name, entry in checkpoint.tensors.items():
         if family.locate(name).block is None and name not in outer:

@@ -157,32 +157,23 @@ def load_model(
     Raises:
         LiveError: transformers cannot build it, or a tensor it needs is not in the files.
     """
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     loading_class = AutoModelForCausalLM if loader == "text" else AutoModelForImageTextToText
     if device == "meta":
         return _without_values(folder, dtype, loading_class)
-    with no_progress_bars():
-        try:
-            loaded: Any = loading_class.from_pretrained(
-                str(folder),
-                dtype=dtype or "auto",
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                device_map=places if quantization is None else {"": device},
-                offload_folder=None if scratch is None else str(scratch),
-                **_numbers(folder, quantization),
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise LiveError(
-                f"transformers cannot load {folder}: {reason}; expected a model folder that this version of it knows; "
-                "check the folder with `verify`"
-            ) from error
+    with no_progress_bars(), _told(folder):
+        loaded: Any = loading_class.from_pretrained(
+            str(folder),
+            dtype=dtype or "auto",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            device_map=places if quantization is None else {"": device},
+            offload_folder=None if scratch is None else str(scratch),
+            **_numbers(folder, quantization),
+        )
     model, info = loaded
     # transformers fills what is missing with random numbers and only warns.
     absent = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
@@ -232,48 +223,55 @@ def load_offloaded(
     return model
 
 
+@contextlib.contextmanager
+def _told(folder: Path) -> Generator[None]:
+    """What transformers raises of a folder that it cannot load, in one line.
+
+    Raises:
+        LiveError: it raised something.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise LiveError(
+            f"transformers cannot load {folder}: {reason}; expected a model folder that this version of it knows; "
+            "check the folder with `verify`"
+        ) from error
+
+
 def _numbers(folder: Path, quantization: Any) -> dict[str, Any]:
-    """What to ask for so that weights are held as wished."""
-    from transformers import PreTrainedConfig
+    """What to ask for so that weights are held as wished, FP8 ones as the numbers they stand for, on every device."""
+    from transformers import FineGrainedFP8Config, PreTrainedConfig
 
     if quantization is not None:
         return {"quantization_config": quantization}
-    return _as_floats(PreTrainedConfig.get_config_dict(str(folder), local_files_only=True)[0])
+    config = PreTrainedConfig.get_config_dict(str(folder), local_files_only=True)[0]
+    if not is_fp8(config):
+        return {}
+    kept = config["quantization_config"].get("modules_to_not_convert")
+    return {"quantization_config": FineGrainedFP8Config(dequantize=True, modules_to_not_convert=kept)}
 
 
 def _without_values(folder: Path, dtype: torch.dtype | None, loading_class: Any) -> nn.Module:
     """The model as its config.json describes it, its parameters on the meta device, its buffers as they will be."""
     import torch
     from accelerate import init_empty_weights
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    try:
+    with _told(folder):
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         with init_empty_weights(include_buffers=False):
             model = loading_class.from_config(config, dtype=dtype or config.dtype, trust_remote_code=False)
             exact = loading_class.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise LiveError(
-            f"transformers cannot build the model of {folder}: {reason}; expected a model folder that this version of "
-            "it knows; check the folder with `verify`"
-        ) from error
     # What is computed when a model is built (tables of positions, say) is computed in float32 by transformers' loader.
     for buffer, precise in zip(model.buffers(), exact.buffers(), strict=True):
         buffer.copy_(precise)
     model.tie_weights()
     return model.eval()
-
-
-def _as_floats(config: dict[str, Any]) -> dict[str, Any]:
-    """What to ask for so that FP8 weights are loaded as the numbers they stand for, on every device."""
-    if not is_fp8(config):
-        return {}
-    from transformers import FineGrainedFP8Config
-
-    kept = config["quantization_config"].get("modules_to_not_convert")
-    return {"quantization_config": FineGrainedFP8Config(dequantize=True, modules_to_not_convert=kept)}
 
 
 def _in_memory_of_its_own(model: nn.Module, recurse: bool = True) -> nn.Module:

@@ -65,17 +65,13 @@ class Refused:
     """What in them is no identity, as the second half of a sentence."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _RefusedFile:
-    refused: tuple[Refused, ...]
-
-
 def _read(path: Path) -> dict[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 @functools.cache
-def _common() -> Common:
+def common() -> Common:
+    """What holds for every config."""
     return from_plain(Common, _read(_DATA / _COMMON), where=_COMMON)
 
 
@@ -105,7 +101,7 @@ def _spelled_out(name: str, plain: dict[str, dict[str, Any]]) -> dict[str, Any]:
 @functools.cache
 def refused_model_types() -> dict[str, str]:
     """Every model_type that is known to have no identity, with the reason."""
-    listed = from_plain(_RefusedFile, _read(_DATA / _REFUSED), where=_REFUSED).refused
+    listed = [from_plain(Refused, item, where=_REFUSED) for item in _read(_DATA / _REFUSED)["refused"]]
     reasons = {model_type: item.why for item in listed for model_type in item.model_types}
     both = reasons.keys() & {t for family in known_families().values() for t in family.model_types}
     assert not both, f"served and refused: {both}"
@@ -160,7 +156,7 @@ def _found_by_structure(config: dict[str, Any], where: str) -> Family:
 
         say(f"  {where}: no file for family {config['model_type']!r}; looking at how such a model is built")
         try:
-            _FOUND[key] = discover(config, not_per_layer())
+            _FOUND[key] = discover(config, common().not_per_layer)
         except FamilyError as error:
             _FOUND[key] = error
     found = _FOUND[key]
@@ -202,23 +198,13 @@ def _refuse_quantised(config: dict[str, Any], where: str) -> None:
         )
 
 
-def known_shapes() -> tuple[Shape, ...]:
-    """Tensors whose sizes config entries give."""
-    return _common().shapes
-
-
-def not_per_layer() -> tuple[str, ...]:
-    """Lists that say nothing about single blocks in any config, whatever their length."""
-    return _common().not_per_layer
-
-
 def refuse_more_than_text(config: dict[str, Any], where: str) -> None:
     """Refuse a config that speaks of more than one text stack.
 
     Raises:
         FamilyError: it does.
     """
-    for key in _common().multimodal:
+    for key in common().multimodal:
         if config.get(key) is not None:
             raise FamilyError(
                 f"{where}: config.json has {key!r}, so the model is more than one text stack (model_type "
@@ -247,29 +233,21 @@ def _refuse_other_architectures(family: Family, config: dict[str, Any], where: s
 
 
 def _refuse_unknown_per_layer(family: Family, config: dict[str, Any], where: str) -> None:
-    depth = family.depth(config)
+    depth, text = family.depth(config), family.text(config)
     known = {key for rule in family.per_layer for key in keys_of(rule)}
-    harmless = {*_common().not_per_layer, *family.not_per_layer}
-    for key, value in _entries(family.text(config)):
+    harmless = {*common().not_per_layer, *family.not_per_layer}
+    inner = [(f"{k}.{k2}", v2) for k, v in text.items() if isinstance(v, dict) for k2, v2 in v.items()]
+    for key, value in (*text.items(), *inner):
         if key.partition(".")[0] in harmless or key in known:
             continue
-        if _looks_per_layer(key, value, depth):
+        by_block = isinstance(value, list) and len(value) == depth
+        if isinstance(value, dict) and value and "." not in key:
+            # transformers 5's per_layer_config and its like: settings by block index.
+            by_block = all(re.fullmatch("[0-9]{1,9}", str(k)) and int(k) < depth for k in value)
+        if by_block:
             raise FamilyError(
                 f"{where}: config entry {key!r} has one item for each of the {depth} blocks, and family "
                 f"{family.name!r} does not say what inserting blocks does to it; expected only "
                 f"{', '.join(sorted(known)) or 'none'}; remove it if the model does not use it, or add a rule to the "
                 "family file"
             )
-
-
-def _entries(config: dict[str, Any]) -> list[tuple[str, Any]]:
-    inner = [(f"{k}.{k2}", v2) for k, v in config.items() if isinstance(v, dict) for k2, v2 in v.items()]
-    return [*config.items(), *inner]
-
-
-def _looks_per_layer(key: str, value: Any, depth: int) -> bool:
-    if isinstance(value, dict):
-        # transformers 5's per_layer_config and its like: settings by block index.
-        indices = all(re.fullmatch("[0-9]{1,9}", str(k)) and int(k) < depth for k in value)
-        return bool(value) and indices and "." not in key
-    return isinstance(value, list) and len(value) == depth

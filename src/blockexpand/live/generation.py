@@ -77,16 +77,12 @@ def generate(
         has_stopped: Whether what a sequence has added ends it. Families that go one by one are not asked.
     """
     assert all(len(prompt) > 0 for prompt in prompts), "a prompt without a token"
-    tell = done or _say_nothing
+    tell = done or (lambda _: None)
     if not _runs_together(model):
         return [_alone(model, n, prompt, (num_new, ends, seed), tell) for n, prompt in enumerate(prompts)]
     batch = _Batch(model, prompts, (num_new, frozenset(ends), seed))
     batch.has_stopped = has_stopped
     return batch.run(rows, tell)
-
-
-def _say_nothing(count: float) -> None:
-    del count
 
 
 def _runs_together(model: PreTrainedModel) -> bool:

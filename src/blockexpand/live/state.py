@@ -7,7 +7,8 @@ model forgets the rest.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -19,9 +20,9 @@ from blockexpand.families.modules import as_in_files, parameters_of, stack_of
 from blockexpand.records.plan import SILENT, BlockTensor, Plan
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Expanded:
-    """One expanded model."""
+    """One expanded model, and which of its new blocks are off."""
 
     plan: Plan
     """Which blocks are new."""
@@ -29,6 +30,16 @@ class Expanded:
     """Where its blocks are."""
     blocks: tuple[nn.Module, ...]
     """The whole stack, old and new, from bottom to top; also while the new ones are bypassed."""
+    off: frozenset[str] = frozenset()
+    """The new blocks that are off, by id."""
+    of_base: dict[str, Any] = field(default_factory=dict)
+    """Once one was off: the text settings that differ, as the base has them."""
+    of_whole: dict[str, Any] = field(default_factory=dict)
+    """And as the model has them when no block is off."""
+    modes: dict[str, bool] = field(default_factory=dict)
+    """For each block that is off, whether its stack was in train mode when it went."""
+    num_bypasses: int = 0
+    """How many bypasses it is in; only the outermost changes anything."""
 
     @property
     def old(self) -> tuple[nn.Module, ...]:
@@ -52,6 +63,11 @@ def remember(model: nn.Module, plan: Plan, family: Family) -> None:
 def forget(model: nn.Module) -> None:
     """The model is its base again."""
     del _EXPANDED[model]
+
+
+def switched_off(model: nn.Module) -> frozenset[str]:
+    """The ids of the new blocks that are off."""
+    return _EXPANDED[model].off if model in _EXPANDED else frozenset()
 
 
 def is_expanded(model: nn.Module) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Generator
-from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -20,35 +19,14 @@ from blockexpand.errors import LiveError, nearest
 from blockexpand.expansion import base_entries, stack_entries
 from blockexpand.families import prefixed, with_entries
 from blockexpand.families.modules import config_entries, put_stack, set_config, stack_of
-from blockexpand.live.state import Expanded, expanded, forget
+from blockexpand.live.state import Expanded, expanded, forget, switched_off
 
 M = TypeVar("M", bound=nn.Module)
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Whole:
-    """How a model was when all its blocks were on."""
-
-    base: dict[str, Any]
-    """The text settings that differ, as its base has them."""
-    full: dict[str, Any]
-    """And as it has them."""
-
-
-_OFF: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
-"""The blocks of each model that are off; models that are whole are not here."""
-_WHOLE: WeakKeyDictionary[nn.Module, _Whole] = WeakKeyDictionary()
-_MODES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""For each block that is off, whether its stack was in train mode when it went."""
 _FILLED: WeakKeyDictionary[Any, frozenset[str]] = WeakKeyDictionary()
 """For each KV cache that a guarded model filled, the blocks that were off."""
 _GUARDED: WeakKeyDictionary[nn.Module, tuple[Any, ...]] = WeakKeyDictionary()
 """The handles of each guarded model's hooks."""
-
-
-def switched_off(model: nn.Module) -> frozenset[str]:
-    """The ids of the new blocks that are off."""
-    return _OFF.get(model, frozenset())
 
 
 def switch(model: nn.Module, off: Collection[str]) -> None:
@@ -72,7 +50,7 @@ def switch(model: nn.Module, off: Collection[str]) -> None:
 
 def put_blocks(model: nn.Module, known: Expanded, off: frozenset[str]) -> None:
     """Make the stack the one without these blocks; nothing happens when it is that already."""
-    before = switched_off(model)
+    before = known.off
     if off == before:
         return
     install_output_hooks(model, known)
@@ -81,31 +59,26 @@ def put_blocks(model: nn.Module, known: Expanded, off: frozenset[str]) -> None:
     set_config(model, known.family, entries)
     gone = {known.new[name] for name in off}
     put_stack(model, known.family, [block for block in known.blocks if block not in gone])
-    for name in off - before:
-        _MODES[known.new[name]] = mode
+    known.modes |= dict.fromkeys(off - before, mode)
     for name in before - off:
-        if _MODES.pop(known.new[name], mode) != mode:
+        if known.modes.pop(name) != mode:
             known.new[name].train(mode)
-    if off:
-        _OFF[model] = off
-    else:
-        del _OFF[model]
+    known.off = off
 
 
 def _entries(model: nn.Module, known: Expanded, off: frozenset[str]) -> dict[str, Any]:
     """The text settings of the stack without these blocks."""
     family, config = known.family, config_entries(model)
-    if not switched_off(model):
-        base = base_entries(family, known.plan, config)
-        _WHOLE[model] = _Whole(base=base, full={key: family.text(config)[key] for key in base})
-    whole = _WHOLE[model]
+    if not known.off:
+        known.of_base = base_entries(family, known.plan, config)
+        known.of_whole = {key: family.text(config)[key] for key in known.of_base}
     if not off:
-        return whole.full
+        return known.of_whole
     if off == frozenset(known.new):
-        return whole.base
+        return known.of_base
     kept = [entry.source for entry in known.plan.stack if entry.new is None or entry.new.id not in off]
-    of_base = with_entries(config, prefixed(family.path_of(config), whole.base))
-    return {**whole.base, **stack_entries(family, of_base, kept)}
+    of_base = with_entries(config, prefixed(family.path_of(config), known.of_base))
+    return {**known.of_base, **stack_entries(family, of_base, kept)}
 
 
 def install_output_hooks(model: nn.Module, known: Expanded) -> None:
@@ -162,10 +135,6 @@ def _note_cache(model: nn.Module, args: Any, output: Any) -> None:
         _FILLED[cache] = switched_off(model)
 
 
-_DEPTH: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-"""How many bypasses each model is in; only the outermost changes anything."""
-
-
 @contextlib.contextmanager
 def bypass(model: M) -> Generator[M]:
     """Inside this context the model is its base. Contexts may be nested; errors leave the model whole.
@@ -177,26 +146,16 @@ def bypass(model: M) -> Generator[M]:
         LiveError: the model is not known to be expanded.
     """
     known = expanded(model)
-    depth = _DEPTH.get(model, 0)
-    _DEPTH[model] = depth + 1
+    before = known.off
+    if not known.num_bypasses:
+        put_blocks(model, known, frozenset(known.new))
+    known.num_bypasses += 1
     try:
-        if depth:
-            yield model
-        else:
-            with _as_base(model, known):
-                yield model
+        yield model
     finally:
-        _DEPTH[model] = depth
-
-
-@contextlib.contextmanager
-def _as_base(model: nn.Module, known: Expanded) -> Generator[None]:
-    before = switched_off(model)
-    put_blocks(model, known, frozenset(known.new))
-    try:
-        yield
-    finally:
-        put_blocks(model, known, before)
+        known.num_bypasses -= 1
+        if not known.num_bypasses:
+            put_blocks(model, known, before)
 
 
 def detach(model: nn.Module) -> dict[str, dict[str, Tensor]]:
@@ -209,9 +168,9 @@ def detach(model: nn.Module) -> dict[str, dict[str, Tensor]]:
         LiveError: the model is not known to be expanded, or is being bypassed.
     """
     known = expanded(model)
-    if _DEPTH.get(model, 0):
+    if known.num_bypasses:
         raise LiveError(
-            f"this {type(model).__name__} is inside {_DEPTH[model]} bypass, which would put the new blocks back; "
+            f"this {type(model).__name__} is inside {known.num_bypasses} bypass, which would put the new blocks back; "
             "expected detach outside of it; leave the context first"
         )
     switch(model, ())

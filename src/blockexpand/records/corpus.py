@@ -63,7 +63,7 @@ class SplitCounts:
 class SourceCounts:
     """What became of one source's documents.
 
-    Read = kept + too short + duplicates + near duplicates + contaminated + other splits + beyond the
+    Read = kept + empty + duplicates + near duplicates + contaminated + other splits + beyond the
     limit + bad.
     """
 
@@ -71,7 +71,7 @@ class SourceCounts:
     """Its path, and as what it was read: kind, columns, field, separator."""
     num_read: int
     num_kept: int
-    num_too_short: int
+    num_empty: int
     num_duplicates: int
     num_other_splits: int
     """Documents of splits that this dataset was not asked for."""

@@ -20,8 +20,6 @@ from blockexpand.families.discovery.trial_model import random_model
 from blockexpand.families.family import NUMBER
 
 TIE = "tie_word_embeddings"
-_EXTRA = "num_nextn_predict_layers"
-"""The entry with the blocks that files number after the last one (transformers 5.24, DeepSeek-V3, GLM-4-MoE)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,8 +201,3 @@ def rules(found: Found, stated: dict[str, Any], spelled: dict[str, str]) -> list
         elif any(item != items[0] for item in items):
             tables.append({"kind": "written-out", "key": name, "items": items})
     return tables
-
-
-def extra_key(config: dict[str, Any]) -> str | None:
-    """The entry with the blocks after the last one."""
-    return _EXTRA if _EXTRA in config else None

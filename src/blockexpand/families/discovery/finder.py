@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from blockexpand.errors import FamilyError, RecordError
-from blockexpand.families.discovery.facts import TIE, Found, block_facts, extra_key, outer_facts, rules
+from blockexpand.families.discovery.facts import TIE, Found, block_facts, outer_facts, rules
 from blockexpand.families.discovery.identity import prove, tokens
 from blockexpand.families.discovery.layout import Layout, find_stack, kinds, signatures
 from blockexpand.families.discovery.silencers import record_calls, silencing_of
@@ -31,6 +30,8 @@ from blockexpand.families.discovery.trial_model import (
 from blockexpand.families.family import Family
 from blockexpand.records import from_plain
 
+_EXTRA = "num_nextn_predict_layers"
+"""The entry with the blocks that files number after the last one (transformers 5.24, DeepSeek-V3, GLM-4-MoE)."""
 MOST_PARAMETERS = 20_000_000
 """Of the small model: 80 MB, and a moment to run."""
 LEAST_BLOCKS = 4
@@ -56,18 +57,16 @@ def discover(config: dict[str, Any], harmless: Iterable[str]) -> Family:
             raise FamilyError(f"{key} is {value}; at most {MOST_DEPTH} blocks are built to look at them")
     layout = find_stack(whole, harmless)
     small, model = small_model(whole, layout)
-    silencing = _silencing(model, layout.module, tokens(model))
+    calls = record_calls(model, layout.module, tokens(model))
+    blocks = model.get_submodule(layout.module).children()
+    silencing = tuple(silencing_of(block, call) for block, call in zip(blocks, calls, strict=True))
     found = Found(config=whole, small=small, layout=layout, names=find_names(model, layout.module), silencing=silencing)
-    family = _read(_plain(found, config, model))
-    prove(model, small, layout, family, silencing)
-    return family
-
-
-def _read(plain: dict[str, Any]) -> Family:
     try:
-        return from_plain(Family, plain, where="what was found")
+        family = from_plain(Family, _plain(found, config, model), where="what was found")
     except RecordError as error:
         raise FamilyError(f"what was found makes no family: {error}") from error
+    prove(model, small, layout, family, silencing)
+    return family
 
 
 def _plain(found: Found, config: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:
@@ -81,7 +80,7 @@ def _plain(found: Found, config: dict[str, Any], model: PreTrainedModel) -> dict
         "model_types": [config["model_type"]],
         "architectures": [type(model).__name__],
         "depth_key": spelled.get(found.layout.depth_key, found.layout.depth_key),
-        "extra_blocks_key": extra_key(config),
+        "extra_blocks_key": _EXTRA if _EXTRA in config else None,
         "discovered": True,
         "stack": {"tensors": found.names.stack, "module": found.layout.module},
         "spellings": spellings,
@@ -120,9 +119,3 @@ def small_model(whole: dict[str, Any], layout: Layout) -> tuple[dict[str, Any], 
         else:
             return small, model
     raise FamilyError(f"no small model of it could be made: {reason}")
-
-
-def _silencing(model: PreTrainedModel, path: str, tokens_BT: Tensor) -> tuple[dict[str, float], ...]:
-    calls = record_calls(model, path, tokens_BT)
-    blocks = list(model.get_submodule(path).children())
-    return tuple(silencing_of(block, call) for block, call in zip(blocks, calls, strict=True))

@@ -7,6 +7,8 @@ stack. Refused: a depth that no single entry states, and more than one list of m
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,12 +40,8 @@ class Layout:
 
     def resized(self, config: dict[str, Any], sources: Sequence[int]) -> dict[str, Any]:
         """The config of a stack whose block i has the list items of this config's block `sources[i]`."""
-        return resized(config, self.depth_key, self.lists, sources)
-
-
-def resized(config: dict[str, Any], depth_key: str, lists: Iterable[str], sources: Sequence[int]) -> dict[str, Any]:
-    """The config with the items of its lists, and its depth, for a stack of these blocks."""
-    return {**config, **{key: [config[key][source] for source in sources] for key in lists}, depth_key: len(sources)}
+        lists = {key: [config[key][source] for source in sources] for key in self.lists}
+        return {**config, **lists, self.depth_key: len(sources)}
 
 
 def find_stack(config: dict[str, Any], harmless: Iterable[str]) -> Layout:
@@ -60,8 +58,10 @@ def find_stack(config: dict[str, Any], harmless: Iterable[str]) -> Layout:
             continue
         lists = tuple(k for k, v in config.items() if k not in harmless and isinstance(v, list) and len(v) == depth)
         sources = list(range(depth - 1)) if depth > 1 else [0, 0]
+        found = Layout(depth_key=key, depth=depth, lists=lists, module="")
+        shorter = found.resized(config, sources)
         try:
-            other = _module_lists(bare_model(resized(config, key, lists, sources)))
+            other = _module_lists(bare_model(shorter))
         except FamilyError as error:
             reason = f"with {len(sources)} for {key}, {error}"
             continue
@@ -69,23 +69,17 @@ def find_stack(config: dict[str, Any], harmless: Iterable[str]) -> Layout:
         grown = [path for path in grown if not any(path.startswith(f"{outer}.") for outer in grown)]
         if len(grown) > 1:
             raise FamilyError(f"{key} is the length of {' and '.join(grown)}, and one list of blocks is expected")
-        if (
-            grown
-            and lists
-            and _lists_alone({**resized(config, key, lists, sources), key: depth}, grown[0], len(sources))
-        ):
-            reason = f"it is the length of {' and '.join(lists)}"
+        if grown and lists and _length({**shorter, key: depth}, grown[0]) == len(sources):
+            reason = f"it is the length of {' and '.join(lists)}"  # whatever the number says
         elif grown:
-            return Layout(depth_key=key, depth=depth, lists=lists, module=grown[0])
+            return dataclasses.replace(found, module=grown[0])
     raise FamilyError(f"no config entry could be found that states the number of blocks ({reason})")
 
 
-def _lists_alone(config: dict[str, Any], path: str, length: int) -> bool:
-    """Whether the stack is as long as the lists, whatever the number says."""
-    try:
-        return _module_lists(bare_model(config)).get(path) == length
-    except FamilyError:
-        return False
+def _length(config: dict[str, Any], path: str) -> int | None:
+    """How many blocks the stack of this config has; None where none can be built."""
+    with contextlib.suppress(FamilyError):
+        return _module_lists(bare_model(config)).get(path)
 
 
 def _module_lists(model: nn.Module) -> dict[str, int]:

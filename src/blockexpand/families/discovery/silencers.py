@@ -12,7 +12,7 @@ Shapes: B = 1 sequence, T tokens, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -91,33 +91,24 @@ def silencing_of(block: nn.Module, call: Call) -> dict[str, float]:
                 raise FamilyError(_why_never(block, call, stream_BTH))
             found = dict.fromkeys(order, 0.0)
             for position, name in enumerate(order):
-                _give_back(name, order[position + 1 :], (parameters, kept, found), silent)
+                before = found.pop(name)
+                parameters[name].data.copy_(kept[name])
+                if silent():
+                    continue
+                # With its numbers the block is no identity: but it may be with a later gain at -1.
+                for gain in (n for n in order[position + 1 :] if parameters[n].ndim == 1 and found.get(n) == 0.0):
+                    parameters[gain].data.fill_(-1.0)
+                    if silent():
+                        found[gain] = -1.0
+                        break
+                    parameters[gain].data.zero_()
+                else:
+                    parameters[name].data.fill_(before)
+                    found[name] = before
         finally:
             for name, parameter in parameters.items():
                 parameter.data.copy_(kept[name])
     return {name: found[name] for name in order if name in found}
-
-
-def _give_back(
-    name: str,
-    later: Sequence[str],
-    state: tuple[dict[str, nn.Parameter], dict[str, Tensor], dict[str, float]],
-    silent: Callable[[], bool],
-) -> None:
-    """Let a tensor have its numbers again if the block stays an identity: as it is, or with a later gain at -1."""
-    parameters, kept, found = state
-    before = found.pop(name)
-    parameters[name].data.copy_(kept[name])
-    if silent():
-        return
-    for gain in (n for n in later if parameters[n].ndim == 1 and found.get(n) == 0.0):
-        parameters[gain].data.fill_(-1.0)
-        if silent():
-            found[gain] = -1.0
-            return
-        parameters[gain].data.zero_()
-    parameters[name].data.fill_(before)
-    found[name] = before
 
 
 def _why_never(block: nn.Module, call: Call, stream_BTH: Tensor) -> str:
@@ -125,9 +116,8 @@ def _why_never(block: nn.Module, call: Call, stream_BTH: Tensor) -> str:
         given_BTH = _first(block(*call.args, **call.kwargs))
     if given_BTH.shape != stream_BTH.shape:
         return "a block's output has another shape than its input"
-    if not bool(given_BTH.any()):
-        return "with all its tensors at zero a block gives zeros, not its input: its output is not x + f(x)"
-    return "with all its tensors at zero a block does not give back its input: its output is not x + f(x)"
+    what = "does not give back its input" if bool(given_BTH.any()) else "gives zeros, not its input"
+    return f"with all its tensors at zero a block {what}: its output is not x + f(x)"
 
 
 def _stream(call: Call) -> Tensor:

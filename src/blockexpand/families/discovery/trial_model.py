@@ -12,7 +12,6 @@ import copy
 import logging
 import re
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -173,29 +172,15 @@ _TOKEN = re.compile(r"\w*_token_(id|ids|index)")
 _KEPT = re.compile(r"\w*(id|ids|idx)|transformers_version|\w*expand\w*|\w*kernel\w*|\w*conv\w*|mrope_\w*")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scale:
-    """What whole numbers are divided by."""
-
-    heads: int
-    """Counts of heads."""
-    head_width: int
-    """Widths of one head."""
-
-    @property
-    def width(self) -> int:
-        """Other widths, among them those that are heads times head width."""
-        return self.heads * self.head_width
-
-
 def candidates(config: dict[str, Any], keep: str) -> Iterator[dict[str, Any]]:
     """Smaller configs, the smallest first; the entry `keep` (the depth) is not touched."""
     heads = max([v for k, v in _numbers(config) if _HEADS.fullmatch(k)], default=1)
     for target in (4, 8, 16, heads):
         divisor = _power_of_two(heads // target)
         for head_width in (8, 4, 2, 1):
-            yield {**_shrunk(config, Scale(heads=divisor, head_width=head_width)), keep: config[keep]}
-    yield {**config, **_named(config)}
+            yield {**_shrunk(config, divisor, head_width), keep: config[keep]}
+    whole = {k: v for k, v in config.items() if isinstance(v, int) and not isinstance(v, bool)}
+    yield {**config, **{key: _by_name(key, value) for key, value in whole.items()}}
     yield config
 
 
@@ -214,10 +199,6 @@ def _power_of_two(number: int) -> int:
     return 1 << max(0, number.bit_length() - 1)
 
 
-def _named(config: dict[str, Any]) -> dict[str, Any]:
-    return {k: _by_name(k, v) for k, v in config.items() if isinstance(v, int) and not isinstance(v, bool)}
-
-
 def _by_name(key: str, value: int) -> int:
     if _TOKEN.fullmatch(key):
         return min(value, VOCABULARY - 1)
@@ -227,26 +208,27 @@ def _by_name(key: str, value: int) -> int:
     return value
 
 
-def _shrunk(config: dict[str, Any], scale: Scale) -> dict[str, Any]:
-    return {key: _smaller(key, value, scale) for key, value in config.items()}
+def _shrunk(config: dict[str, Any], heads: int, head_width: int) -> dict[str, Any]:
+    """The config with counts of heads and widths of one head divided by these, and other widths by their product."""
+    return {key: _smaller(key, value, heads, head_width) for key, value in config.items()}
 
 
-def _smaller(key: str, value: Any, scale: Scale) -> Any:
+def _smaller(key: str, value: Any, heads: int, head_width: int) -> Any:
     if isinstance(value, dict):
-        return _shrunk(value, scale)
+        return _shrunk(value, heads, head_width)
     if isinstance(value, list):
         per_head = _HEADS.fullmatch(key.removesuffix("_per_layer"))
-        return [_smaller(key.removesuffix("_per_layer"), v, scale) for v in value] if per_head else value
+        return [_smaller(key.removesuffix("_per_layer"), v, heads, head_width) for v in value] if per_head else value
     if not isinstance(value, int) or isinstance(value, bool):
         return value
     named = _by_name(key, value)
     if named != value or any(re.fullmatch(pattern, key) for pattern, _ in _NAMED):
         return named
     if _HEADS.fullmatch(key):
-        return max(1, value // scale.heads)
+        return max(1, value // heads)
     if _HEAD_WIDTHS.fullmatch(key):
-        return max(4, value // scale.head_width)
+        return max(4, value // head_width)
     if value <= _SMALL or _KEPT.fullmatch(key):
         return value
     # Grouped products of experts want rows of whole 16 bytes (torch 2.13, grouped_mm), 8 numbers in bfloat16.
-    return -(-value // (8 * scale.width)) * 8
+    return -(-value // (8 * heads * head_width)) * 8
