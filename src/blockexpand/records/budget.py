@@ -88,7 +88,7 @@ def _percent(share: float, *, signed: bool = False) -> str:
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
 
 
-def _named(text: str) -> str:
+def name_text(text: str) -> str:
     """A kind of text, as people say it."""
     return f"the base's {text}" if text.startswith("own ") else f"{text} text"
 
@@ -96,8 +96,8 @@ def _named(text: str) -> str:
 def _of_text(kept: TextKept, statement: BudgetStatement) -> str:
     """What is known of one kind of text."""
     if kept.rise is None:
-        return f"general loss on {_named(kept.text)} is no number"
-    where = f"{_named(kept.text)} ({kept.num_documents:,} documents, {kept.num_tokens:,} tokens)"
+        return f"general loss on {name_text(kept.text)} is no number"
+    where = f"{name_text(kept.text)} ({kept.num_documents:,} documents, {kept.num_tokens:,} tokens)"
     rise = f"general loss on {where} {_percent(kept.rise, signed=True)}"
     if kept.bound is None:
         return f"{rise}, and {kept.num_documents} documents promise nothing"
@@ -116,12 +116,12 @@ def _advice(statement: BudgetStatement) -> str:
             words.append("train again with a lower learning rate")
         elif kept.bound is None:
             more = max(statement.least_documents, needed or 0)
-            words.append(f"give {more:,} documents of {_named(kept.text)} or more")
+            words.append(f"give {more:,} documents of {name_text(kept.text)} or more")
         elif needed is not None and needed > kept.num_documents:
-            words.append(f"give {needed:,} documents of {_named(kept.text)}, or allow {_percent(kept.bound)}")
+            words.append(f"give {needed:,} documents of {name_text(kept.text)}, or allow {_percent(kept.bound)}")
         else:
             words.append(
-                f"allow {_percent(kept.bound)} on {_named(kept.text)}, or train less or with more weight on it"
+                f"allow {_percent(kept.bound)} on {name_text(kept.text)}, or train less or with more weight on it"
             )
     return "; ".join(words)
 

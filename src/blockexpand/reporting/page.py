@@ -16,7 +16,7 @@ from typing import Any
 from blockexpand import __version__
 from blockexpand.errors import ReportError
 from blockexpand.records import dump_json, to_plain
-from blockexpand.records.budget import BudgetStatement, say_budget
+from blockexpand.records.budget import name_text, say_budget
 from blockexpand.records.learn import LearnRecord
 from blockexpand.reporting import formats
 from blockexpand.reporting.comparison_tables import (
@@ -112,7 +112,7 @@ def make_page(material: Material, learnt: LearnRecord | None = None) -> Page:
         _comparison(material),
         _learnt(learnt),
         _evaluations(material),
-        _budgets(material, learnt),
+        _budgets(material),
         _runs(material),
         _stacks(material),
         _agents(material),
@@ -239,7 +239,7 @@ def _tiles(material: Material, learnt: LearnRecord | None) -> list[Tile]:
             more = f"{most} at {formats.share(one.budget.level)} confidence; budget {formats.budget(text.budget)}"
             tiles.append(
                 Tile(
-                    name=f"Lost on {text.text} text",
+                    name=f"Lost on {name_text(text.text)}",
                     figure="no number" if text.rise is None else formats.rise(text.rise),
                     more=more,
                 )
@@ -308,13 +308,10 @@ def _evaluations(material: Material) -> Section | None:
     return Section(title="What was measured", tables=[table for table in tables if table is not None])
 
 
-def _budgets(material: Material, learnt: LearnRecord | None) -> Section | None:
-    statements: list[tuple[str, BudgetStatement]] = [(found.label, found.value) for found in material.budgets]
-    if learnt is not None:
-        arms = [] if learnt.learnt is None else [learnt.learnt, *learnt.rivals]
-        statements += [(one.arm, one.budget) for one in arms]
+def _budgets(material: Material) -> Section | None:
+    statements = [(found.label, found.value) for found in material.budgets]
     table = budget_table(statements)
-    words = tuple(f"{label}: {say_budget(statement)}" for label, statement in statements)
+    words = tuple(f"{label}: {say_budget(statement)}" for label, statement in statements if not statement.holds)
     return None if table is None else Section(title="What was kept", words=words, tables=[table])
 
 
