@@ -53,18 +53,10 @@ def put_stack(model: nn.Module, family: Family, blocks: Sequence[nn.Module]) -> 
     stack.training = model.get_submodule(family.stack.module).training
     model.get_submodule(parent).register_module(name, stack)
     for index, block in enumerate(blocks):
-        renumber(block, index)
-
-
-def renumber(block: nn.Module, index: int) -> int:
-    """Tell every part of a block that has one its index in the stack; how many parts had one."""
-    count = 0
-    for module in block.modules():
-        # The instance's own attribute: a class default would not be this block's index.
-        if _INDEX in vars(module):
-            vars(module)[_INDEX] = index
-            count += 1
-    return count
+        for module in block.modules():
+            # The instance's own attribute: a class default would not be this block's index.
+            if _INDEX in vars(module):
+                vars(module)[_INDEX] = index
 
 
 def config_entries(model: nn.Module) -> dict[str, Any]:
