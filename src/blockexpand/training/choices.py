@@ -158,7 +158,7 @@ def decide(
         device=str(where),
         step_seconds=step_seconds,
         other_seconds=other,
-        memory_bytes=measured.peak_bytes(rows, where, grown, asked.arm),
+        memory_bytes=measured.peak_bytes(rows, where),
         free_memory_bytes=free_bytes(where),
         disk_bytes=_disk_bytes(base, grown, asked),
         free_disk_bytes=shutil.disk_usage(next(p for p in (out, *out.absolute().parents) if p.exists())).free,
@@ -332,6 +332,8 @@ class Measured:
     """A step of it."""
     row_bytes: int
     """What a row in a pass needs on top of the weights."""
+    whole_bytes: int
+    """With everything else of the process, or on the device, for a step of one row."""
     num_trained: int
     num_parameters: int
 
@@ -342,12 +344,9 @@ class Measured:
             rows = -(-rows // 2)
         return rows
 
-    def peak_bytes(self, rows: int, device: torch.device, grown: Plan, arm: str) -> int:
+    def peak_bytes(self, rows: int, device: torch.device) -> int:
         """Of the whole run."""
-        state = grown.cost.training_memory_bytes
-        if arm == "full":
-            state = grown.cost.weights_bytes_before + 16 * grown.cost.parameters_before
-        return state + self.rows_per_pass(rows, device) * self.row_bytes
+        return round(_OVERHEAD * (self.whole_bytes + (self.rows_per_pass(rows, device) - 1) * self.row_bytes))
 
     def step_seconds(self, rows_per_step: int) -> float:
         """A step, the reference's passes on general rows and the optimiser included."""
@@ -410,6 +409,7 @@ def measure_row(
         forward_seconds=forward_seconds,
         optimizer_seconds=time.perf_counter() - start,
         row_bytes=row_bytes,
+        whole_bytes=peak_bytes(device),
         num_trained=sum(parameter.numel() for parameter in trained.values()),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
