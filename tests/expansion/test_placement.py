@@ -31,30 +31,6 @@ def test_the_papers_llama_pro():
     assert placed[0].group_sizes == (4,) * 8
 
 
-def test_the_top_p_blocks_of_each_group_are_stacked_on_it_in_order():
-    placed = place(8, 4, "interleaved", None, 2)
-    assert pairs(placed) == [(3, 2), (3, 3), (7, 6), (7, 7)]
-    assert positions(placed) == [4, 5, 10, 11]
-    assert [b.id for b in number(placed[1])] == ["after3.0", "after3.1", "after7.0", "after7.1"]
-
-
-def test_prefix_and_suffix_take_the_first_and_last_blocks_in_order():
-    prefix, suffix = place(6, 3, "prefix", None, 1), place(6, 3, "suffix", None, 1)
-    assert pairs(prefix) == [(-1, 0), (-1, 1), (-1, 2)]
-    assert positions(prefix) == [0, 1, 2]
-    assert [b.id for b in number(prefix[1])] == ["before0.0", "before0.1", "before0.2"]
-    assert pairs(suffix) == [(5, 3), (5, 4), (5, 5)]
-    assert positions(suffix) == [6, 7, 8]
-
-
-def test_explicit_positions_in_any_order_and_repeated():
-    placed = place(8, None, "interleaved", (7, 3, 7, -1), 1)
-    assert placed[0].kind == "explicit"
-    assert pairs(placed) == [(-1, 0), (3, 3), (7, 7), (7, 7)]
-    assert positions(placed) == [0, 5, 10, 11]
-    assert [b.id for b in number(placed[1])] == ["before0.0", "after3.0", "after7.0", "after7.1"]
-
-
 @given(data=st.data(), depth=st.integers(1, 200), per_group=st.integers(1, 6))
 def test_every_interleaving_is_even_and_copies_the_top_of_each_group(data: Any, depth: int, per_group: int):
     groups = data.draw(st.integers(1, max(1, depth // per_group)))

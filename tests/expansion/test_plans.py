@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import BlockexpandError, RecordError
 from blockexpand.expansion import plan
 from blockexpand.records import dump_json, from_plain, to_plain, with_format
 from blockexpand.records.plan import Plan, read_plan
-from helpers import KNOWN_SHAPES, MakeBase, shape_only
+from helpers import MakeBase
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "plans"
 sys.path.insert(0, str(GOLDEN))
@@ -24,16 +25,6 @@ import plan_requests  # noqa: E402
 def test_the_plans_of_known_models_do_not_move(name: str):
     assert dump_json(with_format(plan_requests.make(name))) == (GOLDEN / f"{name}.json").read_text()
     assert read_plan(GOLDEN / f"{name}.json") == plan_requests.make(name)
-
-
-def test_llama_pro():
-    """PAPER.md 1: 202,383,360 a layer, 8,357,482,496 in all, new layers 4, 9, ..., 39."""
-    made = plan(shape_only("llama2-7b", KNOWN_SHAPES["llama2-7b"]), 8)
-    assert made.cost.parameters_new == 8 * 202_383_360
-    assert made.cost.parameters_after == 8_357_482_496
-    assert made.new_positions == (4, 9, 14, 19, 24, 29, 34, 39)
-    assert made.zeroed == ("mlp.down_proj.weight", "self_attn.o_proj.weight")
-    assert made.config_changes == {"num_hidden_layers": 40}
 
 
 def test_old_and_new_indices_map_to_each_other(tiny_base: MakeBase):
@@ -105,3 +96,29 @@ def test_a_plan_of_another_version_or_format_is_refused(tmp_path: Path):
     (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(BlockexpandError, match=r"is not a blockexpand\.plan file"):
         read_plan(tmp_path / "plan.json")
+
+
+# --- costs, by hand ---
+
+# The tiny Llama by hand: hidden 32, 4 heads of 8, 2 key-value heads, 48 inside the MLP, 96 words.
+BLOCK = 32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 32 * 48 + 2 * 32
+HEAD = 96 * 32
+
+
+def test_parameters_and_bytes_by_hand(tiny_base: MakeBase):
+    cost = plan(tiny_base("llama"), 2).cost
+    assert cost.parameters_before == 2 * HEAD + 32 + 4 * BLOCK
+    assert cost.parameters_new == 2 * BLOCK
+    assert cost.parameters_after == cost.parameters_before + 2 * BLOCK
+    assert cost.weights_bytes_before == 2 * cost.parameters_before == open_checkpoint(tiny_base("llama")).num_bytes
+    assert cost.weights_bytes_after == 2 * cost.parameters_after
+    assert cost.training_memory_bytes == 2 * cost.parameters_before + 16 * 2 * BLOCK
+
+
+def test_a_tied_head_costs_no_parameters_and_biases_cost_theirs(tiny_base: MakeBase):
+    untied = plan(tiny_base("llama"), 1).cost
+    assert plan(tiny_base("llama", tie_word_embeddings=True), 1).cost.parameters_before == (
+        untied.parameters_before - HEAD
+    )
+    with_bias = plan(tiny_base("llama", attention_bias=True), 1).cost
+    assert with_bias.parameters_new == untied.parameters_new + 32 + 16 + 16 + 32

@@ -157,7 +157,7 @@ def test_where_numbers_cannot_say_it_the_nearest_placements_that_work_are_named(
         ("jamba", {"attn_layer_period": 0}, ["attn_layer_period is 0", "1 or more"]),
         ("jamba", {"attn_layer_offset": "2"}, ["attn_layer_offset is '2'", "a whole number"]),
         ("glm4_moe", {"first_k_dense_replace": True}, ["first_k_dense_replace is True", "a whole number"]),
-        ("exaone4", {"layer_types": ..., "sliding_window_pattern": 0}, ["sliding_window_pattern is 0", "a period"]),
+        ("exaone4", {"layer_types": ..., "sliding_window_pattern": 0}, ["sliding_window_pattern is 0", "1 or more"]),
         ("bamba", {"attn_layer_indices": "13"}, ["attn_layer_indices is '13'", "block indices"]),
         ("qwen3_moe", {"decoder_sparse_step": 0}, ["decoder_sparse_step is 0", "1 or more"]),
         ("gpt_neo", {"attention_types": [["global", 3]]}, ["attention_types is [['global', 3]]", "4 in"]),

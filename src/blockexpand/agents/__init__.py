@@ -21,33 +21,3 @@ from blockexpand.records.agents import (
     read_agent,
 )
 from blockexpand.records.judge import JudgeRecord, JudgeRun, JudgeSettings, Question, read_judge
-
-__all__ = [
-    "DEFAULT_BUDGETS",
-    "AgentRecord",
-    "AgentRun",
-    "AgentSettings",
-    "Cast",
-    "EndpointSpeaker",
-    "Episode",
-    "JudgeRecord",
-    "JudgeRun",
-    "JudgeSettings",
-    "LoadedSpeaker",
-    "Manner",
-    "Opposite",
-    "Question",
-    "Rate",
-    "SandboxTools",
-    "Speaker",
-    "Task",
-    "Turn",
-    "judge_pair",
-    "load_questions",
-    "load_speaker",
-    "load_tasks",
-    "make_puzzles",
-    "read_agent",
-    "read_judge",
-    "run_agent",
-]

@@ -12,7 +12,6 @@ costs less than moving the bytes. numpy, which takes 16 MB and 80 ms, is importe
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,11 +199,9 @@ def refuse_not_finite(checkpoint: Checkpoint, found: Mapping[str, TensorDigest |
 
 
 def new_hasher() -> tuple[str, Any]:
-    """What tensors are hashed with, and its name: BLAKE3, or SHA-256 where only this package was copied to."""
-    try:
-        from blake3 import blake3
-    except ModuleNotFoundError:
-        return "sha256", hashlib.sha256()
+    """What tensors are hashed with, and its name."""
+    from blake3 import blake3
+
     return "blake3", blake3()
 
 

@@ -241,12 +241,11 @@ def _from_hub(name: str, revision: str | None) -> Path:
         )
 
     label = f"{name}@{revision}" if revision else name
+    cached, reason = None, None
     try:
         cached = fetch(local_files_only=True)
     except (OSError, ValueError) as error:
-        cached, reason = None, error
-    else:
-        reason = None
+        reason = error
     # The cache also lists models of which only the config was ever fetched, or a download that was cut off.
     if cached is not None and (constants.HF_HUB_OFFLINE or _is_complete(cached)):
         return cached
@@ -267,10 +266,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 def _is_complete(folder: Path) -> bool:
     index = folder / "model.safetensors.index.json"
-    if not (folder / "config.json").is_file():
-        return False
-    if not index.is_file():
-        return (folder / "model.safetensors").is_file()
+    if not (folder / "config.json").is_file() or not index.is_file():
+        return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError):

@@ -3,12 +3,3 @@
 from blockexpand.comparison.compare import compare, load_recipe
 from blockexpand.comparison.summary import over_seeds
 from blockexpand.records.comparison import CompareRecipe, Comparison, read_comparison
-
-__all__ = [
-    "CompareRecipe",
-    "Comparison",
-    "compare",
-    "load_recipe",
-    "over_seeds",
-    "read_comparison",
-]

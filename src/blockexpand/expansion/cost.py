@@ -210,7 +210,7 @@ def _kept_of_block(tensors: Iterable[BlockTensor], hidden: int, width: int, *, t
 
     Kept whatever trains: what the inner matrices give (queries, keys, values, gate, up), what the writers take
     (attention's output, the MLP's product), and each norm's input in float32. Kept where weights train besides:
-    every matrix's input, and the normalised values. Counted on tiny Llamas: tests/expansion/test_cost.py.
+    every matrix's input, and the normalised values. Counted on tiny Llamas: tests/training/test_preview.py.
     """
     matrices = _matrices(tensors)
     writers = [m for m in matrices if m.starts in SILENT]

@@ -154,12 +154,7 @@ def _rewrite_pattern(rule: Pattern, config: dict[str, Any], depth: int, sources:
     if rule.switch and not switched_on(config, rule.switch, False):
         return _NOTHING
     below = whole(config, rule.below_key, rule.below_default) if rule.below_key else max(depth, len(sources))
-    period = whole(config, rule.period_key, rule.period_default) if rule.period_key else rule.period_default
-    if period < 1:
-        raise PlanError(
-            f"config.json: {rule.period_key} is {period} and there is no {rule.key}; expected a list or a period; mend "
-            "the base's config.json"
-        )
+    period = _positive(config, rule.period_key, rule.period_default) if rule.period_key else rule.period_default
 
     def derived(length: int) -> list[Any]:
         return [rule.others if (i + 1) % period and i < below else rule.last for i in range(length)]
@@ -177,11 +172,8 @@ def _rewrite_indices(rule: Indices, config: dict[str, Any], depth: int, sources:
         isinstance(stated, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in stated)
     ):
         raise PlanError(f"config.json: {rule.key} is {stated!r:.80}; expected block indices; mend the config.json")
-    step = whole(config, rule.step_key, rule.default) if rule.step_key else 1
-    every = whole(config, rule.every_key, rule.default) if rule.every_key else 0
-    if step < 1 or every < 0 or (rule.every_key and every < 1):
-        key, value = (rule.every_key, every) if rule.every_key else (rule.step_key, step)
-        raise PlanError(f"config.json: {key} is {value}; expected 1 or more; mend the base's config.json")
+    step = _positive(config, rule.step_key, rule.default) if rule.step_key else 1
+    every = _positive(config, rule.every_key, rule.default) if rule.every_key else 0
     derived = [i for i in range(depth) if (i + 1) % every == 0] if every else []
     before = derived if stated is None else list(stated)
     members = {i for i in range(depth) if i in before or (i + 1) % step}

@@ -251,7 +251,7 @@ def _step(model: PreTrainedModel, family: Family, plan: Plan, base_logits_BTV: S
     writers: dict[str, set[str]] = {}
     for block in plan.new_blocks:
         tensors, name = plan.tensors_of(block.donor), family.block.name_in_memory
-        found = parameters_of(stack[block.position], family, [(t.tail, t.parameter) for t in tensors])
+        found = parameters_of(stack[block.position], family, tensors)
         new[block.id] = dict(sorted(found.items()))
         writers[block.id] = {name(t.tail) for t in tensors if t.starts != "donor"}
         for parameter in new[block.id].values():

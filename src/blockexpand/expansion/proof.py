@@ -40,7 +40,7 @@ from blockexpand.expansion.planner import check_fit
 from blockexpand.families import Family, family_for, with_entries
 from blockexpand.records import with_format
 from blockexpand.records.expansion import Check, Proof, read_expansion
-from blockexpand.records.plan import SILENT, Plan
+from blockexpand.records.plan import Plan
 
 _SPARE = 0.8
 """The share of the free memory that a proof takes when nobody says how much it may."""
@@ -223,22 +223,17 @@ def _check_new_blocks(
         counts[starts] += 1
         if starts == "donor":
             not_donor += [name] if name in others else []
-        elif starts in SILENT and not _is_silent(starts, others[name], base.tensors[donor]):
-            not_silent.append(name)
-    num_silent = f"{counts['zero']} residual writers"
-    if counts["minus-one"]:
-        num_silent = (
-            f"{counts['zero'] + counts['minus-one']} residual writers, {counts['minus-one']} of them gains of -1"
-        )
+        elif starts == "zero":
+            not_silent += [] if others[name].all_zero else [name]
+        elif starts == "minus-one":
+            not_silent += [] if others[name].digest == digest_of_minus_ones(base.tensors[donor]) else [name]
+    num_silent = f"{counts['zero'] + counts['minus-one']} residual writers"
+    num_silent += f", {counts['minus-one']} of them gains of -1" if counts["minus-one"] else ""
     silent = [_all(num_silent, "the new blocks' residual writers are zero", not_silent)]
     return [
         *(silent if plan.init == "identity" else []),
         _all(f"{counts['donor']} tensors", "the new blocks' other tensors are their donors'", not_donor),
     ]
-
-
-def _is_silent(starts: str, found: TensorDigest, donor: TensorEntry) -> bool:
-    return found.all_zero if starts == "zero" else found.digest == digest_of_minus_ones(donor)
 
 
 def _all(good: str, name: str, bad: list[str]) -> Check:

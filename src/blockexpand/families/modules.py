@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from blockexpand.errors import LiveError
 from blockexpand.families.family import NUMBER, Family, Loader, is_fp8
+from blockexpand.records.plan import BlockTensor
 
 if TYPE_CHECKING:
     import torch
@@ -52,18 +53,10 @@ def put_stack(model: nn.Module, family: Family, blocks: Sequence[nn.Module]) -> 
     stack.training = model.get_submodule(family.stack.module).training
     model.get_submodule(parent).register_module(name, stack)
     for index, block in enumerate(blocks):
-        renumber(block, index)
-
-
-def renumber(block: nn.Module, index: int) -> int:
-    """Tell every part of a block that has one its index in the stack; how many parts had one."""
-    count = 0
-    for module in block.modules():
-        # The instance's own attribute: a class default would not be this block's index.
-        if _INDEX in vars(module):
-            vars(module)[_INDEX] = index
-            count += 1
-    return count
+        for module in block.modules():
+            # The instance's own attribute: a class default would not be this block's index.
+            if _INDEX in vars(module):
+                vars(module)[_INDEX] = index
 
 
 def config_entries(model: nn.Module) -> dict[str, Any]:
@@ -107,13 +100,10 @@ def greedy(model: Any, tokens_BT: torch.Tensor, num_tokens: int) -> tuple[torch.
     return found.sequences, found.logits
 
 
-def parameters_of(block: nn.Module, family: Family, tensors: Sequence[tuple[str, bool]]) -> dict[str, nn.Parameter]:
-    """A block's parameters by their names in memory, without those that are no parameters in the plan.
-
-    `tensors` are the plan's: each tail of the files, and whether it is a parameter.
-    """
-    kept = {family.block.name_in_memory(tail) for tail, parameter in tensors if parameter}
-    others = {family.block.name_in_memory(tail) for tail, parameter in tensors if not parameter}
+def parameters_of(block: nn.Module, family: Family, tensors: Sequence[BlockTensor]) -> dict[str, nn.Parameter]:
+    """A block's parameters by their names in memory, without those that are no parameters in the plan."""
+    kept = {family.block.name_in_memory(t.tail) for t in tensors if t.parameter}
+    others = {family.block.name_in_memory(t.tail) for t in tensors if not t.parameter}
     return {name: p for name, p in block.named_parameters() if name in kept or name not in others}
 
 
@@ -126,13 +116,19 @@ def as_in_files(family: Family, block: int, tail: str, tensor: torch.Tensor) -> 
     group = next((g for g in family.block.in_memory if g.memory == tail), None)
     if group is None:
         return {family.name_of(block, tail): tensor}
-    if NUMBER not in group.files[0].split("."):
-        parts = tensor.chunk(len(group.files))
-        return {family.name_of(block, file): part for file, part in zip(group.files, parts, strict=True)}
+    parts = parts_of(group.files, tensor)
+    assert len(parts) % len(group.files) == 0, f"{tail} is not made of {', '.join(group.files)}"
+    return {family.name_of(block, file): part for file, part in parts.items()}
+
+
+def parts_of(files: Sequence[str], whole: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A tensor in memory as the tensors of these names, or of names with `{n}` for each expert; views."""
+    if NUMBER not in files[0].split("."):
+        return dict(zip(files, whole.chunk(len(files)), strict=False))
     return {
-        family.name_of(block, pattern.replace(NUMBER, str(expert))): part
-        for expert, whole in enumerate(tensor)
-        for pattern, part in zip(group.files, whole.chunk(len(group.files)), strict=True)
+        pattern.replace(NUMBER, str(expert)): part
+        for expert, one in enumerate(whole)
+        for pattern, part in zip(files, one.chunk(len(files)), strict=False)
     }
 
 

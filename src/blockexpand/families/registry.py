@@ -138,8 +138,20 @@ def family_for(config: dict[str, Any], where: str, names: Iterable[str] = ()) ->
         family = by_type[model_type]
     if not family.config_section:
         refuse_more_than_text(config, where)
-    _refuse_other_architectures(family, config, where)
-    _refuse_settings(family, config, where)
+    named = config.get("architectures") or []
+    for name in named if isinstance(named, list) else [named]:
+        if name not in family.architectures:
+            raise FamilyError(
+                f"{where}: architecture {name!r} of family {family.name!r} is not served; expected "
+                f"{' or '.join(family.architectures)}; use the language model itself as the base"
+            )
+    for rule in family.only:
+        value = entry(family.text(config), rule.key)
+        if (rule.default if value is None else value) not in rule.allowed:
+            raise FamilyError(
+                f"{where}: {rule.key} is {value!r}, and then {rule.why}; expected "
+                f"{' or '.join(repr(v) for v in rule.allowed)} in family {family.name!r}; choose another base"
+            )
     _refuse_unknown_per_layer(family, config, where)
     return family.spelled_as_in(names)
 
@@ -209,26 +221,6 @@ def refuse_more_than_text(config: dict[str, Any], where: str) -> None:
             raise FamilyError(
                 f"{where}: config.json has {key!r}, so the model is more than one text stack (model_type "
                 f"{config.get('model_type')!r}); expected a text-only model; use the text-only version of it"
-            )
-
-
-def _refuse_settings(family: Family, config: dict[str, Any], where: str) -> None:
-    for rule in family.only:
-        value = entry(family.text(config), rule.key)
-        if (rule.default if value is None else value) not in rule.allowed:
-            raise FamilyError(
-                f"{where}: {rule.key} is {value!r}, and then {rule.why}; expected "
-                f"{' or '.join(repr(v) for v in rule.allowed)} in family {family.name!r}; choose another base"
-            )
-
-
-def _refuse_other_architectures(family: Family, config: dict[str, Any], where: str) -> None:
-    named = config.get("architectures") or []
-    for name in named if isinstance(named, list) else [named]:
-        if name not in family.architectures:
-            raise FamilyError(
-                f"{where}: architecture {name!r} of family {family.name!r} is not served; expected "
-                f"{' or '.join(family.architectures)}; use the language model itself as the base"
             )
 
 

@@ -29,20 +29,16 @@ def set_attention(model: PreTrainedModel, choice: str, device: torch.device) -> 
     if choice != "auto":
         reason = _switched(model, choice, device)
         if reason:
-            raise _refusal(model, choice, device, reason)
+            raise TrainingError(
+                f"attention {choice!r} cannot be used for {type(model).__name__} on {device.type}: {reason}; expected "
+                "one that the family, the device and the installed packages have; choose attention=auto"
+            )
         return attention_of(model)
     orders: dict[str, tuple[str, ...]] = {"cuda": ("flash", "flex", "sdpa", "eager")}
     for name in orders.get(device.type, ("sdpa", "eager")):
         if not _switched(model, name, device):
             break
     return attention_of(model)  # a family without attention has nothing to choose
-
-
-def _refusal(model: PreTrainedModel, choice: str, device: torch.device, reason: str) -> TrainingError:
-    return TrainingError(
-        f"attention {choice!r} cannot be used for {type(model).__name__} on {device.type}: {reason}; expected "
-        "one that the family, the device and the installed packages have; choose attention=auto"
-    )
 
 
 def _switched(model: PreTrainedModel, name: str, device: torch.device) -> str:

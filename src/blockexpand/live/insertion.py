@@ -19,7 +19,7 @@ from blockexpand.errors import LiveError
 from blockexpand.expansion import stack_entries
 from blockexpand.families import Family, family_for, known_families
 from blockexpand.families.modules import config_entries, load_model, parameters_of, put_stack, set_config, stack_of
-from blockexpand.live.state import is_expanded, planned, remember
+from blockexpand.live.state import is_expanded, remember
 from blockexpand.records.expansion import read_expansion
 from blockexpand.records.plan import BlockTensor, Plan
 
@@ -131,7 +131,7 @@ def _check_block(index: int, block: nn.Module, family: Family, tensors: Sequence
 
     Of several tensors held as one, and of quantised ones (which are no floats), the shape is not compared.
     """
-    parameters = parameters_of(block, family, planned(tensors))
+    parameters = parameters_of(block, family, tensors)
     fused = {group.memory for group in family.block.in_memory}
     fused |= {n for n, p in parameters.items() if not p.is_floating_point()}
     found = {n: tuple(p.shape) for n, p in parameters.items()}

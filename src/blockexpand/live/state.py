@@ -6,7 +6,7 @@ model forgets the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,7 +17,7 @@ from blockexpand.checkpoint import num_elements
 from blockexpand.errors import LiveError
 from blockexpand.families import Family
 from blockexpand.families.modules import as_in_files, parameters_of, stack_of
-from blockexpand.records.plan import SILENT, BlockTensor, Plan
+from blockexpand.records.plan import SILENT, Plan
 
 
 @dataclass(kw_only=True)
@@ -89,11 +89,6 @@ def expanded(model: nn.Module) -> Expanded:
     return _EXPANDED[model]
 
 
-def planned(tensors: Iterable[BlockTensor]) -> list[tuple[str, bool]]:
-    """A plan's tensors of a block, as `parameters_of` takes them."""
-    return [(tensor.tail, tensor.parameter) for tensor in tensors]
-
-
 def writers(model: nn.Module) -> dict[str, float]:
     """The full names, in memory, of the new blocks' residual writers, each with the value at which it writes nothing.
 
@@ -123,8 +118,8 @@ def tensors_on_disk(model: nn.Module, family: Family, values: Mapping[str, Tenso
     known = expanded(model)
     tensors: dict[str, Tensor] = {}
     for block in known.plan.new_blocks:
-        parameters = planned(known.plan.tensors_of(block.donor))
-        for tail, parameter in parameters_of(known.blocks[block.position], known.family, parameters).items():
+        planned = known.plan.tensors_of(block.donor)
+        for tail, parameter in parameters_of(known.blocks[block.position], known.family, planned).items():
             value = parameter if values is None else values[f"{known.family.stack.module}.{block.position}.{tail}"]
             tensors |= as_in_files(family, block.position, tail, value.detach())
     return tensors
@@ -160,7 +155,7 @@ def freeze(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     trainable, num_tensors, num_planned = [], 0, 0
     for block in known.plan.new_blocks:
         tensors = known.plan.tensors_of(block.donor)
-        for tail, parameter in parameters_of(known.blocks[block.position], known.family, planned(tensors)).items():
+        for tail, parameter in parameters_of(known.blocks[block.position], known.family, tensors).items():
             parameter.requires_grad_(True)
             trainable.append((f"{path}.{block.position}.{tail}", parameter))
         num_tensors += len({name(t.tail) for t in tensors if t.parameter})

@@ -14,23 +14,3 @@ from blockexpand.packs.extraction import About, extract
 from blockexpand.packs.pack import Pack, describe, read_pack
 from blockexpand.packs.scale import scale_on_disk
 from blockexpand.records.pack import Card, PackRecord, Scaled
-
-__all__ = [
-    "extract",
-    "About",
-    "Card",
-    "Pack",
-    "PackRecord",
-    "Scaled",
-    "read_pack",
-    "in_order",
-    "attach",
-    "detach",
-    "load_with_packs",
-    "load_attached",
-    "attach_on_disk",
-    "detach_on_disk",
-    "scale_on_disk",
-    "Detached",
-    "describe",
-]

@@ -3,5 +3,3 @@
 from blockexpand.publishing.figures import Records
 from blockexpand.publishing.shipment import Shipment, prepare_shipment
 from blockexpand.publishing.upload import Destination, Pushed, push
-
-__all__ = ["Destination", "Pushed", "Records", "Shipment", "prepare_shipment", "push"]

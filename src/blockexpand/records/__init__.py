@@ -19,23 +19,3 @@ from blockexpand.records.codec import (
     write_json,
     write_record,
 )
-
-__all__ = [
-    "MAX_ITEMS",
-    "MAX_TEXT_BYTES",
-    "WRITTEN_WHEN_SET",
-    "apply_overrides",
-    "check",
-    "dump_json",
-    "from_plain",
-    "has_format",
-    "parse_json",
-    "read_json",
-    "read_record",
-    "read_text",
-    "read_yaml",
-    "to_plain",
-    "with_format",
-    "write_json",
-    "write_record",
-]

@@ -3,12 +3,3 @@
 from blockexpand.reporting.report import ReportRecord, report
 from blockexpand.reporting.terminal import comparison_table, comparison_text
 from blockexpand.reporting.verdict import Verdict, verdict
-
-__all__ = [
-    "ReportRecord",
-    "Verdict",
-    "comparison_table",
-    "comparison_text",
-    "report",
-    "verdict",
-]

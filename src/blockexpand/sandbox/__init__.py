@@ -3,5 +3,3 @@
 from blockexpand.sandbox.limits import Limits, Outcome
 from blockexpand.sandbox.programs import describe, passes, run_program
 from blockexpand.sandbox.session import Session
-
-__all__ = ["Limits", "Outcome", "Session", "describe", "passes", "run_program"]

@@ -7,17 +7,3 @@ from blockexpand.serving.facts import Facts
 from blockexpand.serving.sampling import Sampling
 from blockexpand.serving.speaker import Speaker, open_speaker
 from blockexpand.serving.terminal import talk
-
-__all__ = [
-    "Conversation",
-    "Facts",
-    "Sampling",
-    "Speaker",
-    "open_speaker",
-    "talk",
-    "Choice",
-    "Service",
-    "build_service",
-    "names_of",
-    "serve",
-]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from blockexpand.errors import FamilyError
 from blockexpand.families.discovery.trial_model import attempted
 from blockexpand.families.family import NUMBER
-from blockexpand.families.modules import no_progress_bars
+from blockexpand.families.modules import no_progress_bars, parts_of
 
 _MOST_PARTS = 4
 """How many kinds of tensor in files one tensor in memory may be made of: gate, up and their like."""
@@ -124,7 +124,8 @@ def _order_of(memory: str, whole: Tensor, parts: dict[str, Tensor]) -> tuple[str
     for names in (tuple(parts), tuple(patterns)):
         if len(names) <= _MOST_PARTS:
             for order in itertools.permutations(names):
-                if _is_made_of(whole, order, parts):
+                made = parts_of(order, whole) if whole.ndim > 1 or NUMBER not in order[0].split(".") else {}
+                if made.keys() == parts.keys() and all(torch.equal(made[name], parts[name]) for name in parts):
                     return order
     raise FamilyError(f"transformers holds {memory} as one tensor, made of {', '.join(patterns[:4])} in an unknown way")
 
@@ -136,21 +137,3 @@ def numbered(tail: str) -> str:
         if parts[position].isdigit():
             return ".".join([*parts[:position], NUMBER, *parts[position + 1 :]])
     return tail
-
-
-def _is_made_of(whole: Tensor, order: Iterable[str], parts: dict[str, Tensor]) -> bool:
-    """Whether it is what `families.modules.as_in_files` takes apart: by expert, then by rows, equally."""
-    patterns = tuple(order)
-    if not any(NUMBER in pattern.split(".") for pattern in patterns):
-        chunks = whole.chunk(len(patterns))
-        pairs = zip(patterns, chunks, strict=False)
-        return len(patterns) == len(parts) == len(chunks) and all(torch.equal(parts[p], chunk) for p, chunk in pairs)
-    if whole.shape[0] * len(patterns) != len(parts):
-        return False
-    for number, one in enumerate(whole):
-        chunks = one.chunk(len(patterns))
-        for pattern, chunk in zip(patterns, chunks, strict=False):
-            part = parts.get(pattern.replace(NUMBER, str(number)))
-            if part is None or not torch.equal(part, chunk):
-                return False
-    return True
