@@ -18,7 +18,7 @@ from typing import Literal, cast
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from blockexpand.checkpoint import Checkpoint
 from blockexpand.errors import PlanError, TrainingError
@@ -51,12 +51,12 @@ from blockexpand.units import format_bytes
 _GENERAL_SHARE = 0.25
 """Of the rows of a step; with _KL_WEIGHT the best of what was tried on the tiny base (benchmarks/RESULTS.md)."""
 _KL_WEIGHT = 8.0
-RATES: dict[str, tuple[Literal["adamw", "muon"], float]] = {
-    "blocks": ("muon", 5e-3),
-    "full": ("adamw", 4e-4),
-    "lora": ("adamw", 2e-3),
-}
-"""Each arm's optimiser and rate. Measured: docs/learn.md."""
+_OPTIMIZERS: dict[Arm, Literal["adamw", "muon"]] = {"blocks": "muon", "full": "adamw", "lora": "adamw"}
+_RATES: dict[Arm, float] = {"blocks": 5e-3, "full": 4e-4, "lora": 2e-3}
+"""Each arm's. Measured: docs/learn.md."""
+_WIDTH, _RATE_FALLS, _LARGEST_RATE = 576, 1.7, 2e-2
+"""The new blocks' rate is SmolLM2's at its width, and falls with a power of the width by which the tiny base (256) has
+its 2e-2. At 4,096 that is 1.8e-4: the paper's 2e-4, and Muon's updates are of AdamW's size."""
 _KINDS = {"prose": PROSE, "chats": CHATS}
 """What `--keep` calls what the base writes."""
 _STEERING_ROWS, _STEERING_ROWS_ON_DEVICE, _CHECKPOINTS = 4, 16, 12
@@ -134,7 +134,6 @@ def decide(
     num_measurements = int(_MEASURED_SHARE * num_steps * step_seconds / measurement)
     num_measurements = max(_LEAST_MEASUREMENTS, min(_MOST_MEASUREMENTS, num_measurements, num_steps))
     other += arms * num_measurements * measurement
-    optimizer, rate = RATES[asked.arm]
     blocks = grown.new_blocks if asked.arm == "blocks" else ()
     plan_made = LearnPlan(
         num_old_blocks=depth,
@@ -152,13 +151,13 @@ def decide(
         general_rows=rows - _domain_rows(rows),
         num_steps=num_steps,
         num_measurements=num_measurements,
-        optimizer=optimizer,
-        lr=rate,
+        optimizer=_OPTIMIZERS[asked.arm],
+        lr=choose_rate(asked.arm, base.folder),
         precision="bfloat16" if dtype == torch.bfloat16 else "float32",
         device=str(where),
         step_seconds=step_seconds,
         other_seconds=other,
-        memory_bytes=measured.peak_bytes(rows, where, grown, asked.arm),
+        memory_bytes=measured.peak_bytes(rows, where),
         free_memory_bytes=free_bytes(where),
         disk_bytes=_disk_bytes(base, grown, asked),
         free_disk_bytes=shutil.disk_usage(next(p for p in (out, *out.absolute().parents) if p.exists())).free,
@@ -251,7 +250,6 @@ def settings_of(
         domain: The prepared data.
         general: Prepared general text by its kind; none: the base writes it.
     """
-    optimizer, rate = RATES[arm]
     kinds = {"blocks": BlocksArm(), "full": FullArm(kind="full")}
     folders = {kind: str(folder) for kind, folder in general.items()}
     first = next(iter(folders), None)
@@ -270,7 +268,7 @@ def settings_of(
         domain_tokens=plan.domain_tokens,
         rows_per_step=plan.rows_per_step,
         rows_per_pass=plan.rows_per_pass,
-        optimizer=OptimizerSettings(name=optimizer, lr=rate),
+        optimizer=OptimizerSettings(name=_OPTIMIZERS[arm], lr=choose_rate(arm, model)),
         retention=RetentionSettings(
             replay=plan.general_rows / plan.rows_per_step,
             kl_weight=_KL_WEIGHT,
@@ -312,6 +310,14 @@ def choose_rows(num_tokens: int, row_tokens: int) -> int:
     return rows
 
 
+def choose_rate(arm: Arm, model: Path) -> float:
+    """The learning rate of an arm on a checkpoint, deeper or not."""
+    if arm != "blocks":
+        return _RATES[arm]
+    width = AutoConfig.from_pretrained(model).get_text_config().hidden_size
+    return float(f"{min(_RATES[arm] * (_WIDTH / width) ** _RATE_FALLS, _LARGEST_RATE):.2g}")
+
+
 def choose_row_tokens(base: Checkpoint, device: torch.device) -> int:
     """The length of a row: short enough for a processor, and for the model."""
     longest = _ROW_TOKENS if device.type == "cpu" else _ROW_TOKENS_ON_DEVICE
@@ -332,6 +338,8 @@ class Measured:
     """A step of it."""
     row_bytes: int
     """What a row in a pass needs on top of the weights."""
+    whole_bytes: int
+    """With everything else of the process, or on the device, for a step of one row."""
     num_trained: int
     num_parameters: int
 
@@ -342,12 +350,9 @@ class Measured:
             rows = -(-rows // 2)
         return rows
 
-    def peak_bytes(self, rows: int, device: torch.device, grown: Plan, arm: str) -> int:
+    def peak_bytes(self, rows: int, device: torch.device) -> int:
         """Of the whole run."""
-        state = grown.cost.training_memory_bytes
-        if arm == "full":
-            state = grown.cost.weights_bytes_before + 16 * grown.cost.parameters_before
-        return state + self.rows_per_pass(rows, device) * self.row_bytes
+        return round(_OVERHEAD * (self.whole_bytes + (self.rows_per_pass(rows, device) - 1) * self.row_bytes))
 
     def step_seconds(self, rows_per_step: int) -> float:
         """A step, the reference's passes on general rows and the optimiser included."""
@@ -399,10 +404,9 @@ def measure_row(
         cross_entropies(model, row)
     _wait(device)
     forward_seconds = time.perf_counter() - start
-    optimizer, rate = RATES[arm]
     start = time.perf_counter()
     if arm != "lora":  # its own are small, and here everything has trained
-        for one in build_optimizers(trained, frozenset(), OptimizerSettings(name=optimizer, lr=rate)):
+        for one in build_optimizers(trained, frozenset(), OptimizerSettings(name=_OPTIMIZERS[arm])):
             one.step()
     _wait(device)
     return Measured(
@@ -410,6 +414,7 @@ def measure_row(
         forward_seconds=forward_seconds,
         optimizer_seconds=time.perf_counter() - start,
         row_bytes=row_bytes,
+        whole_bytes=peak_bytes(device),
         num_trained=sum(parameter.numel() for parameter in trained.values()),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
