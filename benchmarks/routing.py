@@ -28,7 +28,8 @@ from blockexpand.corpus.rows import TokenRows, batches
 from blockexpand.data import TINY_BASE as BASE
 from blockexpand.live.forward import RowBatch
 from blockexpand.packs import load_with_packs
-from blockexpand.packs.route import Names, Rule, candidates_of, choose, cost_of, losses_by_set, name_of, route
+from blockexpand.packs.route import candidates_of, choose, cost_of, losses_by_set, route
+from blockexpand.records.pack import Names, Rule, name_of
 from blockexpand.staging import RECORD_NAME
 from texts import english_text, python_text
 

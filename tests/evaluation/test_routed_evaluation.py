@@ -25,8 +25,9 @@ from blockexpand.evaluation.suites import load_suites
 from blockexpand.live.forward import RowBatch, cross_entropies
 from blockexpand.packs import attach, load_with_packs
 from blockexpand.packs.in_memory import enabled, only
-from blockexpand.packs.route import Names, Rule, name_of, route
+from blockexpand.packs.route import route
 from blockexpand.records.evaluation import EvaluationRecord, read_evaluation, read_samples
+from blockexpand.records.pack import Names, Rule, name_of
 from lm_helpers import ROW_TOKENS, make_chats, make_corpus, make_lm
 from packs_ground import make_pack, make_trained
 from suite_ground import OWN, make_suite

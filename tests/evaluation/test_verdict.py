@@ -119,7 +119,7 @@ def test_the_exit_code_is_the_verdict(ground: Path, tmp_path: Path, capsys: pyte
     assert run([*words, "--against", str(poor), *out(tmp_path / "o")]) == 0
     said = capsys.readouterr().out
     assert "verdict: pass" in said
-    assert f"against {poor}" in said or "against " in said
+    assert "against " in said
     assert "-> " in said
     assert "of 0 right before, 0 are wrong now" in said
     assert run([*words, "--against", str(rich), "--json", *out(tmp_path / "o")]) == 1

@@ -13,7 +13,8 @@ from blockexpand.errors import PackError, RecordError
 from blockexpand.live.forward import RowBatch, cross_entropies
 from blockexpand.packs import attach, load_with_packs
 from blockexpand.packs.in_memory import disable, enabled, only
-from blockexpand.packs.route import Rule, candidates_of, choose, cost_of, losses_by_set, name_of, route, routed
+from blockexpand.packs.route import candidates_of, choose, cost_of, losses_by_set, route, routed
+from blockexpand.records.pack import Rule, name_of
 from helpers import load
 from packs_ground import PackGround, make_pack, make_trained
 

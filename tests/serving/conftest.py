@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from blockexpand.packs import route as routing
-from blockexpand.packs.route import Rule
+from blockexpand.records.pack import Rule
 from blockexpand.serving import Speaker, open_speaker
 from serving_ground import Served, served, write_expanded, write_packs
 

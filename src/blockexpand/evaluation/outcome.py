@@ -23,22 +23,21 @@ _LEAST_PAIRS = 8
 """Test documents; fewer cannot carry an interval."""
 
 
-def measure_text(model: Path, corpus: Path, name: str, device: str = "auto", split: str = "test") -> DocumentLosses:
-    """The losses of each document of a split, in the arithmetic that a run would have here.
+def measure_text(model: Path, corpus: Path, name: str, device: str = "auto") -> DocumentLosses:
+    """The losses of each test document, in the arithmetic that a run would have here.
 
     Args:
         model: The folder of a checkpoint.
         corpus: A prepared folder.
         name: What the model is called on the way.
         device: Where it runs.
-        split: Which split.
 
     Raises:
         LiveError: the model cannot be loaded.
     """
     where = choose_device(device)
     loaded = cast(Any, load_model(model, dtype=training_dtype("auto", model, where), device=str(where)))
-    return document_losses(loaded, open_corpus(corpus).rows(split), _ROWS_PER_PASS, f"loss of {name}")
+    return document_losses(loaded, open_corpus(corpus).rows("test"), _ROWS_PER_PASS, f"loss of {name}")
 
 
 def learnt_by(

@@ -24,20 +24,7 @@ from blockexpand.live.forward import RowBatch, cross_entropies, isolates
 from blockexpand.live.prefix import Prefix
 from blockexpand.live.state import expanded
 from blockexpand.packs.in_memory import attached, blocks_of, only
-from blockexpand.records.pack import Names, Rule, name_of
-
-__all__ = [
-    "Names",
-    "Route",
-    "Rule",
-    "candidates_of",
-    "choose",
-    "cost_of",
-    "losses_by_set",
-    "name_of",
-    "route",
-    "routed",
-]
+from blockexpand.records.pack import Names, Rule
 
 # B = rows of a batch, T = tokens of a row, R = positions that count.
 

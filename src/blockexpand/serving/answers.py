@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from blockexpand.errors import ServingError, nearest
+from blockexpand.records.pack import name_of
 from blockexpand.serving.requests import CompletionRequest
 from blockexpand.serving.speaker import Prompt, Speaker, Who
 from blockexpand.serving.text_stream import TextStream
@@ -225,8 +226,6 @@ class _PromptAnswer:
                 pass
 
     def _chosen(self) -> Answerer:
-        from blockexpand.packs.route import name_of
-
         if not self.heard:
             return Answerer(self.index, self.choice.packs, {})
         route = self.heard[0]

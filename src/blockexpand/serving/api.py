@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from blockexpand.errors import BlockexpandError, ChatError, ServingError
 from blockexpand.progress import say
+from blockexpand.records.pack import name_of
 from blockexpand.serving.answers import Answerer, AnswerText, Choice, Event, answer, choice_of, names_of, prepare
 from blockexpand.serving.conversation import keep
 from blockexpand.serving.http import (
@@ -251,8 +252,6 @@ async def _chunks(shape: Shape, first: Event, events: AsyncGenerator[Event]) -> 
 
 def _headers(events: Sequence[Event]) -> dict[str, str]:
     """Which packs answer each prompt, where there are any."""
-    from blockexpand.packs.route import name_of
-
     packs = [name_of(event.packs) for event in events if isinstance(event, Answerer) and event.packs is not None]
     return {_PACKS_HEADER: ", ".join(packs)} if packs else {}
 

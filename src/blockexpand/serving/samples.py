@@ -25,9 +25,9 @@ _PROMPT_TOKENS, _NEW_TOKENS = 32, 48
 Prompt = tuple[int, ...]
 
 
-def beginnings(corpus: Corpus, number: int, split: str = "test") -> list[Prompt]:
-    """The first tokens of some documents of a split."""
-    rows = corpus.rows(split)
+def beginnings(corpus: Corpus, number: int) -> list[Prompt]:
+    """The first tokens of some test documents."""
+    rows = corpus.rows("test")
     found: list[Prompt] = []
     for index in range(rows.num_rows):
         (tokens_T,) = rows.tokens_NT(np.array([index]))
