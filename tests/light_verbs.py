@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-HEAVY = ("torch", "transformers", "lm_eval")
+HEAVY = ("torch", "transformers", "lm_eval", "starlette", "uvicorn")
 
 
 def imported_by(*commands: Sequence[str | Path]) -> list[str]:
