@@ -54,6 +54,7 @@ def test_an_agent_that_runs_code_first_needs_two_turns(tmp_path: Path) -> None:
     assert [(e.budget, e.id) for e in run.episodes] == [(k, p.id) for k in (1, 2, 3) for p in PUZZLES]
     assert run.record.sandbox == "nothing: the tests' own code"
     assert run.tasks == tuple(PUZZLES)
+    assert finish(tmp_path / "run", resume=True).asked == [], "what is finished is not run again"
 
 
 def test_the_episodes_of_a_turn_are_asked_together(tmp_path: Path) -> None:
@@ -97,32 +98,6 @@ def test_the_interval_is_wilsons(successes: int, trials: int, low: float, high: 
         assert wilson(successes, trials) == pytest.approx((interval.low, interval.high), abs=1e-12)
 
 
-def test_a_run_that_is_stopped_goes_on_and_loses_nothing(tmp_path: Path) -> None:
-    finish(tmp_path / "whole")
-    solve, calls = solver(by_prompt(PUZZLES)), [0]
-
-    def interrupted(messages: Sequence[Message]) -> str | Answer:
-        calls[0] += 1
-        if calls[0] == 23:
-            raise KeyboardInterrupt
-        return solve(messages)
-
-    with pytest.raises(Interrupted, match=r"stopped after \d+ of 36 episodes; go on with --resume"):
-        finish(tmp_path / "run", interrupted)
-    kept = len((tmp_path / "run" / "episodes.jsonl").read_text().splitlines())
-    assert 0 < kept < 36
-    assert not (tmp_path / "run" / "blockexpand.json").exists()
-    with pytest.raises(AgentError, match="holds no finished run .* go on with it with --resume"):
-        read_agent(tmp_path / "run")
-    finish(tmp_path / "run", resume=True)
-    assert words_of(tmp_path / "run") == words_of(tmp_path / "whole")
-
-
-def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
-    finish(tmp_path / "run")
-    assert finish(tmp_path / "run", resume=True).asked == []
-
-
 def test_a_run_that_is_cut_short_and_then_stopped_can_still_go_on(tmp_path: Path) -> None:
     """What a kill left of a line must be gone before the next one is appended."""
     finish(tmp_path / "run")
@@ -138,8 +113,10 @@ def test_a_run_that_is_cut_short_and_then_stopped_can_still_go_on(tmp_path: Path
             raise KeyboardInterrupt
         return solve(messages)
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match=r"stopped after \d+ of 36 episodes; go on with --resume"):
         finish(tmp_path / "run", interrupted, resume=True)
+    with pytest.raises(AgentError, match="holds no finished run .* go on with it with --resume"):
+        read_agent(tmp_path / "run")
     finish(tmp_path / "run", resume=True)
     assert words_of(tmp_path / "run") == whole
 

@@ -14,7 +14,7 @@ from blockexpand.agents.judge import verdict_of
 from blockexpand.errors import AgentError, Interrupted
 from blockexpand.evaluation.endpoint import Answer, Message
 from blockexpand.records.agents import Opposite
-from blockexpand.records.judge import JudgeRecord, JudgeSettings, Question, Reply
+from blockexpand.records.judge import JudgeRecord, JudgeSettings, Question
 from players import Script, Scripted, lines
 
 QUESTIONS = [
@@ -125,17 +125,6 @@ def test_the_judge_sees_the_whole_of_both_conversations_and_the_reference(tmp_pa
     assert "y3 And 1 then?" in straight[b:]
     assert swapped.index("y1 Question 1?") < swapped.index("x1 Question 1?")
     assert "=== A right answer, turn by turn ===\nr1\n\nr2\n" in straight
-    assert "right answer, turn" not in _brief_without_reference()
-
-
-def _brief_without_reference() -> str:
-    from blockexpand.agents.judge import _Pair, brief_of
-
-    question = Question(question_id=1, category="a", turns=("{first} {0}?",))
-    answered = Reply(question_id=1, turns=("{second}",))
-    text = brief_of(_Pair(question, False, answered, answered))
-    assert text.count("[User]\n{first} {0}?\n\n[Assistant]\n{second}") == 2
-    return text
 
 
 @pytest.mark.parametrize(
@@ -145,10 +134,8 @@ def _brief_without_reference() -> str:
         ("**Verdict: B**", "second"),
         ("verdict: tie.", "tie"),
         ("Verdict: A\nNo, wait.\nVerdict: B\n", "second"),
-        ("Verdict: [[A]]", "first"),
         ("Verdict: A is better", ""),
         ("The verdict: A", ""),
-        ("A", ""),
         ("", ""),
     ],
 )
@@ -202,7 +189,6 @@ def test_mt_benchs_questions_are_read(tmp_path: Path) -> None:
     [
         ([], "at least one question"),
         ([{"question_id": 1, "category": "a", "turns": []}], r"turns: expected one or more questions, got \[\]"),
-        ([{"question_id": 1, "category": "a", "turns": [" "]}], r"turns: expected one or more questions, got \[' '\]"),
         ([{"question_id": 1, "turns": ["x"]}], "line 1: the key 'category' is missing"),
         ([{"question_id": 1, "category": "a", "turn": ["x"]}], "line 1: unknown key 'turn'; did you mean 'turns'"),
         (["{"], "line 1 is not JSON"),

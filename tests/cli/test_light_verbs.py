@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
 from blockexpand.cli.main import VERBS, build_app
-
-HEAVY = ("torch", "transformers", "lm_eval")
-
-
-def imported_by(*words: str | Path) -> list[str]:
-    """The heavy libraries that a process has loaded after running these words."""
-    code = (
-        "import json, sys\nfrom blockexpand.cli.main import run\n"
-        f"code = run({[str(word) for word in words]!r})\n"
-        f"print(json.dumps([code, [m for m in {HEAVY!r} if m in sys.modules]]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    code, loaded = json.loads(done.stdout.splitlines()[-1])
-    assert code == 0, done.stderr
-    return loaded
+from light_verbs import imported_by
 
 
-@pytest.mark.parametrize("words", [("--help",), ("train", "--help"), ("eval", "--help"), ("doctor",)])
-def test_help_and_doctor_load_no_torch(words: tuple[str, ...]) -> None:
-    assert imported_by(*words) == []
+def test_help_and_doctor_load_no_torch() -> None:
+    assert imported_by(["--help"], ["doctor"], *([*verb.split(), "--help"] for verb in VERBS)) == []
 
 
 def test_bash_completes_verbs_options_and_choices(tmp_path: Path) -> None:

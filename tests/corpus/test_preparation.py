@@ -161,7 +161,6 @@ def test_a_few_long_texts_are_cut_with_a_gap(tmp_path: Path, model: Path) -> Non
 def test_chats_are_packed_and_marked(tmp_path: Path, model: Path) -> None:
     corpus = open_corpus(make_chats(tmp_path / "chats", model))
     assert corpus.record.conversations
-    assert corpus.record.turn_end == 1
     rows = corpus.rows("train")
     every = np.arange(rows.num_rows)
     tokens, trained = rows.tokens_NT(every), rows.trained_NT(every)

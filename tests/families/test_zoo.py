@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from blockexpand.errors import LiveError
 from blockexpand.expansion import expand, plan, survey, verify
 from blockexpand.families import family_for, known_families, refused_model_types
 from blockexpand.families.modules import load_model
-from blockexpand.live import bypass, detach, expand_live, freeze, load, tensors_on_disk, writers
+from blockexpand.live import bypass, detach, expand_live, freeze, load, new_blocks, tensors_on_disk, writers
 from blockexpand.records.plan import Plan
 
 PRE_NORM_DRIFT = 1e-5
@@ -60,6 +61,7 @@ def lives_in_memory(model: nn.Module, made: Plan) -> None:
     expected = model(TOKENS, use_cache=False).logits
     expand_live(model, made)
     assert torch.equal(model(TOKENS, use_cache=False).logits, expected)
+    each_writer_alone_writes_in_proportion(model)
     names = {name for name, _ in freeze(model)}
     assert set(writers(model)) <= names
     for name, parameter in model.named_parameters():
@@ -70,6 +72,46 @@ def lives_in_memory(model: nn.Module, made: Plan) -> None:
         assert torch.equal(model(TOKENS, use_cache=False).logits, expected)
     detach(model)
     assert torch.equal(model(TOKENS, use_cache=False).logits, expected)
+
+
+def each_writer_alone_writes_in_proportion(model: nn.Module) -> None:
+    """No way to the residual stream has two writers in a row (alone, one would write nothing), and none is read twice.
+
+    With all writers but one silent a block adds a constant plus that writer's product: half of it, half as much. It is
+    why a pack can be scaled by them (docs/packs.md).
+    """
+    silent_at, by_name = writers(model), dict(model.named_parameters())
+    for block, module in new_blocks(model).items():
+        calls: list[Any] = []
+        handle = module.register_forward_pre_hook(
+            lambda _, args, kwargs, calls=calls: calls.append((args, kwargs)), with_kwargs=True
+        )
+        model(TOKENS, use_cache=False)
+        handle.remove()
+        args, kwargs = calls[0]
+        given = args[0] if args else kwargs["hidden_states"]
+
+        def written(module: nn.Module = module, args: Any = args, kwargs: Any = kwargs, given: Any = given) -> Any:
+            output = module(*args, **kwargs)
+            return (output[0] if isinstance(output, tuple) else output) - given
+
+        assert not written().any(), "silent to begin with"
+        own = {id(parameter) for parameter in module.parameters()}
+        chosen = {name: silent for name, silent in silent_at.items() if id(by_name[name]) in own}
+        assert chosen, block
+        for name, silent in chosen.items():
+            torch.manual_seed(0)
+            gain = torch.randn_like(by_name[name])
+            sizes = []
+            for by in (1.0, 0.5, 2.0):
+                by_name[name].copy_(gain * by + silent)
+                sizes.append(written())
+            by_name[name].fill_(silent)
+            whole, half, double = sizes
+            assert whole.any(), f"{name} alone writes nothing"
+            near = 2e-6 * float(whole.abs().max() + given.abs().max())
+            torch.testing.assert_close(half, whole * 0.5, rtol=0, atol=near)
+            torch.testing.assert_close(double, whole * 2.0, rtol=0, atol=near)
 
 
 def test_the_zoo_has_every_family():

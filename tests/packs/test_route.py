@@ -71,11 +71,6 @@ def test_evidence_is_counted_over_the_whole_prompt(model: Any):
     assert route(model, tokens, cut).nats == route(model, tokens[-12:], cut).nats
 
 
-def test_the_rule_is_the_one_that_was_measured():
-    """docs/packs.md and benchmarks/RESULTS.md have its figures."""
-    assert Rule() == Rule(prompt_tokens=128, evidence=5.0, together=False)
-
-
 def test_candidates_may_be_some_of_the_packs(model: Any):
     assert candidates_of(model) == ((), ("code",), ("law",))
     assert candidates_of(model, together=True) == ((), ("code",), ("law",), ("code", "law"))

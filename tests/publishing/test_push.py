@@ -21,6 +21,7 @@ from blockexpand.publishing import Destination, push
 from blockexpand.staging import RECORD_NAME
 from helpers import edit_json, load, tree
 from hub_stand_in import KEY, Hub
+from light_verbs import imported_by
 from publishing_ground import BASE_CARD, Story, done
 
 LICENSED = Card(licence="mit", base_model="org/tiny")
@@ -297,3 +298,8 @@ def test_from_python(story: Story, hub: Hub) -> None:
     assert found.url is not None
     with pytest.raises(PublishError, match="licence"):
         blockexpand.push(story.pack, Destination(repo="me/code"), None, Card(licence="My Own"))
+
+
+def test_verbs_that_only_read_records_load_no_torch(story: Story, tmp_path: Path) -> None:
+    pages = [["report", story.run, "--out", tmp_path / "page"], ["pack", "show", story.pack]]
+    assert imported_by(*pages, ["push", story.pack, "somebody/pack", "--dry-run"]) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -141,15 +140,10 @@ def test_settings_and_system_prompt(talker: Speaker) -> None:
         ("/bsae", "there is no command '/bsae'; did you mean 'base'?"),
         ("/base now", "/base takes nothing, was given 'now'"),
         ("/set hot", "/set was given 'hot', expected NAME=VALUE"),
-        ("/set heat=1", "there is no setting 'heat'; known: max_tokens"),
         ("/set temperature=warm", "temperature is 'warm', expected a number"),
-        ("/set temperature=-1", "temperature is -1.0, expected 0"),
         ("/set temperature=nan", "temperature is nan, expected 0"),
-        ("/set temperature=0.001", "temperature is 0.001, expected 0"),
-        ("/set top_k=-1", "top_k is -1, expected 0"),
         ("/set top_p=0", "top_p is 0.0, expected more than 0"),
         ("/set max_tokens=0", "max_tokens is 0, expected 1 to 100000"),
-        ("/set seed=-1", "seed is -1, expected 0 to"),
     ],
 )
 def test_what_is_not_understood_is_said_and_changes_nothing(talker: Speaker, line: str, message: str) -> None:
@@ -280,10 +274,3 @@ def test_the_verb_reads_a_pipe(
     assert capsys.readouterr().out.splitlines()[1:] == ["answering as the base", "bye"]
     assert run(["chat", str(expanded), "--top-p", "3"]) == 2
     assert "top_p is 3.0, expected more than 0, at most 1" in capsys.readouterr().err
-
-
-def test_help_is_light() -> None:
-    code = (
-        "import sys\nfrom blockexpand.cli.main import run\nrun(['chat', '--help'])\nassert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

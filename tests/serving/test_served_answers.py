@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from blockexpand.live import bypass
 from blockexpand.packs import attach_on_disk
-from blockexpand.packs.in_memory import enabled, only
+from blockexpand.packs.in_memory import only
 from blockexpand.packs.route import route
 from blockexpand.serving import Speaker, open_speaker
 from helpers import load
@@ -66,18 +66,6 @@ def test_each_name_says_what_generate_says(client: openai.OpenAI, speaker: Speak
         assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (6, 12, 18)
         said[packs] = choice.message.content
     assert len(set(said.values())) == 4, "each set of packs has words of its own"
-
-
-def test_token_for_token(server: Served, speaker: Speaker) -> None:
-    """The tokens themselves, which completions name."""
-    for name, packs in WORDS.items():
-        data = server.complete("the cat sat", model=name, max_tokens=20, logprobs=0).data
-        with only(speaker.model, *packs):
-            expected = generated(speaker, "the cat sat", 20, chat=False)
-        tokens = data["choices"][0]["logprobs"]["tokens"]
-        assert speaker.tokenizer.convert_tokens_to_ids(tokens) == expected
-        assert data["choices"][0]["text"] == " " + speaker.tokenizer.decode(expected)
-        assert enabled(speaker.model) == packs
 
 
 def test_the_attached_folder_says_the_same(server: Served, tiny: Path, packs: list[Path], tmp_path: Path) -> None:

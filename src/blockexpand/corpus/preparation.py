@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from blockexpand import __version__
-from blockexpand.checkpoint import end_of_turn
 from blockexpand.corpus.chats import check_embeddings, check_template
 from blockexpand.corpus.copies import EvaluationTexts, Seen, content_key, position_of
 from blockexpand.corpus.files import Bad, Contents, Document, all_documents, look_into, read_documents
@@ -300,11 +299,10 @@ class _Preparation:
         state.part, state.item = batch.part, batch.item
         encoded = iter(batch.encoded.result())
         for one in batch.records:
+            state.count("num_read")
             if isinstance(one, Bad):
-                state.count("num_read")
                 state.count_bad(one.why)
                 continue
-            state.count_read(one.key)
             if one.drop:
                 state.count(one.drop, f"{one.document.name}: {one.note}")
                 continue
@@ -378,7 +376,6 @@ class _Preparation:
             recipe_digest=digest_json(recipe),
             inputs_digest=self.identity,
             conversations=self._chats,
-            turn_end=end_of_turn(self._tokenizer) if self._chats else None,
             gap_tokens=GAP_TOKENS if divided.is_cut else 0,
             sources=tuple(
                 _source_counts(contents, one.state, divided.counts_of(number))
@@ -520,6 +517,5 @@ def _source_counts(contents: Contents, state: SourceState, divided: dict[str, in
         examples=state.examples,
         num_files=len(contents.parts),
         num_bytes=contents.num_bytes,
-        content_digest=state.chain,
         **counts,
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -46,14 +45,6 @@ class SourceState:
     """Of what was dropped, the first few of each kind."""
     bad: tuple[str, ...] = ()
     """The first few records that could not be read."""
-    chain: str = ""
-    """Hash over the content of all documents read, in order."""
-
-    def count_read(self, key: int) -> None:
-        """One more document, whose content has this key."""
-        self.count("num_read")
-        said = bytes.fromhex(self.chain) + key.to_bytes(8, "big")
-        self.chain = hashlib.blake2b(said, digest_size=16).hexdigest()
 
     def count(self, what: str, example: str = "") -> None:
         """One more of a kind, quoted while there are few."""

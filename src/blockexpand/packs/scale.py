@@ -5,7 +5,7 @@ bytes; its record says of which pack it was made. Refused: gains that are no sca
 (then no tensor is known to be the last on its way), FP8 weights, numbers that the precision cannot hold.
 
 Each way to the residual stream ends in writers (weights and biases, or behind a norm its gain), and what they give is
-in proportion to them (tests/families/test_writers_alone.py tries each family); so for the same input each of a
+in proportion to them (tests/families/test_zoo.py tries each family); so for the same input each of a
 block's branches writes the multiple. Numbers are multiplied in float32 (F64: in float64) and rounded once to their
 precision: nothing is lost by a power of two, underflow aside. A gain that is stored as gain minus one, w, becomes
 by (1 + w) - 1, which is rounded. A piece of a tensor is held at a time; neither torch nor transformers is imported.

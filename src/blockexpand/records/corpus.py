@@ -89,8 +89,6 @@ class SourceCounts:
     num_files: int = 0
     num_bytes: int = 0
     """Of the files, as they lie on the disk."""
-    content_digest: str = ""
-    """Over the words of all documents read, in order: what went in."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,8 +110,6 @@ class CorpusRecord:
     """Whether the documents are conversations, of which the assistant's turns are trained, or all."""
     sources: tuple[SourceCounts, ...]
     splits: dict[str, SplitCounts]
-    turn_end: int | None = None
-    """The token that closes an assistant's turn; a model trained on these chats is to be shipped with it as an end."""
     gap_tokens: int = 0
     """Where documents were too few for the splits, texts were cut, a span for each split with so many tokens between
     them left out; 0 = the splits hold whole documents."""

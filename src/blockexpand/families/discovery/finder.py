@@ -28,7 +28,7 @@ from blockexpand.families.discovery.trial_model import (
     random_model,
     run,
 )
-from blockexpand.families.family import NUMBER, Family
+from blockexpand.families.family import NUMBER, Family, tail_matches
 from blockexpand.records import from_plain
 
 TIE = "tie_word_embeddings"
@@ -184,8 +184,10 @@ class _Patterns:
     def __init__(self, found: _Found, bare: nn.Module, model: PreTrainedModel) -> None:
         self._found = found
         path = found.layout.module
-        self._own = [_tails(block) for block in bare.get_submodule(path).children()]
-        self._small = [_tails(block) for block in model.get_submodule(path).children()]
+        self._own, self._small = (
+            [[name for name, _ in block.named_parameters()] for block in one.get_submodule(path).children()]
+            for one in (bare, model)
+        )
         for i, small in enumerate(self._small):
             missing = {self._counted(i, t) for t in small} ^ {self._counted(i, t) for t in self._own[i]}
             if missing:
@@ -197,7 +199,7 @@ class _Patterns:
         patterns = self._found.names.order.get(memory)
         if patterns is None:
             return self._counted(block, tail)
-        return next(p for p in patterns if p == tail or p == _replaced(tail, _position(p)))
+        return next(p for p in patterns if tail_matches(p, tail))
 
     def _counted(self, block: int, tail: str) -> str:
         """The tail with `{n}` for a number that the sizes decide."""
@@ -213,20 +215,11 @@ class _Patterns:
         return tail
 
 
-def _tails(block: nn.Module) -> list[str]:
-    return [name for name, _ in block.named_parameters()]
-
-
 def _replaced(tail: str, position: int) -> str:
     parts = tail.split(".")
-    if not 0 <= position < len(parts) or not parts[position].isdigit():
+    if position >= len(parts) or not parts[position].isdigit():
         return tail
     return ".".join([*parts[:position], NUMBER, *parts[position + 1 :]])
-
-
-def _position(pattern: str) -> int:
-    parts = pattern.split(".")
-    return parts.index(NUMBER) if NUMBER in parts else -1
 
 
 def _choices(own: Sequence[Sequence[str]]) -> list[dict[str, Any]]:

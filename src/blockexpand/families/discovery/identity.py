@@ -67,14 +67,21 @@ def prove(model: PreTrainedModel, config: dict[str, Any], layout: Layout, family
     """
     expected = _answers(model)
     for sources in sayable(config, layout):
+        inserted = _inserted(model, config, sources, layout, family, silencers)
         deeper = random_model(layout.resized(config, sources))
-        _fill(deeper, model, layout.module, sources, silencers)
+        state = inserted.state_dict()
+        for name, tensor in deeper.state_dict().items():
+            if name not in state or state[name].shape != tensor.shape:
+                raise FamilyError(
+                    f"outside the blocks {name} changes with the depth: {list(tensor.shape)} in a deeper model"
+                )
+        deeper.load_state_dict(state)
         if not _same(expected, _answers(deeper)):
             raise FamilyError(
                 "a deeper model with silent copies of its blocks gives other logits, without a cache or through it: "
                 "its computation uses a block's index or the depth"
             )
-        if not _same(expected, _answers(_inserted(model, config, sources, layout, family, silencers))):
+        if not _same(expected, _answers(inserted)):
             raise FamilyError(
                 "a model in memory is another function after copies of its blocks were put in, though one that is "
                 "built so deep is not: its blocks keep their index where it cannot be renumbered"
@@ -122,24 +129,3 @@ def _inserted(
     set_config(deeper, family, {key: entries[key] for key in (*layout.lists, layout.depth_key)})
     put_stack(deeper, family, blocks)
     return deeper
-
-
-@torch.no_grad()
-def _fill(
-    deeper: PreTrainedModel, model: PreTrainedModel, path: str, sources: Sequence[int], silencers: Silencers
-) -> None:
-    """Give the deeper model its numbers: old tensors, and silent copies above the old blocks."""
-    old, new = model.state_dict(), {}
-    for name, tensor in deeper.state_dict().items():
-        position, _, tail = name.removeprefix(f"{path}.").partition(".")
-        inside = name.startswith(f"{path}.")
-        source = f"{path}.{sources[int(position)]}.{tail}" if inside else name
-        if source not in old or old[source].shape != tensor.shape:
-            raise FamilyError(
-                f"outside the blocks {name} changes with the depth: {list(tensor.shape)} in a deeper model"
-            )
-        new[name] = old[source]
-        is_copy = inside and int(position) > 0 and sources[int(position) - 1] == sources[int(position)]
-        if is_copy and tail in silencers[sources[int(position)]]:
-            new[name] = torch.full_like(tensor, silencers[sources[int(position)]][tail])
-    deeper.load_state_dict(new)

@@ -65,11 +65,6 @@ def processor() -> str:
     return os.uname().machine
 
 
-def is_known() -> bool:
-    """Whether there is a filter for this processor."""
-    return processor() in _TABLES
-
-
 def build(machine: str) -> bytes:
     """The BPF program for `machine` (a key of the tables; KeyError otherwise), eight bytes an instruction."""
     table = _TABLES[machine]
