@@ -141,7 +141,7 @@ REFUSED = [
     (("plan", "{base}", "--blocks", "2", "--placement", "middle"), ("middle", "interleaved")),
     (("plan", "{base}", "--block", "2"), ("--block", "--blocks")),
     (("expnad", "{base}"), ("expnad", "expand")),
-    (("expand", "{base}", "{out}", "--plan", "plan.json", "--blocks", "2"), ("drop --blocks",)),
+    (("expand", "{base}", "{out}", "--plan", "plan.json", "--blocks", "2"), ("already says where",)),
     (("expand", "{base}", "{base}", "--blocks", "2"), ("is the base",)),
     (("verify", "{base}", "{base}"), ("blockexpand.json",)),
     (("prepare", "{texts}", "--tokenizer", "{base}", "--kind", "video", "--out", "{out}"), ("video", "code")),

@@ -160,6 +160,7 @@ def test_the_text_column_is_the_only_long_one_or_named(tmp_path: Path) -> None:
         look_into(Source(path=str(path)))
     assert look_into(source_of(f"{path}:context")).field == "context"
     assert source_of(path).field is None, "a file's whole name is no column"
+    assert source_of("hub:owner/name").path == "hub:owner/name"
     with pytest.raises(CorpusError, match="'body'.*question, context"):
         look_into(Source(path=str(path), field="body"))
     path = tmp_path / "strings.json"

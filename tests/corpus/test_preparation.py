@@ -119,6 +119,19 @@ def test_reading_ends_when_every_split_is_full(tmp_path: Path, model: Path) -> N
     assert record.splits["train"].num_tokens == 3000  # of each document three
 
 
+def test_long_documents_do_not_end_the_reading_before_there_are_enough_for_the_splits(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library of long modules was "4 documents are left", or cut in spans, where a limit was small."""
+    shares = {name: SplitRecipe(share=share, max_tokens=300) for name, share in (("train", 0.5), ("test", 0.5))}
+    monkeypatch.setattr("blockexpand.corpus.preparation._BATCH_CHARS", 5000)
+    texts = [" ".join(sentences(30, seed)) for seed in range(40)]
+    record = prepare(recipe_of(tmp_path, texts, splits=shares), model, tmp_path / "out")
+    assert record.gap_tokens == 0
+    assert 20 <= record.sources[0].num_read < 40
+    assert [split.num_documents for split in record.splits.values()] == [1, 1]
+
+
 @pytest.mark.parametrize("count", [5, 20, 301])
 def test_few_documents_are_enough_for_three_splits(tmp_path: Path, model: Path, count: int) -> None:
     write_texts(tmp_path / "a.jsonl", sentences(count, 7))

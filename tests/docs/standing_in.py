@@ -241,17 +241,19 @@ class Scratch:
         seed = len(list(self.folder.rglob("*")))  # sources differ, or they would be dropped as copies
         field = source.get("field", "text")
         rows = [{field: text} for text in prose(40, seed)]
-        if source["kind"] == "code":
+        if source.get("kind") == "code":
             self._link(path, self.ground.code)
-        elif source["kind"] == "parquet":
-            path = path if path.suffix else path / "part.parquet"
+        elif path.suffix == ".parquet":
             path.parent.mkdir(parents=True, exist_ok=True)
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
         else:
-            if source["kind"] == "chat":
+            if source["path"].startswith(CHATS):
                 rows = [{"messages": [talk("user", row[field]), talk("assistant", "yes")]} for row in rows]
-            write_packed(path, "".join(json.dumps(row) + "\n" for row in rows))
+            write_packed(path if path.suffix else path / "part.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
+
+CHATS = ("sharegpt/", "wizardlm-", "slimorca/", "metamath/", "evol-")
+"""How the paths of sources of chats begin."""
 
 RECIPE_NAMES = {"RECIPE.yaml": "recipes/post-pretrain-7b.yaml"}
 """Which recipe stands for a reader's own; its run lies beside that recipe's."""

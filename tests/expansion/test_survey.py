@@ -208,6 +208,13 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any])
         ({"hidden_size": 64}, "hidden_size 64"),
         ({"vocab_size": 95}, "vocab_size 95"),
         ({"intermediate_size": 40}, "intermediate_size 40"),
+        ({"num_key_value_heads": 1}, "num_key_value_heads 1"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads 3"),
+        ({"num_attention_heads": 0}, "num_attention_heads 0"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads 0"),
+        ({"rope_theta": float("nan")}, "rope_theta nan"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "rope_parameters.rope_theta 0"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps nan"),
     ],
 )
 def test_an_entry_that_the_weights_contradict_is_named(

@@ -112,7 +112,7 @@ sequence:
   num_train: 24
   num_test: 6
   tokens_per_task: 128
-  rows_per_step: 1
+  rows_per_step: 2
   methods:
     - {{name: packs, arm: {{kind: blocks}}, blocks: 1, per_task: true, lr: 1e-2}}
     - {{name: full, arm: {{kind: full}}, lr: 1e-3}}

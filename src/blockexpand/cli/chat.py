@@ -9,43 +9,39 @@ from typing import Annotated, Literal
 from cyclopts import Group, Parameter
 
 from blockexpand.cli.output import DEFAULTS, DONE, Shared
+from blockexpand.serving.sampling import Sampling
 
-Names = Annotated[list[Path] | None, Parameter(negative="")]
 Flag = Annotated[bool, Parameter(negative="")]
 
 
-@Parameter(name="*", group=Group("Answers", sort_key=50))
+@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Answers:
-    """How answers are drawn."""
+class Speaking:
+    """Who speaks, and where."""
 
-    max_tokens: int = 256
-    """Of an answer, at most."""
-    temperature: float = 0.7
-    """0 takes the likeliest token each time."""
-    top_p: float = 0.95
-    """Only the likeliest tokens that together have this probability."""
-    top_k: int = 0
-    """Only so many of the likeliest tokens; 0: all."""
-    seed: int | None = None
-    """For the same answers again."""
-    system: str = ""
-    """What the model is told first."""
+    pack: Annotated[list[Path] | None, Parameter(negative="")] = None
+    """A pack to put on the model; may be given several times."""
+    route: Literal["auto", "always"] = "always"
+    """always: all packs are on; auto: each turn (of `serve`, each request) the base answers, or the pack that finds
+    likelier what was said."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """What the weights are loaded as; auto: what the checkpoint has."""
+    device: str = "auto"
+    """Where the model runs: auto (the accelerator where there is one), cpu, or e.g. cuda."""
+    log: Path | None = None
+    """A file to append what is said to; without it nothing is kept."""
 
 
-DRAWN = Answers()
+ALL_PACKS, DRAWN = Speaking(), Sampling()
 
 
 def chat(
     model: str,
     *,
-    pack: Names = None,
-    route: Literal["auto", "always"] = "always",
     plain: Flag = False,
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
-    device: str = "auto",
-    log: Path | None = None,
-    answers: Annotated[Answers, Parameter(name="*")] = DRAWN,
+    system: str = "",
+    speaking: Annotated[Speaking, Parameter(name="*")] = ALL_PACKS,
+    sampling: Annotated[Sampling, Parameter(name="*", group=Group("Answers", sort_key=50))] = DRAWN,
     common: Shared = DEFAULTS,
 ) -> int:
     """Talk to a model in the terminal; /base answers as the base inside it. `serve` has a page for the same.
@@ -54,18 +50,10 @@ def chat(
     ----------
     model
         A model, expanded or not: a folder, a run, a GGUF file, or a hub id.
-    pack
-        A pack to put on the model; may be given several times.
-    route
-        always: all packs are on; auto: each turn the base answers, or the pack that finds likelier what was said.
     plain
         Complete text instead of talking, for models without a chat template.
-    dtype
-        What the weights are loaded as; auto: what the checkpoint has.
-    device
-        Where the model runs: auto (the accelerator where there is one), cpu, or e.g. cuda.
-    log
-        A file to append what is said to; without it nothing is kept.
+    system
+        What the model is told first.
     """
     import sys
 
@@ -74,19 +62,14 @@ def chat(
     from blockexpand import serving
     from blockexpand.serving.terminal import greet, typed
 
-    sampling = serving.Sampling(
-        max_tokens=answers.max_tokens,
-        temperature=answers.temperature,
-        top_p=answers.top_p,
-        top_k=answers.top_k,
-        seed=answers.seed,
+    speaker = serving.open_speaker(
+        model, speaking.pack or (), dtype=speaking.dtype, device=speaking.device, plain=plain
     )
-    speaker = serving.open_speaker(model, pack or (), dtype=dtype, device=device, plain=plain)
-    if route == "auto":
+    if speaking.route == "auto":
         speaker.check_route()
     console = Console()
-    conversation = serving.Conversation(speaker, sampling, system=answers.system, log=log)
-    conversation.routes = route == "auto"
+    conversation = serving.Conversation(speaker, sampling, system=system, log=speaking.log)
+    conversation.routes = speaking.route == "auto"
     if not sys.stdin.isatty():
         serving.talk(conversation, sys.stdin, console)
         return DONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,8 +15,30 @@ if TYPE_CHECKING:
     from blockexpand.records.expansion import Proof
     from blockexpand.records.plan import Plan
 
-Placement = Literal["interleaved", "prefix", "suffix"]
-Init = Literal["identity", "copy", "random"]
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """Where new blocks go, and how they start."""
+
+    blocks: int | None = None
+    """How many new blocks."""
+    placement: Literal["interleaved", "prefix", "suffix"] = "interleaved"
+    """interleaved: spread over the stack as the paper does; prefix: below block 0; suffix: above the last."""
+    per_group: int = 1
+    """New blocks in one place, when interleaved: copies of each group's top blocks."""
+    after: str | None = None
+    """Instead of --blocks: a new block on top of each of these, e.g. 3,7,11; -1 is below block 0."""
+    init: Literal["identity", "copy", "random"] = "identity"
+    """identity: new blocks start silent, so that nothing changes; copy and random are ablations: nothing is silenced,
+    or matrices are drawn anew."""
+
+    def plan(self, base: str) -> Plan:
+        """The plan for a model."""
+        from blockexpand import expansion
+
+        how = {"placement": self.placement, "per_group": self.per_group, "init": self.init}
+        return expansion.plan(base, self.blocks, after=_positions(self.after), **how)
 
 
 def _positions(text: str | None) -> tuple[int, ...] | None:
@@ -27,14 +50,13 @@ def _positions(text: str | None) -> tuple[int, ...] | None:
         raise UsageError(f"--after {text!r} is not a list of blocks; expected numbers like --after 3,7,11") from None
 
 
+AS_ASKED = Growth()
+
+
 def plan(
     base: str,
     *,
-    blocks: int | None = None,
-    placement: Placement = "interleaved",
-    per_group: int = 1,
-    after: str | None = None,
-    init: Init = "identity",
+    growth: Annotated[Growth, Parameter(name="*")] = AS_ASKED,
     out: Path | None = None,
     all_blocks: Annotated[bool, Parameter(name="--all", negative="")] = False,
     common: Shared = DEFAULTS,
@@ -45,17 +67,6 @@ def plan(
     ----------
     base
         The model: a folder, or a hub id like org/name.
-    blocks
-        How many new blocks.
-    placement
-        interleaved: spread over the stack as the paper does; prefix: below block 0; suffix: above the last.
-    per_group
-        New blocks in one place, when interleaved: copies of each group's top blocks.
-    after
-        Instead of --blocks: a new block on top of each of these, e.g. 3,7,11; -1 is below block 0.
-    init
-        identity: new blocks start silent, so that nothing changes; copy and random are ablations: nothing is silenced,
-        or matrices are drawn anew.
     out
         Save the plan here, e.g. plan.json.
     all_blocks
@@ -63,7 +74,7 @@ def plan(
     """
     from blockexpand import expansion
 
-    made = expansion.plan(base, blocks, placement=placement, after=_positions(after), per_group=per_group, init=init)
+    made = growth.plan(base)
     if out is not None:
         made.save(out)
     show(common, made, lambda: expansion.draw(made, show_all=all_blocks))
@@ -75,11 +86,7 @@ def expand(
     out: Path,
     *,
     plan: Path | None = None,
-    blocks: int | None = None,
-    placement: Placement = "interleaved",
-    per_group: int = 1,
-    after: str | None = None,
-    init: Init = "identity",
+    growth: Annotated[Growth, Parameter(name="*")] = AS_ASKED,
     overwrite: bool = False,
     prove: bool = False,
     digest: bool = True,
@@ -94,17 +101,7 @@ def expand(
     out
         The folder to write; it appears whole or not at all.
     plan
-        A saved plan; without one, it is made from the options below.
-    blocks
-        How many new blocks.
-    placement
-        interleaved, prefix or suffix; see `blockexpand plan --help`.
-    per_group
-        New blocks in one place, when interleaved.
-    after
-        Instead of --blocks: a new block on top of each of these, e.g. 3,7,11.
-    init
-        identity, copy or random; see `blockexpand plan --help`.
+        A saved plan; without one, it is made by the options that `blockexpand plan` has, too.
     overwrite
         Replace the folder, if blockexpand made it.
     prove
@@ -114,22 +111,14 @@ def expand(
     """
     from blockexpand import expansion
 
-    chosen = plan if plan is not None else _plan_from_options(base, (blocks, placement, per_group, after), init)
-    if plan is not None and (blocks is not None or after is not None):
-        raise UsageError(f"--plan {plan} already says where the new blocks go; drop --blocks and --after")
+    if plan is not None and growth != AS_ASKED:
+        raise UsageError(f"--plan {plan} already says where the new blocks go; expected no other word of it; drop one")
+    chosen = plan if plan is not None else growth.plan(base)
     record = expansion.expand(base, out, chosen, overwrite=overwrite, prove=prove, digest=digest)
     made = record.plan
     text = f"{out}: {made.num_blocks} blocks, {len(made.new_blocks)} of them new ({_list(made)})"
     show(common, record, text + (_proof_text(record.proof) if record.proof else ""))
     return DONE
-
-
-def _plan_from_options(base: str, options: tuple[int | None, Placement, int, str | None], init: Init) -> Plan:
-    from blockexpand import expansion
-
-    blocks, placement, per_group, after = options
-    where = _positions(after)
-    return expansion.plan(base, blocks, placement=placement, after=where, per_group=per_group, init=init)
 
 
 def _list(made: Plan) -> str:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Group, Parameter
 
+from blockexpand.cli.chat import ALL_PACKS, Speaking
 from blockexpand.cli.output import DEFAULTS, DONE, Common, Shared
-
-Names = Annotated[list[Path] | None, Parameter(negative="")]
 
 
 @Parameter(name="*", group=Group("Address", sort_key=50))
@@ -33,12 +31,8 @@ HERE = Address()
 def serve(
     model: str,
     *,
-    pack: Names = None,
-    route: Literal["auto", "always"] = "always",
     name: str | None = None,
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
-    device: str = "auto",
-    log: Path | None = None,
+    speaking: Annotated[Speaking, Parameter(name="*")] = ALL_PACKS,
     address: Annotated[Address, Parameter(name="*")] = HERE,
     common: Shared = DEFAULTS,
 ) -> int:
@@ -48,19 +42,8 @@ def serve(
     ----------
     model
         A model, expanded or not: a folder, a run, a GGUF file, or a hub id.
-    pack
-        A pack to put on the model; may be given several times.
-    route
-        Who answers under the model's own name. always: all packs are on; auto: for each request the base, or the pack
-        that finds likelier what was said. The name `auto` always does the latter.
     name
         What the model is called; its folder's name unless given.
-    dtype
-        What the weights are loaded as; auto: what the checkpoint has.
-    device
-        Where the model runs: auto (the accelerator where there is one), cpu, or e.g. cuda.
-    log
-        A file to append questions and answers to; without it nothing is kept.
     """
     from blockexpand import serving
     from blockexpand.cli.main import secret
@@ -69,10 +52,17 @@ def serve(
 
     require("serve")
     key = secret(address.key_variable) if address.key_variable is not None else None
-    service = serving.Service(host=address.host, port=address.port, name=name, routes=route == "auto", key=key, log=log)
-    if log is not None:
-        keep(log, None)  # before a model is loaded
-    speaker = serving.open_speaker(model, pack or (), dtype=dtype, device=device, plain=True)
+    service = serving.Service(
+        host=address.host,
+        port=address.port,
+        name=name,
+        routes=speaking.route == "auto",
+        key=key,
+        log=speaking.log,
+    )
+    if speaking.log is not None:
+        keep(speaking.log, None)  # before a model is loaded
+    speaker = serving.open_speaker(model, speaking.pack or (), dtype=speaking.dtype, device=speaking.device, plain=True)
     if service.is_open:
         print(
             f"blockexpand: anyone who reaches {service.host}:{service.port} may use the model; --key-variable NAME "

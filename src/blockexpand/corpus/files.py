@@ -201,7 +201,7 @@ def _names_in(source: Source) -> tuple[str | None, list[str]]:
         names = [name for name in found if not _is_hidden(name) and (not library or _is_library(name))]
     elif glob.has_magic(root):
         root, names = "", [name for name in glob.iglob(root, recursive=True) if os.path.isfile(name)]
-    elif root.count("/") == 1 and not root.startswith((".", "/")) and not _ending(root):
+    elif root.count("/") == 1 and all(root.split("/")) and not root.startswith(".") and not _ending(root):
         return None, []
     else:
         raise CorpusError(f"there is no {root}; expected a file, a folder, a glob or a data set (owner/name)")

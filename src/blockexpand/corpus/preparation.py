@@ -29,7 +29,7 @@ from blockexpand.corpus.packing import Piece, pack, pieces_of
 from blockexpand.corpus.recipe import PrepareRecipe, Source, make_recipe
 from blockexpand.corpus.rows import Shape, split_counts, write_shard
 from blockexpand.corpus.shards import Shards, ShardWriter, SourceState, StoredTokens, locked
-from blockexpand.corpus.splits import GAP_TOKENS, can_be_cut, spans_of, split_documents
+from blockexpand.corpus.splits import ENOUGH_DOCUMENTS, GAP_TOKENS, can_be_cut, spans_of, split_documents
 from blockexpand.corpus.tokenizer import Encoded, Encoder, embeddings_of, ends_of, load_tokenizer, tokenizer_digest
 from blockexpand.digests import digest_json
 from blockexpand.errors import CorpusError
@@ -175,6 +175,7 @@ class _Preparation:
         self._evaluation: EvaluationTexts | None = None
         self._tokens: Counter[str] = Counter()
         """Encoded so far, of each split by its share."""
+        self._num_documents = 0
         self._borders = np.cumsum([split.share for split in recipe.splits.values()])[:-1]
 
     def begin(self, *, overwrite: bool, resume: bool) -> None:
@@ -322,14 +323,19 @@ class _Preparation:
             self._count(one.position, len(tokens.tokens_A))
 
     def _count(self, position: float, length: int) -> None:
-        """Count a document's tokens for the split in whose share it lies, as many as that takes of one."""
+        """Count a document, and its tokens for the split in whose share it lies, as many as that takes of one."""
+        self._num_documents += 1
         name = list(self._recipe.splits)[int(np.searchsorted(self._borders, position, side="right"))]
         self._tokens[name] += min(length, self._recipe.splits[name].max_document_tokens or length)
 
     def _is_full(self, source: Source) -> bool:
-        """Whether every split that is written has what it can hold; weights need all that a source has."""
+        """Whether every split that is written has what it can hold; weights need all that a source has.
+
+        Several splits need documents enough, however long the first ones are.
+        """
         recipe = self._recipe
-        if source.epochs is not None or source.share is not None:
+        few = len(recipe.splits) > 1 and self._num_documents < ENOUGH_DOCUMENTS
+        if few or source.epochs is not None or source.share is not None:
             return False
         limits = {name: split.max_tokens for name, split in recipe.splits.items() if split.write}
         return all(limit is not None and self._tokens[name] >= limit for name, limit in limits.items())

@@ -147,7 +147,7 @@ def source_of(given: str | Path | Source) -> Source:
     if isinstance(given, Source):
         return given
     path, colon, column = str(given).rpartition(":")
-    if not colon or os.path.exists(str(given)):
+    if not colon or "/" in column or os.path.exists(str(given)):
         return Source(path=str(given))
     return Source(path=path, field=column)
 

@@ -17,7 +17,8 @@ from blockexpand.corpus.recipe import SplitRecipe
 from blockexpand.errors import CorpusError
 
 LEAST_DOCUMENTS = 5
-_ENOUGH_DOCUMENTS = 20
+ENOUGH_DOCUMENTS = 20
+"""Of fewer, the long ones are cut."""
 _WANTED_DOCUMENTS = 8
 """In every split but the first, as far as that is at most a tenth of all there are."""
 _LARGEST_SHARE = 0.1
@@ -74,7 +75,7 @@ def _by_rank(positions_D: np.ndarray, shares: list[float], least: list[int]) -> 
 
 def can_be_cut(lengths_D: np.ndarray, splits: Mapping[str, SplitRecipe], *, chats: bool) -> bool:
     """Whether there are so few texts that the long ones are cut, a span for each split."""
-    few = LEAST_DOCUMENTS <= len(lengths_D) < _ENOUGH_DOCUMENTS
+    few = LEAST_DOCUMENTS <= len(lengths_D) < ENOUGH_DOCUMENTS
     return few and not chats and len(splits) > 1 and bool((lengths_D >= _LEAST_CUT_TOKENS).any())
 
 

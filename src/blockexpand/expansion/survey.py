@@ -2,16 +2,18 @@
 
 In: an opened checkpoint. Out: a frozen `Survey`. Refused: tensors the family does not have, by name; a number of blocks
 in the weights that is not the config's; blocks of one kind that differ from each other; weights that are not floats;
-tensors of other sizes than the config's entries give: which entry gives which size is data
-(`families/data/common.toml`). No tensor's bytes are read.
+numbers in the config that no model can have (NaN, no heads), and tensors of other sizes than its entries give: which
+entry gives which size is data (`families/data/common.toml`). No tensor's bytes are read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from blockexpand.checkpoint import Checkpoint, TensorEntry, compare_tensors
 from blockexpand.digests import digest_json
@@ -23,6 +25,10 @@ from blockexpand.units import FLOATS
 _SPELLED = 8
 """How many block indices an error lists."""
 _FP8 = "F8_E4M3"
+_HEADS, _KEY_HEADS = "num_attention_heads", "num_key_value_heads"
+_COUNTS = (_HEADS, _KEY_HEADS, "hidden_size", "intermediate_size", "vocab_size", "head_dim", "num_experts")
+_GATED_QUERIES = ("qwen3_next",)
+"""Their q_proj also gives a gate, so it is twice as wide (transformers 5.24, modeling_qwen3_next.py)."""
 
 
 def started(kinds: Sequence[BlockKind], init: Init) -> tuple[BlockKind, ...]:
@@ -69,6 +75,7 @@ def survey(checkpoint: Checkpoint) -> Survey:
     where = checkpoint.source
     family = family_for(checkpoint.config, where, checkpoint.tensors)
     depth = family.depth(checkpoint.config)
+    _check_numbers(family, checkpoint.config, where)
     blocks, outer = _sort(family, checkpoint)
     _check_outer(family, checkpoint, outer)
     _check_depth(family, checkpoint, blocks)
@@ -240,6 +247,37 @@ def _place_of(checkpoint: Checkpoint, name: str) -> str:
     return f"{checkpoint.source}: the tensor {name!r} in {checkpoint.tensors[name].file}"
 
 
+def _check_numbers(family: Family, config: dict[str, Any], where: str) -> None:
+    """Refuse numbers that no model can have.
+
+    Raises:
+        PlanError: the first entry that holds one.
+    """
+    for path, value in _numbers(config, ""):
+        if math.isnan(value) or (path.rpartition(".")[2] == "rope_theta" and value <= 0):
+            raise _disagreement(where, path, value, "a number above 0")
+    text = family.text(config)
+    for key in _COUNTS:
+        value = text.get(key)
+        if value is not None and type(value) is int and value < 1 and not (key == "num_experts" and value == 0):
+            raise _disagreement(where, key, value, "1 or more")
+    heads, key_heads = text.get(_HEADS), text.get(_KEY_HEADS)
+    if type(heads) is int and type(key_heads) is int and heads % key_heads:
+        raise _disagreement(where, _KEY_HEADS, key_heads, f"a divisor of {_HEADS} {heads}")
+
+
+def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
+    """Every number with a point in it (JSON's NaN is one), by its path; ints only for `rope_theta`."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item, path)
+    elif isinstance(value, float) or (type(value) is int and path.endswith("rope_theta")):
+        yield path, float(value)
+
+
 def _check_shapes(family: Family, checkpoint: Checkpoint) -> None:
     """Refuse tensors whose sizes are not those that the config gives.
 
@@ -262,6 +300,23 @@ def _check_shapes(family: Family, checkpoint: Checkpoint) -> None:
                         f"{_place_of(checkpoint, name)} has the shape {list(entry.shape)}, and config.json says {key} "
                         f"{text[key]}; expected {found} there; use config and weights of the same model"
                     )
+    _check_heads(family, checkpoint, text)
+
+
+def _check_heads(family: Family, checkpoint: Checkpoint, text: dict[str, Any]) -> None:
+    """Queries and keys are as wide as their numbers of heads, whatever the width of one."""
+    heads, key_heads = text.get(_HEADS), text.get(_KEY_HEADS)
+    if type(heads) is not int or type(key_heads) is not int or family.name in _GATED_QUERIES:
+        return
+    for block in range(family.depth(checkpoint.config)):
+        query, key = (checkpoint.tensors.get(family.name_of(block, f"self_attn.{n}_proj.weight")) for n in ("q", "k"))
+        if query and key and query.shape[0] * key_heads != key.shape[0] * heads:
+            name = family.name_of(block, "self_attn.k_proj.weight")
+            raise PlanError(
+                f"{_place_of(checkpoint, name)} has the shape {list(key.shape)}, and config.json says "
+                f"{_KEY_HEADS} {key_heads} beside {_HEADS} {heads}, and queries {query.shape[0]} rows; expected as "
+                "many rows a head; use config and weights of the same model"
+            )
 
 
 def refuse_untied(family: Family, checkpoint: Checkpoint) -> None:
@@ -280,3 +335,7 @@ def refuse_untied(family: Family, checkpoint: Checkpoint) -> None:
                 f"{_place_of(checkpoint, tied.tensor)} is not {tied.source!r}, and config.json says {tied.switch} "
                 f"true; expected one tensor, or two that are equal; set {tied.switch} to false if the model has both"
             )
+
+
+def _disagreement(where: str, key: str, value: object, expected: str) -> PlanError:
+    return PlanError(f"{where}: config.json has {key} {value!r}; expected {expected}; mend the base's config.json")

@@ -15,7 +15,7 @@ class Sampling:
     """Of an answer, at most."""
 
     temperature: float = 0.7
-    """0 takes the likeliest token each time; less than a hundredth would divide logits beyond what floats hold."""
+    """0 takes the likeliest token each time; otherwise 0.01 to 2."""
 
     top_p: float = 0.95
     """Only the likeliest tokens that together have this probability."""
@@ -24,7 +24,7 @@ class Sampling:
     """Only so many of the likeliest tokens; 0: all."""
 
     seed: int | None = None
-    """The same seed gives the same answer again; none: a new one each time."""
+    """For the same answers again; none: new ones each time."""
 
     def __post_init__(self) -> None:
         """ChatError for values that mean nothing."""
