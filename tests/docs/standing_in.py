@@ -38,6 +38,7 @@ STAND_INS = {
     "records": "records/base",
     "pack": "packs/code packs/law",
     "code": "src",
+    "pages": ".venv",
     "text": "general.jsonl freelaw/*.jsonl.zst",
     "benchmarks": "data",
     "config": "CONFIG.json",
@@ -140,6 +141,14 @@ class Ground:
         return self.folder / "code"
 
     @functools.cached_property
+    def pages(self) -> Path:
+        for number, text in enumerate(sentences(400, 8)):
+            path = self.folder / "pages" / f"page{number}.md"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return self.folder / "pages"
+
+    @functools.cached_property
     def text(self) -> Path:
         write_rows(self.folder / "text.jsonl", [{"text": text} for text in sentences(600, 7)])
         return self.folder / "text.jsonl"
@@ -201,7 +210,13 @@ class Scratch:
         """A file that a page shows under its name."""
         path = self.folder / title
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text if path.suffix not in (".yaml", ".yml") else yaml.safe_dump(smaller(yaml.safe_load(text))))
+        if path.suffix not in (".yaml", ".yml"):
+            path.write_text(text)
+            return
+        plain = yaml.safe_load(text)
+        path.write_text(yaml.safe_dump(smaller(plain)))
+        for source in plain.get("sources", []):
+            self._put(source["path"])
 
     def _put(self, name: str) -> None:
         path = self.folder / name

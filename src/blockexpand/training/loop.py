@@ -296,6 +296,7 @@ class Loop:
         total, domain_places, positions = (
             int(number) for number in self.world.total([float(sum(counted)), float(domain_places), float(positions)])
         )
+        total = max(1, total)  # rows of which nothing counts: of long questions whose answers were cut off
         on_device = []
         for number, one in enumerate(passes):
             if number and self._stops(stopping):
