@@ -142,7 +142,7 @@ class Ground:
 
     @functools.cached_property
     def pages(self) -> Path:
-        for number, text in enumerate(sentences(400, 8)):
+        for number, text in enumerate(sentences(1500, 8)):
             path = self.folder / "pages" / f"page{number}.md"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
