@@ -36,25 +36,15 @@ def test_an_empty_folder_is_filled(tiny_base: MakeBase, tmp_path: Path):
     assert (tmp_path / "out" / "blockexpand.json").is_file()
 
 
-@pytest.mark.parametrize(
-    ("output", "words"),
-    [
-        ("base", "is the base itself"),
-        ("base/../base", "is the base itself"),
-        ("link", "is the base itself"),
-        ("base/deeper", "is inside the base"),
-        ("link/deeper/still", "is inside the base"),
-        (".", "contains the base"),
-    ],
-)
+@pytest.mark.parametrize("output", ["base", "base/../base", "link", "base/deeper", "link/deeper/still", "."])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_the_base_is_never_written_to(own_base: MakeBase, tmp_path: Path, output: str, words: str, overwrite: bool):
+def test_the_base_is_never_written_to(own_base: MakeBase, tmp_path: Path, output: str, overwrite: bool):
     base = own_base("llama")
     (base / "blockexpand.json").write_text("{}")  # so that only this check stands in the way
     (tmp_path / "blockexpand.json").write_text("{}")
     (tmp_path / "link").symlink_to(base)
     before = tree(tmp_path)
-    with pytest.raises(ExpansionError, match=words) as raised:
+    with pytest.raises(ExpansionError) as raised:
         expand(base, tmp_path / output, plan(base, 2), overwrite=overwrite)
     assert str(tmp_path / output) in str(raised.value)
     assert tree(tmp_path) == before

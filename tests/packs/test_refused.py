@@ -254,10 +254,10 @@ def test_a_folder_changed_since(ground: PackGround, tmp_path: Path, out: Path):
 
 def test_outputs_that_touch_what_they_are_made_from(ground: PackGround, tmp_path: Path):
     base = copy(ground.base, tmp_path / "base")
-    with pytest.raises(ExpansionError, match="is inside the base"):
+    with pytest.raises(ExpansionError, match="is the base"):
         attach_on_disk(base, [ground.packs["code"]], base / "out")
     folder = copy(ground.trained["code"], tmp_path / "trained")
-    with pytest.raises(ExpansionError, match="is the base itself"):
+    with pytest.raises(ExpansionError, match="is the base"):
         detach_on_disk(folder, folder)
     with pytest.raises(PackError, match=r"has no pack 'code'; .*it holds none; leave the name out"):
         detach_on_disk(folder, tmp_path / "out", ["code"])
