@@ -175,10 +175,10 @@ def at(domain: float, rise: float) -> Measurement:
 
 
 def test_outside_the_budget_the_smallest_rise_is_kept_until_one_is_inside() -> None:
-    assert is_better(at(5.0, 0.2), at(4.0, 0.3), 0.01)
-    assert not is_better(at(3.0, 0.4), at(4.0, 0.3), 0.01)
-    assert is_better(at(5.0, 0.01), at(4.0, 0.3), 0.01)
-    assert not is_better(at(3.0, 0.3), at(4.0, 0.01), 0.01)
+    assert is_better(at(5.0, 0.2), at(4.0, 0.3), 0.01, None)
+    assert not is_better(at(3.0, 0.4), at(4.0, 0.3), 0.01, None)
+    assert is_better(at(5.0, 0.01), at(4.0, 0.3), 0.01, None)
+    assert not is_better(at(3.0, 0.3), at(4.0, 0.01), 0.01, None)
 
 
 def test_a_block_without_one_down_projection_is_refused() -> None:

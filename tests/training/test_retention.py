@@ -8,7 +8,14 @@ import torch
 
 from blockexpand.records.run import Measurement
 from blockexpand.training.budget import rise_of
-from blockexpand.training.retention import adapted_weight, budget_used, is_better, put_scale, tightened_weight
+from blockexpand.training.retention import (
+    adapted_weight,
+    budget_used,
+    is_better,
+    put_scale,
+    scaled_loss,
+    tightened_weight,
+)
 
 
 def at(step: int, domain: float, rise: float | None) -> Measurement:
@@ -19,17 +26,18 @@ def test_the_lowest_domain_loss_inside_the_budget_is_shipped() -> None:
     best = None
     curve = [at(0, 5.0, 0.0), at(1, 4.0, 0.009), at(2, 3.0, 0.02), at(3, 3.5, 0.01), at(4, 3.6, -0.5)]
     for measured in curve:
-        best = measured if is_better(measured, best, 0.01) else best
+        best = measured if is_better(measured, best, 0.01, None) else best
     assert best == curve[3]
 
 
 def test_without_a_budget_the_latest_is_shipped() -> None:
-    assert is_better(at(2, 9.0, 0.5), at(1, 3.0, 0.0), None)
+    assert is_better(at(2, 9.0, 0.5), at(1, 3.0, 0.0), None, None)
 
 
 def test_a_loss_that_is_not_a_number_is_never_better() -> None:
-    assert not is_better(at(1, float("nan"), 0.0), at(0, 5.0, 0.0), 0.01)
-    assert not is_better(at(1, 4.0, float("nan")), at(0, 5.0, 0.0), 0.01)
+    for base in (None, 5.0):
+        assert not is_better(at(1, float("nan"), 0.0), at(0, 5.0, 0.0), 0.01, base)
+        assert not is_better(at(1, 4.0, float("nan")), at(0, 5.0, 0.0), 0.01, base)
 
 
 @pytest.mark.parametrize(
@@ -52,10 +60,21 @@ def test_a_step_far_outside_is_answered_at_once(weight: float, kl: float, expect
     assert tightened_weight(weight, kl, 0.03) == expected
 
 
+def used(step: int, domain: float, share: float) -> Measurement:
+    return Measurement(step=step, domain=domain, general=2.0, rise=0.0, budget_used=share)
+
+
 def test_the_foreseen_bound_decides_where_there_is_one() -> None:
-    inside, outside = (Measurement(step=1, domain=4.0, general=2.0, rise=0.0, budget_used=used) for used in (0.9, 1.1))
-    assert is_better(inside, at(0, 5.0, 0.0), 0.01)
-    assert not is_better(outside, at(0, 5.0, 0.0), 0.01)
+    assert is_better(used(1, 4.0, 0.9), at(0, 5.0, 0.0), 0.01, None)
+    assert not is_better(used(1, 4.0, 1.1), at(0, 5.0, 0.0), 0.01, None)
+
+
+def test_what_can_be_scaled_is_chosen_by_what_scaling_leaves_of_it() -> None:
+    inside, a_little_out, far_out = used(4, 4.5, 0.5), used(8, 4.0, 1.21), used(12, 3.5, 100.0)
+    assert is_better(a_little_out, inside, 0.01, 5.0)  # 1 / 1.1 of a gain of 1, over a gain of 0.5
+    assert not is_better(far_out, inside, 0.01, 5.0)  # a tenth of 1.5
+    assert scaled_loss(a_little_out, 0.01, 5.0) == pytest.approx(5.0 - 1 / 1.1)
+    assert not is_better(used(4, 25.7, 300.0), at(0, 5.0, 0.0), 0.01, 5.0)
 
 
 def test_a_budget_is_used_up_sooner_on_fewer_documents() -> None:

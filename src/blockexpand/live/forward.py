@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, masking_utils
 
 from blockexpand.errors import TrainingError
-from blockexpand.live.loss import linear_losses
+from blockexpand.live.loss import Reference, linear_losses
 from blockexpand.live.parts import decoder_of, head_of, served_family
 
 # B = rows of a batch, T = tokens of a row, R = positions that count, D = hidden size, V = vocabulary, N = documents,
@@ -128,10 +128,34 @@ def check_head(model: PreTrainedModel, batch: RowBatch) -> None:
 
 def cross_entropies(model: PreTrainedModel, batch: RowBatch) -> Tensor:
     """The cross-entropy in nats of every token that counts, float32 [R], without a gradient."""
+    return _answers(model, batch)[1]
+
+
+def base_answers(model: PreTrainedModel, batch: RowBatch) -> tuple[Tensor, Reference]:
+    """The same of a base, float32 [R], and what `divergences` holds another model against."""
+    hidden_RD, ce_R, _ = _answers(model, batch)
+    head = head_of(model)
+    if head.weight_VD.requires_grad:  # it will have changed by then
+        head = dataclasses.replace(
+            head,
+            weight_VD=head.weight_VD.detach().clone(),
+            bias_V=None if head.bias_V is None else head.bias_V.detach().clone(),
+        )
+    return ce_R, Reference(hidden_GD=hidden_RD, head=head, weight_G=torch.zeros_like(ce_R))
+
+
+def divergences(model: PreTrainedModel, batch: RowBatch, base: Reference) -> Tensor:
+    """KL(base || model) in nats where a token that counts is predicted, float32 [R], without a gradient."""
+    return _answers(model, batch, base)[2]
+
+
+def _answers(model: PreTrainedModel, batch: RowBatch, base: Reference | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The hidden states that predict what counts [R, D], their cross-entropies [R] and KLs [R]."""
     with torch.no_grad():
         hidden_RD = batch.predicting(hidden_states(model, batch))
         weight_R = torch.ones(len(hidden_RD), device=hidden_RD.device)
-        return linear_losses(hidden_RD, head_of(model), batch.targets_R, weight_R)[1]
+        _, ce_R, kl_R = linear_losses(hidden_RD, head_of(model), batch.targets_R, weight_R, base)
+        return hidden_RD, ce_R, kl_R
 
 
 # --- documents apart -------------------------------------------------------------------------------------

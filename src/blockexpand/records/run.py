@@ -101,7 +101,8 @@ class DataSettings:
     general_kind: str = dataclasses.field(default="general", metadata=WRITTEN_WHEN_SET)
     """What kind of text it is, in the budget's statement."""
     more_general: dict[str, str] = dataclasses.field(default_factory=dict, metadata=WRITTEN_WHEN_SET)
-    """Further kinds of general text (code, chats), a prepared folder each: rehearsed and kept like the first."""
+    """Further kinds of general text (code, chats), a prepared folder each: rehearsed and kept like the first. Kinds
+    called `own prose` and `own chats` are what the base wrote itself, whose rise is measured as the KL to the base."""
     domain_split: str = "train"
     general_split: str = REPLAY
     """What is rehearsed; `replay` is `train` in a folder that has no such split."""

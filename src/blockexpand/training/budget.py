@@ -1,15 +1,17 @@
 """The budget as a contract: how much general loss rose at most, and how much of what was learnt stays inside.
 
 In: per-document sums of loss, of the base and of the model, on documents that steered nothing. Out: an upper confidence
-bound of the rise; and, by walking up a fixed sequence of scales until one fails, the scales that may be shipped.
+bound of the rise; and the largest scale of what was learnt at which that bound is inside the budget.
 Knows neither torch nor files. Refused: fewer documents than the bound's level stands for.
 
-The rise is one of sums, sum(now) / sum(base) - 1: documents are the units, weighed by their tokens. Scales are tested
-in an order fixed beforehand, and the walk ends at the first failure (learn-then-test with fixed-sequence testing:
-Angelopoulos et al. 2021, arXiv 2110.01052, section 4; Bauer 1991). Let s be the first scale in that order that is
-truly outside: anything outside is shipped only if the test at s passes, which happens with probability 1 - level at
-most, however many scales follow. With several kinds of text a scale passes only where all of them do: if one is outside
-at s, its own test has to fail to see it, so the level holds for all together, uncorrected (Berger 1982).
+The rise is one of sums, sum(now) / sum(base) - 1: documents are the units, weighed by their tokens. The more of what
+was learnt is put on the model, the larger its rise and the bound of it; where this is so, looking at several scales
+costs nothing of the level, in whatever order they are looked at (risk-controlling sets: Bates et al. 2021, arXiv
+2101.02703, section 2.3). Let s be the smallest scale that is truly outside. One that is larger passes only if the bound
+at s is inside, too, which it is with probability 1 - level at most. That the bound rises is seen, not trusted: every
+look is in the record, and nothing above a scale that failed is shipped. With several kinds of text a scale passes only
+where all of them do: if one is outside at s, its own bound has to fail to see it, so the level holds for all together,
+uncorrected (Berger 1982).
 """
 
 from __future__ import annotations
@@ -33,9 +35,14 @@ _WORST_COUNTS = 3
 documents it covers 0.97 of samples where Student's t covers 0.86 and the studentised bootstrap 0.89."""
 LEAST_DOCUMENTS = 50
 """With fewer the bound covers less often than its level says where one document in twenty rises much (the same)."""
-SCALES = (0.5, 0.8, 1.0, 1.2)
-"""The sequence, upwards, over the scale that is aimed at: few, because each costs a pass over the documents."""
 _SMALLEST_AIM = 0.05
+_MOST_LOOKS = 6
+_MARGIN = 0.97
+"""Of the scale at which a bound that grows with the scale's square would be the budget: what is looked at next."""
+_WORTH = 1.06
+"""A larger scale is looked at only if it is larger by this: a look costs a pass over all the documents."""
+_LARGEST = 1.5
+"""Beyond what was trained, what is put on is a guess: only as far as that."""
 _MOST_NEEDED = 10_000_000
 
 
@@ -107,14 +114,12 @@ class Rise:
         return max(high, LEAST_DOCUMENTS)
 
 
-def scales_around(used: float) -> tuple[float, ...]:
-    """The sequence of scales for a run whose steering rows use so much of the budget.
+def scale_inside(used: float) -> float:
+    """The scale at which a run is foreseen to be inside, by the share of the budget that it uses as it is.
 
-    The rise grows with the square of what is written. None of the documents that test the scales is in a steering row,
-    so the sequence is fixed before anything of them was seen.
+    The rise grows with the square of what is written.
     """
-    aim = 1.0 if used <= 1 else max(used**-0.5, _SMALLEST_AIM)
-    return tuple(float(f"{aim * scale:.3g}") for scale in SCALES)
+    return 1.0 if used <= 1 else max(used**-0.5, _SMALLEST_AIM)
 
 
 def rise_of(base_N: np.ndarray, now_N: np.ndarray) -> Rise:
@@ -186,52 +191,67 @@ def state(
     )
 
 
-def walk_up(
+def find_scale(
     base: Mapping[str, DocumentSums],
     budgets: Mapping[str, float],
     measure: Callable[[float], Measured],
     *,
-    scales: Sequence[float],
+    aim: float,
     level: float = LEVEL,
 ) -> BudgetStatement:
-    """Try the scales in their order until one is outside, and choose among those that passed.
+    """Look for the largest scale inside, and choose among those that passed.
 
-    Of these the one with the lowest domain loss is chosen (the last one, where the domain is not measured). Scale 0 in
-    the statement: the first one failed, so the base is all that can be shipped; its texts say what was seen there.
+    Of these the one with the lowest domain loss is chosen (the largest, where the domain is not measured). Scale 0 in
+    the statement: none passed, so the base is all that can be shipped; its texts say what was seen at the smallest.
 
     Args:
         base: Of each kind of text the base's documents.
         budgets: How much each may rise, as a share.
         measure: Puts a scale on the model and measures it.
-        scales: The sequence, fixed before anything of these documents was seen.
+        aim: The scale to look at first.
         level: The level of confidence.
 
     Raises:
         TrainingError: as `rise_of`.
     """
-    passed: list[tuple[BudgetStatement, float | None]] = []
-    tried: list[ScaleTried] = []
-    for scale in scales:
-        if passed and scale == scales[-1]:
-            more = (scale / tried[-1].scale) ** 2
-            if any(text.bound * more > text.budget for text in passed[-1][0].texts if text.bound):
-                break  # the rise grows with the square of what is written: a look would see it fail
+    looks: dict[float, tuple[BudgetStatement, float | None]] = {}
+    scale: float | None = float(f"{aim:.3g}")
+    while scale is not None and len(looks) < _MOST_LOOKS:
         measured = measure(scale)
-        found = state(base, measured.texts, budgets, level=level, scale=scale)
-        tried.append(
-            ScaleTried(
-                scale=scale,
-                rises={kept.text: kept.rise for kept in found.texts},
-                bounds={kept.text: kept.bound for kept in found.texts},
-                inside=found.holds,
-                domain_loss=measured.domain_loss,
-            )
+        looks[scale] = state(base, measured.texts, budgets, level=level, scale=scale), measured.domain_loss
+        scale = _next_scale({scale: found for scale, (found, _) in looks.items()})
+    tried = tuple(
+        ScaleTried(
+            scale=scale,
+            rises={kept.text: kept.rise for kept in found.texts},
+            bounds={kept.text: kept.bound for kept in found.texts},
+            inside=found.holds,
+            domain_loss=domain_loss,
         )
-        if not found.holds:
-            if not passed:
-                return dataclasses.replace(found, scale=0.0, tried=tuple(tried))
-            break
-        passed.append((found, measured.domain_loss))
-    losses = [loss for _, loss in passed if loss is not None]
-    best = next(one for one, loss in passed if loss == min(losses)) if len(losses) == len(passed) else passed[-1][0]
-    return dataclasses.replace(best, tried=tuple(tried))
+        for scale, (found, domain_loss) in looks.items()
+    )
+    outside = min((one.scale for one in tried if not one.inside), default=math.inf)
+    passed = sorted((one for one in tried if one.scale < outside), key=lambda one: one.scale)
+    if not passed:
+        return dataclasses.replace(looks[outside][0], scale=0.0, tried=tried)
+    if all(one.domain_loss is not None for one in passed):
+        passed.sort(key=lambda one: -(one.domain_loss or 0.0))
+    return dataclasses.replace(looks[passed[-1].scale][0], tried=tried)
+
+
+def _next_scale(looks: Mapping[float, BudgetStatement]) -> float | None:
+    """What to look at after some looks; None: nothing is worth another one."""
+    largest_inside = max((scale for scale, found in looks.items() if found.holds), default=0.0)
+    smallest_outside = min((scale for scale, found in looks.items() if not found.holds), default=math.inf)
+    if largest_inside > smallest_outside:
+        return None  # the bound has fallen somewhere
+    *_, (scale, found) = looks.items()
+    bounds = [(kept.bound, kept.budget) for kept in found.texts]
+    shares = [budget / bound for bound, budget in bounds if bound is not None and bound > 0]
+    room = min((_MARGIN * math.sqrt(share) for share in shares), default=_LARGEST / scale)
+    if any(bound is None for bound, _ in bounds):  # no number, or too few documents at any scale
+        room = min(room, 0.5)
+    following = float(f"{min(scale * room, _LARGEST):.3g}")
+    if not largest_inside:
+        return following if following < smallest_outside else None
+    return following if largest_inside * _WORTH < following < smallest_outside else None

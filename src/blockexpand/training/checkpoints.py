@@ -54,6 +54,8 @@ class Progress:
     """The controller's: what the general rows' losses are multiplied by."""
     base_general: tuple[float, ...] | None = None
     """The base's general validation loss, summed over each document of the steering rows."""
+    base_domain: float | None = None
+    """The base's domain loss on the steering rows, nats a token."""
     best: Measurement | None = None
     """The measurement of the checkpoint to ship."""
     last: Measurement | None = None

@@ -86,7 +86,7 @@ _SHARE_OF_FREE = 0.5
 """Of the free memory, that the rows of a pass may take."""
 _OTHER_PASSES = 40
 """Short forward passes that proving and looking take, in rows."""
-_BUDGET_PASSES = 5
+_BUDGET_PASSES = 4
 """Over what tests the budget: of the base, and of the scales."""
 _WRITTEN_AS_ROWS, _TESTED_ROWS = 120, 40
 """What writing general text takes, in forward passes of rows; and the rows that test the budget, of all kinds."""

@@ -299,6 +299,7 @@ def _general_rows(corpus: Corpus, split: str) -> TokenRows:
 
 PROSE, CHATS = "own prose", "own chats"
 """What a base writes itself, as it is called in the budget's statement."""
+OWN = frozenset({PROSE, CHATS})
 
 
 def self_folder(settings: TrainSettings, kind: str) -> Path:

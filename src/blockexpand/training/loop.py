@@ -17,7 +17,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from blockexpand.errors import TrainingError
 from blockexpand.live.device import own_dtype, training_dtype
-from blockexpand.live.forward import RowBatch, check_head, check_isolation, cross_entropies, hidden_states, isolates
+from blockexpand.live.forward import RowBatch, check_head, check_isolation, hidden_states, isolates
 from blockexpand.live.loss import Reference, linear_losses
 from blockexpand.live.parts import blocks_of, head_of
 from blockexpand.live.prefix import Prefix, shares_prefix
@@ -37,7 +37,7 @@ from blockexpand.progress import Bar, bar
 from blockexpand.records.budget import BudgetStatement
 from blockexpand.records.run import LoraArm, Measurement, TrainSettings
 from blockexpand.training.arms import Trainee
-from blockexpand.training.budget import DocumentSums, Measured, rise_of, scales_around, state, walk_up
+from blockexpand.training.budget import DocumentSums, Measured, find_scale, rise_of, scale_inside, state
 from blockexpand.training.checkpoints import (
     OPTIMIZER,
     TRAINABLE,
@@ -53,15 +53,18 @@ from blockexpand.training.checkpoints import (
     restore_optimizers,
     restore_trainable,
 )
-from blockexpand.training.data import HeldOut, Pass, RunData
+from blockexpand.training.data import OWN, Pass, RunData
+from blockexpand.training.document_losses import AtBase, DocumentLosses
 from blockexpand.training.metrics import Tracker
 from blockexpand.training.optimizers import build_optimizers, rate_at, set_rate
 from blockexpand.training.preview import keeps_gradients
-from blockexpand.training.processes import Root, drop_gathered, gathered, sync_gradients, whole
+from blockexpand.training.processes import Root, gathered, sync_gradients, whole
 from blockexpand.training.retention import adapted_weight, budget_used, is_better, put_scale, tightened_weight
 
 _FAR_OUTSIDE = 1e9
 """What a general loss that is no number uses of the budget: records hold numbers."""
+_LIKELY_LOOKS = 3
+"""Scales that are measured before one is chosen."""
 _MOST_SKIPPED = 3
 """Steps in a row whose loss is not finite; more and the run stops."""
 
@@ -117,6 +120,7 @@ class Loop:
         budget, more = settings.retention.forgetting_budget, settings.retention.budgets
         self._budgets = {} if budget is None else {kind: more.get(kind, budget) for kind in data.calibration}
         self._origins = {} if budget is None else trainee.origins()
+        self._at_base: dict[str, AtBase] = {}
         self._keeps_gradients = keeps_gradients(sum(p.numel() for p in trainee.trainable.values()), self.world)
         self._names: dict[Tensor, str] = {p: n for n, p in trainee.trainable.items()}
         self._prefix = Prefix(blocks_of(trainee.model)[: trainee.num_shared_blocks])
@@ -126,6 +130,14 @@ class Loop:
         self._next: tuple[int, Future[list[Pass]]] | None = None
         dtype = training_dtype(settings.precision, Path(settings.model), self.world.device)
         self._autocast = torch.autocast(self.world.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+        self._losses_of = DocumentLosses(
+            model=trainee.model,
+            root=self._root,
+            world=self.world,
+            rows_per_pass=settings.rows_per_pass,
+            autocast=self._autocast,
+            own=OWN & data.calibration.keys(),
+        )
 
     def restore(self, checkpoint: Path) -> Progress:
         """Take up a saved state, and say where it stands.
@@ -147,6 +159,9 @@ class Loop:
         pass, otherwise of the one before.
         """
         self._root(self._check_model)
+        if self._losses_of.own:
+            with self._base_on_model() as base:
+                self._at_base = self._losses_of.of_base(self.data.validation, base)
         if progress.step == 0:
             progress = self._measured(progress, tracker)
         for step in range(progress.step, self.num_steps):
@@ -195,12 +210,13 @@ class Loop:
         if not origins:
             restore_trainable(trainable, saved)
             with self.trainee.reference() as model:
-                base = self._sums(data.calibration, model)
-            now = {kind: one.losses_N for kind, one in self._sums(data.calibration).items()}
+                at_base = self._losses_of.of_base(data.calibration, model)
+                base = self._losses_of.of(data.calibration, model, known=at_base)
+            now = {kind: one.losses_N for kind, one in self._losses_of.of(data.calibration, at_base=at_base).items()}
             return state(base, now, budgets), best
-        # Never inside on the steering rows: the last step's weights, scaled down further.
-        never_inside = best.step == 0
-        if not never_inside:
+        # Nothing gained on the steering rows: the last step's weights.
+        never_better = best.step == 0
+        if not never_better:
             restore_trainable(trainable, saved)
         learnt = {name: parameter.detach().clone() for name, parameter in trainable.items()}
         # Adapters are stored as what they add to the base's weights, not as themselves.
@@ -208,33 +224,37 @@ class Loop:
 
         def measure(scale: float) -> Measured:
             put_scale(trainable, learnt, origins, scale, stored)
-            sums = self._sums({"domain": data.validation["domain"], **data.calibration}, shown=live)
+            texts = {"domain": data.validation["domain"], **data.calibration}
+            sums = self._losses_of.of(texts, at_base=at_base, shown=live)
             domain_loss = sums.pop("domain").mean
             return Measured(texts={kind: one.losses_N for kind, one in sums.items()}, domain_loss=domain_loss)
 
         def put_base() -> None:
-            if never_inside:  # what trained since may be no number, which times 0 is none either
+            if never_better:  # what trained since may be no number, which times 0 is none either
                 restore_trainable(trainable, saved)
             else:
                 put_scale(trainable, learnt, origins, 0.0, stored)
 
         put_base()
         assert progress.last is not None, "a budget without a measurement"
-        scales = scales_around((progress.last.budget_used or 0.0) if never_inside else 0.0)
+        # None of the documents that test the scales is in a steering row.
+        aim = scale_inside((progress.last if never_better else best).budget_used or 0.0)
         general = sum(len(held.chosen_K) for held in data.calibration.values())
-        num_rows = general + len(scales) * (general + len(data.validation["domain"].chosen_K))
+        num_rows = general + _LIKELY_LOOKS * (general + len(data.validation["domain"].chosen_K))
         with bar("testing the budget", num_rows, "rows") as live:
-            base = self._sums(data.calibration, shown=live)
-            found = walk_up(base, budgets, measure, scales=scales)
+            at_base = self._losses_of.of_base(data.calibration, shown=live)
+            base = self._losses_of.of(data.calibration, known=at_base, shown=live)
+            found = find_scale(base, budgets, measure, aim=aim)
         if found.scale:
             put_scale(trainable, learnt, origins, found.scale, stored)
         else:
             put_base()
-        if found.scale == 1 and not never_inside:
+        if found.scale == 1 and not never_better:
             return found, best
         assert progress.base_general is not None, "a budget without general text"
-        step = progress.step if never_inside and found.scale else best.step
-        return found, self._measurement(step, self._sums(data.validation), progress.base_general)
+        step = progress.step if never_better and found.scale else best.step
+        sums = self._losses_of.of(data.validation, at_base=self._at_base)
+        return found, self._measurement(step, sums, progress.base_general)
 
     def _stops(self, stopping: list[int]) -> bool:
         """Whether a signal came to any process; the list holds it afterwards, the demand to save and end first.
@@ -426,14 +446,17 @@ class Loop:
         if not self.data.validation:
             return progress
         budget = self.settings.retention.forgetting_budget
-        sums = self._sums(self.data.validation)
+        # At step 0 the model is the base, as a rule: what is known of it is not measured again.
+        known = self._at_base if progress.step == 0 and self.trainee.starts_as_base else {}
+        sums = self._losses_of.of(self.data.validation, at_base=self._at_base, known=known)
         base = progress.base_general if progress.base_general is not None else self._base_general(sums)
+        base_domain = sums["domain"].mean if progress.step == 0 else progress.base_domain
         new = self._measurement(progress.step, sums, base)
         used = new.budget_used
         weight = progress.general_weight
         if used is not None and progress.step > 0:
             weight = adapted_weight(weight, used)
-        better = is_better(new, progress.best, budget)
+        better = is_better(new, progress.best, budget, base_domain if self._origins else None)
         if better and budget is not None:
             self._saver.start(best_job(self.run_folder, new.step, self.trainee.trainable, self.world.leads))
         figures = {name: value for name, value in vars(new).items() if name != "step"}
@@ -441,6 +464,7 @@ class Loop:
         return dataclasses.replace(
             progress,
             base_general=base,
+            base_domain=base_domain,
             general_weight=weight,
             best=new if better else progress.best,
             last=new,
@@ -482,28 +506,18 @@ class Loop:
         if not self.trainee.starts_as_base:
             held = {kind: one for kind, one in self.data.validation.items() if kind != "domain"}
             with self.trainee.reference() as base:
-                sums = self._sums(held, base)
+                sums = self._losses_of.of(held, base, known=self._at_base)
         return tuple(float(loss) for kind, one in sums.items() if kind != "domain" for loss in one.losses_N)
 
-    def _sums(
-        self, texts: Mapping[str, HeldOut], model: PreTrainedModel | None = None, shown: Bar | None = None
-    ) -> dict[str, DocumentSums]:
-        """The loss of each document of some held-out rows, over all processes; waits for the device once."""
-        losses, documents, first = [], [], 0
-        drop_gathered(self._root)  # something may have been put on the parameters since the last pass
-        with self._autocast:
-            for held in texts.values():
-                for batch, documents_R in held.batches(self.settings.rows_per_pass, self.world):
-                    losses.append(self._root(cross_entropies, model or self.trainee.model, batch))
-                    documents.append(first + documents_R)
-                    if shown is not None:
-                        shown.advance(len(batch.tokens_BT) * self.world.size)
-                first += held.num_documents
-        losses_R = torch.cat(losses).cpu().double().numpy()
-        sums = np.bincount(np.concatenate(documents), weights=losses_R, minlength=first)
-        ends = np.cumsum([held.num_documents for held in texts.values()])[:-1]
-        parts = np.split(np.array(self.world.total(sums.tolist())), ends)
-        return {
-            kind: DocumentSums(losses_N=part, tokens_N=held.tokens_N)
-            for (kind, held), part in zip(texts.items(), parts, strict=True)
-        }
+    @contextlib.contextmanager
+    def _base_on_model(self) -> Generator[PreTrainedModel]:
+        """The base, for what is done inside: what was learnt is taken off the model, and put on again."""
+        if not self._origins:
+            with self.trainee.reference() as base:
+                yield base
+            return
+        trainable = self.trainee.trainable
+        learnt = {name: parameter.detach().clone() for name, parameter in trainable.items()}
+        put_scale(trainable, learnt, self._origins, 0.0)
+        yield self.trainee.model
+        put_scale(trainable, learnt, self._origins, 1.0)
