@@ -4,6 +4,7 @@ In: a model (all that MODEL may be), data, and what may be lost. Out: a run's fo
 blocks as a pack, a page, the recipe it amounts to, and `learn.json`, written last. It looks, decides, reads, grows,
 trains, judges and tells, each by what the other verbs use. All that can be refused is refused before anything heavy;
 what is decided is kept, so that a run that was stopped goes on with the same command and ends with the same bytes.
+Torch is imported where something is computed: a refusal takes no seconds.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from typing import Any
 
 from blockexpand import __version__
 from blockexpand.checkpoint import Checkpoint, open_checkpoint, tokenizer_file
-from blockexpand.corpus import SourceSummary, SplitRecipe, inspect_sources, make_recipe, open_corpus, prepare, source_of
+from blockexpand.corpus import SplitRecipe, digest_sources, look_at_sources, make_recipe, open_corpus, prepare
 from blockexpand.corpus.chats import check_template
-from blockexpand.corpus.files import look_into
 from blockexpand.corpus.splits import LEAST_DOCUMENTS
 from blockexpand.corpus.tokenizer import load_tokenizer
 from blockexpand.digests import digest_file, digest_json
@@ -39,17 +39,10 @@ from blockexpand.records.learn import (
     say_plan,
     write_recipe,
 )
-from blockexpand.records.run import (
-    RunRecord,
-    TrainSettings,
-)
+from blockexpand.records.run import RunRecord, TrainSettings
 from blockexpand.staging import RECORD_NAME, check_output
 
-# torch and transformers are imported where something is computed: a refusal takes no seconds.
-
 _RECORD = "learn.json"
-_BYTES_PER_TOKEN = 3.5
-"""Of text, before the tokenizer has read it: the plan's figures stand on it, and nothing else."""
 _HELD_OUT = 0.1
 """Of the documents, to steer by, and as many to test on."""
 _ENOUGH_GENERAL, _MOST_HELD_OUT = 160, 0.7
@@ -115,26 +108,21 @@ def learn(
         DeviceError, TrainingError: it does not fit here.
         KeyboardInterrupt: a signal came; what was done is kept.
     """
-    settings, seen = _look(
-        str(model),
-        _listed(data),
-        _listed(general or ()),
-        keep=parse_keep(keep),
-        minutes=minutes,
-        tokens=tokens,
-        blocks=blocks,
-        arm=arm,
-        seed=seed,
-        against=tuple(against),
-    )
+    asked = {
+        "minutes": minutes,
+        "tokens": tokens,
+        "blocks": blocks,
+        "arm": arm,
+        "seed": seed,
+        "against": tuple(against),
+    }
+    settings, seen = _look(str(model), _listed(data), _listed(general or ()), keep=parse_keep(keep), **asked)
     folder = Path(out) if out is not None else Path(f"{seen.base.folder.resolve().name}-learnt")
     work = _Work(folder, settings, seen, device or "auto")
-    finished = work.finished()
-    if finished is not None:
+    if (finished := work.finished()) is not None:
         return finished
     plan = work.decide()
-    for line in say_plan(plan, settings, folder):
-        say(line)
+    say("\n".join(say_plan(plan, settings, folder)))
     if dry_run:
         return LearnRecord(blockexpand_version=__version__, out=str(folder), settings=settings, plan=plan, learnt=None)
     try:
@@ -156,36 +144,23 @@ def _look(model: str, data: tuple[str, ...], general: tuple[str, ...], **asked: 
         model=model,
         model_digest=digest_json(weights),
         data=data,
-        data_digest=_digest(data),
+        data_digest=digest_sources(data),
         general=general,
-        general_digest=_digest(general),
+        general_digest=digest_sources(general),
         **asked,
     )
     kinds = (ALL_TEXT,) if general else ("prose", "chats")
-    for kind in settings.keep:
-        if kind not in (ALL_TEXT, *kinds):
-            raise UsageError(f"--keep names {kind!r} text; expected {', '.join(kinds)}, or a budget without a name")
-    found = {name: _sum_up(inspect_sources(list(paths))) for name, paths in (("data", data), ("general", general))}
-    if found["data"].num_documents < LEAST_DOCUMENTS:
+    for kind in settings.keep.keys() - {ALL_TEXT, *kinds}:
+        raise UsageError(f"--keep names {kind!r} text; expected {', '.join(kinds)}, or a budget without a name")
+    found = look_at_sources(data)
+    if found.num_documents < LEAST_DOCUMENTS:
         raise LearnError(
-            f"{', '.join(data)}: {found['data'].num_documents} documents; expected at least {LEAST_DOCUMENTS}, to "
+            f"{', '.join(data)}: {found.num_documents} documents; expected at least {LEAST_DOCUMENTS}, to "
             "learn from, to steer by and to test on; give more"
         )
-    if found["data"].kind == "chats":
+    if found.kind == "chats":
         check_template(load_tokenizer(base.folder))
-    return settings, _Seen(base=base, depth=depth, **found)
-
-
-def _digest(sources: tuple[str, ...]) -> str:
-    return digest_json([look_into(source_of(path)).digest() for path in sources])
-
-
-def _sum_up(sources: list[SourceSummary]) -> DataSeen:
-    return DataSeen(
-        kind="chats" if any(source.kind == "chat" for source in sources) else "texts",
-        num_documents=sum(source.num_documents for source in sources),
-        num_tokens=round(sum(source.text_bytes for source in sources) / _BYTES_PER_TOKEN),
-    )
+    return settings, _Seen(base=base, depth=depth, data=found, general=look_at_sources(general))
 
 
 class _Work:
@@ -260,9 +235,8 @@ class _Work:
         if self.asked.general:
             share = min(_MOST_HELD_OUT, max(_HELD_OUT, _ENOUGH_GENERAL / self.seen.general.num_documents))
             tests = dataclasses.replace(held_out, share=share, max_tokens=2 * plan.held_out_tokens)
-            self.prepare(
-                self.asked.general, plan, self.general, {"replay": SplitRecipe(share=1 - share), "validation": tests}
-            )
+            splits = {"replay": SplitRecipe(share=1 - share), "validation": tests}
+            self.prepare(self.asked.general, plan, self.general, splits)
 
     def prepare(self, sources: tuple[str, ...], plan: LearnPlan, out: Path, splits: dict[str, SplitRecipe]) -> None:
         """Sources as a corpus."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from blockexpand.corpus import Source, inspect_sources, source_of
+from blockexpand.corpus import Source, look_at_sources, source_of
 from blockexpand.corpus.files import Bad, Document, all_documents, look_into, read_documents
 from blockexpand.errors import CorpusError
 
@@ -227,18 +227,17 @@ def test_data_sets_of_the_hub_and_what_datasets_saved(tmp_path: Path, monkeypatc
 def test_sources_are_told_before_anything_is_done(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"text {n:04}"}) + "\n" for n in range(3000)))
     (tmp_path / "b.jsonl").write_text(json.dumps({"messages": TURNS}) + "\nbad\n")
-    texts, chats = inspect_sources([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])
-    assert (texts.kind, texts.field, texts.is_exact, texts.example) == ("table", "text", False, "text 0000")
+    texts, chats = (look_at_sources([str(tmp_path / name)]) for name in ("a.jsonl", "b.jsonl"))
+    assert texts.kind == "texts"
     assert 2700 < texts.num_documents < 3300
-    assert abs(texts.text_bytes - 27_000) < 3000
-    assert (chats.kind, chats.num_documents, chats.num_bad, chats.is_exact) == ("chat", 1, 1, True)
-    assert chats.columns == ("messages",)
+    assert abs(3.5 * texts.num_tokens - 27_000) < 3000
+    assert (chats.kind, chats.num_documents) == ("chats", 1)
+    both = look_at_sources([str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")])
+    assert (both.kind, both.num_documents) == ("chats", texts.num_documents + 1)
 
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet", ".arrow"])
 def test_documents_of_a_long_table_are_estimated_by_the_share_that_was_read(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a{ending}"
     path.write_bytes(table_bytes(ending, [{"text": f"text {number:05d}"} for number in range(6000)]))
-    (seen,) = inspect_sources(str(path))
-    assert not seen.is_exact
-    assert 5000 < seen.num_documents < 7000
+    assert 5000 < look_at_sources([str(path)]).num_documents < 7000

@@ -95,7 +95,7 @@ def test_op_and_bwt_are_traces() -> None:
     assert backward_transfer(own_TTQ.mean(axis=2)) == 0.0
 
 
-@pytest.mark.slow  # fails since retention is on by default: its recipe has one row a step
+@pytest.mark.slow
 def test_tasks_in_a_row(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The smoke test: a study from its recipe to its tables, twice, the second time without training."""
     monkeypatch.setattr(sequence, "ROW_TOKENS", 64)
@@ -113,6 +113,7 @@ sequence:
   num_test: 6
   tokens_per_task: 128
   rows_per_step: 2
+  retention: {{replay: 0.0}}
   methods:
     - {{name: packs, arm: {{kind: blocks}}, blocks: 1, per_task: true, lr: 1e-2}}
     - {{name: full, arm: {{kind: full}}, lr: 1e-3}}

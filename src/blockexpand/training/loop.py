@@ -252,7 +252,7 @@ class Loop:
         if found.scale == 1 and not never_better:
             return found, best
         assert progress.base_general is not None, "a budget without general text"
-        step = progress.step if never_better and found.scale else best.step
+        step = 0 if not found.scale else progress.step if never_better else best.step
         sums = self._losses_of.of(data.validation, at_base=self._at_base)
         return found, self._measurement(step, sums, progress.base_general)
 
