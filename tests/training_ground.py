@@ -85,13 +85,14 @@ def learnt(untrained: Path, general: Path, out: Path) -> Path:
     return out / "model"
 
 
-SHARDED_RUNS = ("keeping", "passes", "half", "tuning", "whole", "muon", "again")
+SHARDED_RUNS = ("keeping", "passes", "half", "tuning", "whole", "muon", "again", "own", "own-whole")
 """Runs that are done by one process and by two, and compared."""
 
 
 def sharded_settings(ground: Ground, name: str, out: Path) -> TrainSettings:
     """One of SHARDED_RUNS."""
     chats = DataSettings(domain=str(ground.chats), validation_rows=4)
+    own = DataSettings(domain=str(ground.domain), general="self", validation_rows=4)
     changes: dict[str, dict[str, Any]] = {
         # Five rows for two processes, of them three general: unequal shares.
         "keeping": {"retention": KEEPING, "rows_per_step": 5},
@@ -100,6 +101,8 @@ def sharded_settings(ground: Ground, name: str, out: Path) -> TrainSettings:
         "tuning": {"arm": FullArm(kind="full"), "data": chats, "domain_tokens": 4 * 4 * 64},
         "whole": {"arm": FullArm(kind="full"), "retention": KEEPING, "domain_tokens": 4 * 2 * 32},
         "muon": {"optimizer": OptimizerSettings(name="muon", lr=3e-3), "domain_tokens": 4 * 4 * 32},
+        "own": {"data": own, "retention": KEEPING, "domain_tokens": 4 * 2 * 32},
+        "own-whole": {"data": own, "arm": FullArm(kind="full"), "retention": KEEPING, "domain_tokens": 4 * 2 * 32},
         "again": {"retention": KEEPING, "recompute": "from-first-new", "domain_tokens": 4 * 4 * 32},
     }
     return ground.settings(out, **changes[name])

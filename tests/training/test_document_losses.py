@@ -44,6 +44,7 @@ def test_the_kl_is_the_mean_rise_with_less_spread(ground: Ground, tmp_path: Path
     with torch.no_grad():
         for parameter in moved.parameters():
             parameter += 0.05 * parameter.std() * torch.randn(parameter.shape, generator=generator)
+    moved.requires_grad_(True)
     losses = DocumentLosses(
         model=moved,
         root=Root(),
@@ -74,6 +75,7 @@ def test_the_kl_is_that_of_the_whole_logits(ground: Ground) -> None:
     with torch.no_grad():
         for parameter in moved.parameters():
             parameter.mul_(1.1)
+    moved.requires_grad_(True)
     held = open_data(ground.settings(Path("unused")), CPU).validation["general"]
     losses = DocumentLosses(
         model=moved,

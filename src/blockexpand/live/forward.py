@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, masking_utils
 
 from blockexpand.errors import TrainingError
 from blockexpand.live.loss import Reference, linear_losses
-from blockexpand.live.parts import decoder_of, head_of, served_family
+from blockexpand.live.parts import Head, decoder_of, head_of, served_family
 
 # B = rows of a batch, T = tokens of a row, R = positions that count, D = hidden size, V = vocabulary, N = documents,
 # L = tokens of the longest of some documents.
@@ -131,22 +131,31 @@ def cross_entropies(model: PreTrainedModel, batch: RowBatch) -> Tensor:
     return _answers(model, batch)[1]
 
 
-def base_answers(model: PreTrainedModel, batch: RowBatch) -> tuple[Tensor, Reference]:
-    """The same of a base, float32 [R], and what `divergences` holds another model against."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaseAnswer:
+    """What a base says where a token that counts is predicted."""
+
+    hidden_RD: Tensor
+    head: Head | None
+    """As it was, where it trains; None: what is held against it has the same."""
+
+
+def base_answer(model: PreTrainedModel, batch: RowBatch, head_trains: bool) -> tuple[Tensor, BaseAnswer]:
+    """The cross-entropies of a base, float32 [R], and what `divergences` holds the model against that trains."""
     hidden_RD, ce_R, _ = _answers(model, batch)
     head = head_of(model)
-    if head.weight_VD.requires_grad:  # it will have changed by then
-        head = dataclasses.replace(
-            head,
-            weight_VD=head.weight_VD.detach().clone(),
-            bias_V=None if head.bias_V is None else head.bias_V.detach().clone(),
-        )
-    return ce_R, Reference(hidden_GD=hidden_RD, head=head, weight_G=torch.zeros_like(ce_R))
+    if not head_trains:
+        return ce_R, BaseAnswer(hidden_RD=hidden_RD, head=None)
+    bias_V = None if head.bias_V is None else head.bias_V.detach().clone()
+    head = dataclasses.replace(head, weight_VD=head.weight_VD.detach().clone(), bias_V=bias_V)
+    return ce_R, BaseAnswer(hidden_RD=hidden_RD, head=head)
 
 
-def divergences(model: PreTrainedModel, batch: RowBatch, base: Reference) -> Tensor:
+def divergences(model: PreTrainedModel, batch: RowBatch, base: BaseAnswer) -> Tensor:
     """KL(base || model) in nats where a token that counts is predicted, float32 [R], without a gradient."""
-    return _answers(model, batch, base)[2]
+    weight_R = base.hidden_RD.new_zeros(len(base.hidden_RD), dtype=torch.float32)
+    head = base.head or head_of(model)
+    return _answers(model, batch, Reference(hidden_GD=base.hidden_RD, head=head, weight_G=weight_R))[2]
 
 
 def _answers(model: PreTrainedModel, batch: RowBatch, base: Reference | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from blockexpand.live.forward import RowBatch, base_answers, cross_entropies, divergences
-from blockexpand.live.loss import Reference
+from blockexpand.live.forward import BaseAnswer, RowBatch, base_answer, cross_entropies, divergences
 from blockexpand.progress import Bar
 from blockexpand.training.budget import DocumentSums
 from blockexpand.training.data import HeldOut
@@ -34,7 +33,7 @@ class AtBase:
     """What the base says of held-out text that it wrote itself."""
 
     sums: DocumentSums
-    answers: list[Reference]
+    answers: list[BaseAnswer]
     """One a batch of this process."""
 
 
@@ -57,11 +56,12 @@ class DocumentLosses:
     ) -> dict[str, AtBase]:
         """What the base says of those of the texts that it wrote; None: it is what stands on the model."""
         own = {kind: held for kind, held in texts.items() if kind in self.own}
-        answers: dict[str, list[Reference]] = {kind: [] for kind in own}
+        answers: dict[str, list[BaseAnswer]] = {kind: [] for kind in own}
 
         def losses(kind: str, number: int, batch: RowBatch) -> Tensor:
             del number
-            ce_R, answer = base_answers(base or self.model, batch)
+            head_trains = self.model.get_output_embeddings().weight.requires_grad
+            ce_R, answer = base_answer(base or self.model, batch, head_trains)
             answers[kind].append(answer)
             return ce_R
 
