@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import signal
@@ -224,6 +225,7 @@ class Loop:
 
         def measure(scale: float) -> Measured:
             put_scale(trainable, learnt, origins, scale, stored)
+            live.advance(0, total=base_rows + max(_LIKELY_LOOKS, next(number)) * rows_of_look)
             texts = {"domain": data.validation["domain"], **data.calibration}
             sums = self._losses_of.of(texts, at_base=at_base, shown=live)
             domain_loss = sums.pop("domain").mean
@@ -239,9 +241,10 @@ class Loop:
         assert progress.last is not None, "a budget without a measurement"
         # None of the documents that test the scales is in a steering row.
         aim = scale_inside((progress.last if never_better else best).budget_used or 0.0)
-        general = sum(len(held.chosen_K) for held in data.calibration.values())
-        num_rows = general + _LIKELY_LOOKS * (general + len(data.validation["domain"].chosen_K))
-        with bar("testing the budget", num_rows, "rows") as live:
+        number = itertools.count(1)
+        base_rows = sum(len(held.chosen_K) for held in data.calibration.values())
+        rows_of_look = base_rows + len(data.validation["domain"].chosen_K)
+        with bar("testing the budget", base_rows + _LIKELY_LOOKS * rows_of_look, "rows") as live:
             at_base = self._losses_of.of_base(data.calibration, shown=live)
             base = self._losses_of.of(data.calibration, known=at_base, shown=live)
             found = find_scale(base, budgets, measure, aim=aim)
