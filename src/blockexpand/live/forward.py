@@ -131,31 +131,24 @@ def cross_entropies(model: PreTrainedModel, batch: RowBatch) -> Tensor:
     return _answers(model, batch)[1]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BaseAnswer:
-    """What a base says where a token that counts is predicted."""
-
-    hidden_RD: Tensor
-    head: Head | None
-    """As it was, where it trains; None: what is held against it has the same."""
-
-
-def base_answer(model: PreTrainedModel, batch: RowBatch, head_trains: bool) -> tuple[Tensor, BaseAnswer]:
-    """The cross-entropies of a base, float32 [R], and what `divergences` holds the model against that trains."""
+def base_answers(model: PreTrainedModel, batch: RowBatch) -> tuple[Tensor, Tensor]:
+    """The same of a base, and its hidden states there [R, D]: what `divergences` holds another model against."""
     hidden_RD, ce_R, _ = _answers(model, batch)
-    head = head_of(model)
-    if not head_trains:
-        return ce_R, BaseAnswer(hidden_RD=hidden_RD, head=None)
-    bias_V = None if head.bias_V is None else head.bias_V.detach().clone()
-    head = dataclasses.replace(head, weight_VD=head.weight_VD.detach().clone(), bias_V=bias_V)
-    return ce_R, BaseAnswer(hidden_RD=hidden_RD, head=head)
+    return ce_R, hidden_RD
 
 
-def divergences(model: PreTrainedModel, batch: RowBatch, base: BaseAnswer) -> Tensor:
-    """KL(base || model) in nats where a token that counts is predicted, float32 [R], without a gradient."""
-    weight_R = base.hidden_RD.new_zeros(len(base.hidden_RD), dtype=torch.float32)
-    head = base.head or head_of(model)
-    return _answers(model, batch, Reference(hidden_GD=base.hidden_RD, head=head, weight_G=weight_R))[2]
+def divergences(model: PreTrainedModel, batch: RowBatch, hidden_RD: Tensor, head: Head | None) -> Tensor:
+    """KL(base || model) in nats where a token that counts is predicted, float32 [R], without a gradient.
+
+    Args:
+        model: What is held against the base.
+        batch: The rows.
+        hidden_RD: The base's hidden states.
+        head: The base's head; None: the model's own is the same.
+    """
+    none_R = hidden_RD.new_zeros(len(hidden_RD), dtype=torch.float32)
+    base = Reference(hidden_GD=hidden_RD, head=head or head_of(model), weight_G=none_R)
+    return _answers(model, batch, base)[2]
 
 
 def _answers(model: PreTrainedModel, batch: RowBatch, base: Reference | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from blockexpand.live.forward import BaseAnswer, RowBatch, base_answer, cross_entropies, divergences
+from blockexpand.live.forward import RowBatch, base_answers, cross_entropies, divergences
+from blockexpand.live.parts import Head, head_of
 from blockexpand.progress import Bar
 from blockexpand.training.budget import DocumentSums
 from blockexpand.training.data import HeldOut
@@ -33,8 +34,10 @@ class AtBase:
     """What the base says of held-out text that it wrote itself."""
 
     sums: DocumentSums
-    answers: list[BaseAnswer]
-    """One a batch of this process."""
+    hidden: list[Tensor]
+    """The hidden states that predict what counts, of each batch of this process [R, D]."""
+    head: Head | None
+    """As it was, where it trains; None: the model's own is the same."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,17 +59,21 @@ class DocumentLosses:
     ) -> dict[str, AtBase]:
         """What the base says of those of the texts that it wrote; None: it is what stands on the model."""
         own = {kind: held for kind, held in texts.items() if kind in self.own}
-        answers: dict[str, list[BaseAnswer]] = {kind: [] for kind in own}
+        hidden: dict[str, list[Tensor]] = {kind: [] for kind in own}
+        heads: list[Head] = []
 
         def losses(kind: str, number: int, batch: RowBatch) -> Tensor:
             del number
-            head_trains = self.model.get_output_embeddings().weight.requires_grad
-            ce_R, answer = base_answer(base or self.model, batch, head_trains)
-            answers[kind].append(answer)
+            model = base or self.model
+            if not heads and head_of(self.model).weight_VD.requires_grad:
+                heads.append(_copy(head_of(model)))  # here, where it is whole
+            ce_R, hidden_RD = base_answers(model, batch)
+            hidden[kind].append(hidden_RD)
             return ce_R
 
         sums = self._summed(own, losses, shown)
-        return {kind: AtBase(sums=one, answers=answers[kind]) for kind, one in sums.items()}
+        head = heads[0] if heads else None
+        return {kind: AtBase(sums=one, hidden=hidden[kind], head=head) for kind, one in sums.items()}
 
     def of(
         self,
@@ -89,7 +96,8 @@ class DocumentLosses:
 
         def losses(kind: str, number: int, batch: RowBatch) -> Tensor:
             if kind in at_base:
-                return divergences(model or self.model, batch, at_base[kind].answers[number])
+                base = at_base[kind]
+                return divergences(model or self.model, batch, base.hidden[number], base.head)
             return cross_entropies(model or self.model, batch)
 
         measured = self._summed({kind: held for kind, held in texts.items() if kind not in known}, losses, shown)
@@ -119,3 +127,8 @@ class DocumentLosses:
             kind: DocumentSums(losses_N=part, tokens_N=held.tokens_N)
             for (kind, held), part in zip(texts.items(), parts, strict=True)
         }
+
+
+def _copy(head: Head) -> Head:
+    bias_V = None if head.bias_V is None else head.bias_V.detach().clone()
+    return dataclasses.replace(head, weight_VD=head.weight_VD.detach().clone(), bias_V=bias_V)
