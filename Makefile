@@ -41,10 +41,10 @@ real: $(READY)
 	@$(BIN)/blockexpand learn real-out/smollm2 "$(DATA)" --minutes 12 --out "$(REAL_OUT)"
 
 test: $(READY)
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto -m 'not slow'
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow'
 
 test-all: $(READY)
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(READY)
 	@$(BIN)/ruff format --check

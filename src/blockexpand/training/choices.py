@@ -52,11 +52,15 @@ _GENERAL_SHARE = 0.25
 """Of the rows of a step; with _KL_WEIGHT the best of what was tried on the tiny base (benchmarks/RESULTS.md)."""
 _KL_WEIGHT = 8.0
 _OPTIMIZERS: dict[Arm, Literal["adamw", "muon"]] = {"blocks": "muon", "full": "adamw", "lora": "adamw"}
-_RATES: dict[Arm, float] = {"blocks": 5e-3, "full": 4e-4, "lora": 2e-3}
-"""Each arm's. Measured: docs/learn.md."""
-_WIDTH, _RATE_FALLS, _LARGEST_RATE = 576, 1.7, 2e-2
-"""The new blocks' rate is SmolLM2's at its width, and falls with a power of the width by which the tiny base (256) has
-its 2e-2. At 4,096 that is 1.8e-4: the paper's 2e-4, and Muon's updates are of AdamW's size."""
+_RATES: dict[Arm, tuple[float, float, float]] = {
+    "blocks": (5e-3, 2e-2, 0.0),
+    "full": (1e-4, 4e-4, 1e-5),
+    "lora": (5e-4, 2e-3, 1e-4),
+}
+"""Each arm's at the width of SmolLM2, the largest and the smallest that it gets (docs/learn.md)."""
+_WIDTH, _RATE_FALLS = 576, 1.7
+"""Rates fall with a power of the width by which the tiny base (256) has the largest of them. New blocks have 1.8e-4 at
+4,096, which is the paper's 2e-4, for Muon's updates are of AdamW's size; the others end where people are at 7B."""
 _KINDS = {"prose": PROSE, "chats": CHATS}
 """What `--keep` calls what the base writes."""
 _STEERING_ROWS, _STEERING_ROWS_ON_DEVICE, _CHECKPOINTS = 4, 16, 12
@@ -312,10 +316,9 @@ def choose_rows(num_tokens: int, row_tokens: int) -> int:
 
 def choose_rate(arm: Arm, model: Path) -> float:
     """The learning rate of an arm on a checkpoint, deeper or not."""
-    if arm != "blocks":
-        return _RATES[arm]
+    rate, largest, smallest = _RATES[arm]
     width = AutoConfig.from_pretrained(model).get_text_config().hidden_size
-    return float(f"{min(_RATES[arm] * (_WIDTH / width) ** _RATE_FALLS, _LARGEST_RATE):.2g}")
+    return float(f"{max(min(rate * (_WIDTH / width) ** _RATE_FALLS, largest), smallest):.2g}")
 
 
 def choose_row_tokens(base: Checkpoint, device: torch.device) -> int:
