@@ -8,6 +8,7 @@ would.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import time
@@ -27,7 +28,7 @@ from blockexpand.families import family_for
 from blockexpand.families.modules import load_model
 from blockexpand.live import bypass, expand_live, freeze
 from blockexpand.live.device import choose_device, free_bytes, peak_bytes, total_bytes, training_dtype
-from blockexpand.live.forward import RowBatch, cross_entropies, hidden_states
+from blockexpand.live.forward import RowBatch, base_answers, divergences, hidden_states
 from blockexpand.live.generation import CONTEXT_KEYS
 from blockexpand.live.loss import linear_losses
 from blockexpand.live.parts import head_of
@@ -94,6 +95,8 @@ _BUDGET_PASSES = 4
 """Over what tests the budget: of the base, and of the scales."""
 _WRITTEN_AS_ROWS, _TESTED_ROWS = 120, 40
 """What writing general text takes, in forward passes of rows; and the rows that test the budget, of all kinds."""
+_COPIES = 4
+"""Of what trains, beside it on a processor: when a checkpoint is written with its moments, when scales are tried."""
 _OVERHEAD = 1.1
 """The optimiser, and what the host does between passes."""
 
@@ -400,24 +403,24 @@ def measure_row(
     train_seconds = timed(row)
     row_bytes = max(peak_bytes(device) - before, 1)
     start = time.perf_counter()
-    if grown is not None:
-        with bypass(model):
-            cross_entropies(model, row)
-    else:
-        cross_entropies(model, row)
+    with bypass(model) if grown is not None else contextlib.nullcontext():
+        _, hidden_RD = base_answers(model, row)
     _wait(device)
     forward_seconds = time.perf_counter() - start
+    divergences(model, row, hidden_RD, None)  # for its memory: retention holds two chunks of logits against each other
     start = time.perf_counter()
-    if arm != "lora":  # its own are small, and here everything has trained
+    if arm != "lora":
         for one in build_optimizers(trained, frozenset(), OptimizerSettings(name=_OPTIMIZERS[arm])):
             one.step()
     _wait(device)
+    # LoRA's own are small, and here everything has trained.
+    copied = 0 if arm == "lora" else _COPIES * sum(one.numel() * one.element_size() for one in trained.values())
     return Measured(
         train_seconds=train_seconds,
         forward_seconds=forward_seconds,
         optimizer_seconds=time.perf_counter() - start,
         row_bytes=row_bytes,
-        whole_bytes=peak_bytes(device),
+        whole_bytes=peak_bytes(device) + (copied if device.type == "cpu" else 0),
         num_trained=sum(parameter.numel() for parameter in trained.values()),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
