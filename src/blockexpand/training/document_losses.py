@@ -2,8 +2,9 @@
 
 In: held-out rows, and the model that trains. Out: sums over documents, from all processes. Of text that the base wrote
 itself each next token is a draw from what the base expected there, so what its loss rises by, on average over draws, is
-the KL to the base. That is taken at every place: it has half the spread of the loss of the tokens that happened to be
-drawn (docs/log.md), so the same documents promise more. Text that somebody else wrote is measured by its tokens.
+the KL to the base. That is taken at every place: it has a third to three quarters of the spread of the loss of the
+tokens that happened to be drawn (docs/log.md), so the same documents promise more. Text that somebody else wrote is
+measured by its tokens.
 """
 
 from __future__ import annotations
